@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "base/fdio.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+ssize_t vc_read_some(int fd, void *buf, size_t n)
+{
+    ssize_t got;
+
+    do
+        got = read(fd, buf, n);
+    while (got < 0 && errno == EINTR);
+    return got;
+}
+
+int vc_read_full(int fd, void *buf, size_t n)
+{
+    size_t have = 0;
+
+    while (have < n) {
+        ssize_t got = vc_read_some(fd, (uint8_t *)buf + have, n - have);
+
+        if (got < 0)
+            return -1;
+        if (got == 0) {
+            if (have == 0)
+                return 0;
+            errno = EPIPE;
+            return -1;
+        }
+        have += (size_t)got;
+    }
+    return 1;
+}
+
+int vc_write_full(int fd, const void *buf, size_t n)
+{
+    struct iovec iov = {.iov_base = (void *)buf, .iov_len = n};
+
+    return vc_writev_full(fd, &iov, 1);
+}
+
+/* Drops `done` bytes from the front of the vector. */
+static void advance(struct iovec **iov, size_t *n, size_t done)
+{
+    while (*n && done >= (*iov)->iov_len) {
+        done -= (*iov)->iov_len;
+        (*iov)++;
+        (*n)--;
+    }
+    if (*n) {
+        (*iov)->iov_base = (uint8_t *)(*iov)->iov_base + done;
+        (*iov)->iov_len -= done;
+    }
+}
+
+static ssize_t write_once(int fd, struct iovec *iov, size_t n)
+{
+    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = VC_MIN(n, (size_t)IOV_MAX)};
+    ssize_t put = sendmsg(fd, &msg, MSG_NOSIGNAL);
+
+    if (put < 0 && errno == ENOTSOCK)
+        put = writev(fd, iov, (int)VC_MIN(n, (size_t)IOV_MAX));
+    return put;
+}
+
+int vc_writev_full(int fd, struct iovec *iov, size_t n)
+{
+    advance(&iov, &n, 0);
+    while (n) {
+        ssize_t put = write_once(fd, iov, n);
+
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            struct pollfd p = {.fd = fd, .events = POLLOUT};
+
+            if (poll(&p, 1, -1) < 0 && errno != EINTR)
+                return -1;
+            continue;
+        }
+        if (put < 0)
+            return -1;
+        advance(&iov, &n, (size_t)put);
+    }
+    return 0;
+}
+
+int vc_pwritev_full(int fd, struct iovec *iov, size_t n, uint64_t offset)
+{
+    advance(&iov, &n, 0);
+    while (n) {
+        ssize_t put = pwritev(fd, iov, (int)VC_MIN(n, (size_t)IOV_MAX), (off_t)offset);
+
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0)
+            return -1;
+        offset += (uint64_t)put;
+        advance(&iov, &n, (size_t)put);
+    }
+    return 0;
+}
+
+int vc_pread_full(int fd, void *buf, size_t n, uint64_t offset)
+{
+    size_t have = 0;
+
+    while (have < n) {
+        ssize_t got = pread(fd, (uint8_t *)buf + have, n - have, (off_t)(offset + have));
+
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return -1;
+        if (got == 0)
+            return 0;
+        have += (size_t)got;
+    }
+    return 1;
+}
+
+int vc_wait_readable(int fd, int timeout_ms)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    int rc;
+
+    do
+        rc = poll(&p, 1, timeout_ms);
+    while (rc < 0 && errno == EINTR);
+    return rc;
+}
+
+static int unix_address(const char *path, struct sockaddr_un *sa)
+{
+    size_t n = strlen(path);
+
+    if (n >= sizeof(sa->sun_path)) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    *sa = (struct sockaddr_un){.sun_family = AF_UNIX};
+    memcpy(sa->sun_path, path, n);
+    return 0;
+}
+
+int vc_unix_connect(const char *path)
+{
+    struct sockaddr_un sa;
+    vc_auto_close int fd = -1;
+
+    if (unix_address(path, &sa))
+        return -1;
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -1;
+    /* Blocking, so a full backlog waits instead of failing with EAGAIN. */
+    if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
+        return -1;
+    return vc_steal_fd(&fd);
+}
+
+/* A socket file whose owner has died refuses connections; only such a one is removed. */
+static void remove_dead_socket(const char *path, const struct sockaddr_un *sa)
+{
+    struct stat st;
+    vc_auto_close int fd = -1;
+
+    if (lstat(path, &st) < 0 || !S_ISSOCK(st.st_mode))
+        return;
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd >= 0 && connect(fd, (const struct sockaddr *)sa, sizeof(*sa)) < 0 &&
+        errno == ECONNREFUSED)
+        unlink(path);
+}
+
+int vc_unix_listen(const char *path, unsigned mode, int backlog)
+{
+    struct sockaddr_un sa;
+    vc_auto_close int fd = -1;
+
+    if (unix_address(path, &sa))
+        return -1;
+    remove_dead_socket(path, &sa);
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -1;
+    /* Nobody can connect before listen(), so the mode is in force in time. */
+    if (bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
+        return -1;
+    if (chmod(path, mode) < 0 || listen(fd, backlog) < 0) {
+        int saved = errno;
+
+        unlink(path);
+        errno = saved;
+        return -1;
+    }
+    return vc_steal_fd(&fd);
+}
+
+#define MAX_FDS 4
+
+int vc_send_fds(int sock, const void *buf, size_t n, const int *fds, size_t n_fds)
+{
+    struct iovec iov = {.iov_base = (void *)buf, .iov_len = n};
+    union {
+        struct cmsghdr align;
+        uint8_t space[CMSG_SPACE(MAX_FDS * sizeof(int))];
+    } control = {0};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+    ssize_t put;
+
+    if (n_fds > MAX_FDS) {
+        errno = EINVAL;
+        return -1;
+    }
+    if (n_fds) {
+        struct cmsghdr *c;
+
+        msg.msg_control = control.space;
+        msg.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
+        c = CMSG_FIRSTHDR(&msg);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
+        memcpy(CMSG_DATA(c), fds, n_fds * sizeof(int));
+    }
+    do
+        put = sendmsg(sock, &msg, MSG_NOSIGNAL);
+    while (put < 0 && errno == EINTR);
+    if (put < 0)
+        return -1;
+    return vc_write_full(sock, (const uint8_t *)buf + put, n - (size_t)put);
+}
+
+ssize_t vc_recv_fds(int sock, void *buf, size_t n, int *fds, size_t max_fds, size_t *n_fds)
+{
+    struct iovec iov = {.iov_base = buf, .iov_len = n};
+    union {
+        struct cmsghdr align;
+        uint8_t space[CMSG_SPACE(MAX_FDS * sizeof(int))];
+    } control;
+    struct msghdr msg = {
+        .msg_iov = &iov,
+        .msg_iovlen = 1,
+        .msg_control = control.space,
+        .msg_controllen = sizeof(control.space),
+    };
+    ssize_t got;
+
+    *n_fds = 0;
+    do
+        got = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return -1;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
+        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        for (size_t i = 0; i < count; i++) {
+            int fd;
+
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+            if (*n_fds < max_fds)
+                fds[(*n_fds)++] = fd;
+            else
+                close(fd);
+        }
+    }
+    return got;
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_BASE_FDIO_H
+#define VC_BASE_FDIO_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "base/err.h"
+
+/* Small wrappers of system calls on descriptors: EINTR is retried, short writes are continued. The
+ * functions that return int without an err set errno. SIGPIPE is avoided on sockets only
+ * (MSG_NOSIGNAL); programs that write to pipes ignore it. */
+
+/** Reads up to n bytes: > 0 bytes, 0 end of file, -1 with errno. */
+ssize_t vc_read_some(int fd, void *buf, size_t n);
+/** Reads exactly n bytes: 1; 0: end of file before the first byte; -1 with errno (EPIPE: end of
+ *  file in the middle). */
+int vc_read_full(int fd, void *buf, size_t n);
+/** Writes all: 0 or -1 with errno. */
+int vc_write_full(int fd, const void *buf, size_t n);
+/** Writes all of the vector, which is used up in the course: 0 or -1 with errno. Takes any count.
+ */
+int vc_writev_full(int fd, struct iovec *iov, size_t n);
+/** The same at a file offset. */
+int vc_pwritev_full(int fd, struct iovec *iov, size_t n, uint64_t offset);
+/** Reads exactly n bytes at an offset: 1; 0: end of file first; -1 with errno. */
+int vc_pread_full(int fd, void *buf, size_t n, uint64_t offset);
+
+/** Waits until fd is readable: 1, 0 on time-out, -1 with errno. @timeout_ms < 0: for ever. */
+int vc_wait_readable(int fd, int timeout_ms);
+
+/** Connects to a Unix socket given by path, close-on-exec. Returns fd, or -1 with errno
+ *  (ENAMETOOLONG if the path does not fit a socket address). A full backlog is waited for. */
+int vc_unix_connect(const char *path);
+/** Makes a listening Unix socket with these permissions; an old socket that nobody listens on is
+ *  replaced, anything else at the path is EADDRINUSE. Returns fd or -1 with errno. */
+int vc_unix_listen(const char *path, unsigned mode, int backlog);
+
+/** Sends bytes and descriptors over a Unix socket: 0 or -1 with errno. n >= 1, n_fds <= 4. */
+int vc_send_fds(int sock, const void *buf, size_t n, const int *fds, size_t n_fds);
+/** Receives up to n bytes and up to max_fds descriptors (close-on-exec, owned by the caller; the
+ *  rest are closed). Returns bytes, 0 at end of file, -1 with errno. */
+ssize_t vc_recv_fds(int sock, void *buf, size_t n, int *fds, size_t max_fds, size_t *n_fds);
+
+#endif
