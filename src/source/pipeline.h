@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_SOURCE_PIPELINE_H
+#define VC_SOURCE_PIPELINE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/queue.h"
+#include "base/slab.h"
+#include "base/thread.h"
+#include "qstream/qstream.h"
+#include "source/batch.h"
+#include "source/flow.h"
+#include "source/remote.h"
+#include "source/source.h"
+
+/* Private to src/source: the object that the stages share. The stages are ingest.c (QEMU's socket
+ * to batches), send.c (batches to the wire), receive.c (what comes back), record.c (batches to the
+ * store). */
+
+struct vc_source_counters {
+    atomic_ullong stream_bytes, return_bytes;
+    atomic_ullong pages_same, pages_zero, pages_data, pages_unknown;
+    atomic_ullong data_bytes, first_pass_left;
+    atomic_ullong batches, repaired_pages, resent_batches;
+};
+
+struct vc_source {
+    struct vc_source_options o; /* [const after start] */
+    int event_fd;               /* [const after start] */
+    struct vc_slab_pool slabs;
+    struct vc_queue to_send, to_record;
+    struct vc_thread ingest, send, receive, record;
+
+    struct vc_ram ram;       /* [thread: ingest; const once ram_known] */
+    struct vc_remote remote; /* see there */
+    struct vc_txn *txn;      /* [thread: record until it ends] */
+
+    pthread_mutex_t mu;
+    pthread_cond_t changed;
+    struct vc_flow flow;                            /* [lock: mu] */
+    struct vc_src_batch *window_head, *window_tail; /* [lock: mu] sent, not acknowledged */
+    bool ram_known, first_pass_done, stream_ended, eof_sent, shut, failed, peer_stream_failed, lost,
+        stop;             /* [lock: mu] */
+    uint32_t shut_status; /* [lock: mu] */
+    char reason[160];     /* [lock: mu] */
+    struct vc_err err;    /* [lock: mu] the first one */
+
+    atomic_int unsent;           /* [atomic] batches pushed and not yet handed to the link */
+    atomic_bool recording;       /* [atomic] the transaction is alive */
+    atomic_ullong pace_limit_ns; /* [atomic] */
+    struct vc_source_counters n; /* [atomic] */
+};
+
+void *vc_source_ingest_main(void *arg);
+void *vc_source_send_main(void *arg);
+void *vc_source_receive_main(void *arg);
+void *vc_source_record_main(void *arg);
+
+/** Wakes whoever watches the event descriptor. Any thread. */
+void vc_source_notify(struct vc_source *s);
+/** Whether the pipeline is being torn down. Any thread. */
+bool vc_source_stopping(struct vc_source *s);
+
+/** The acknowledged batch and all before it leave the window. VC_E_PROTOCOL if it was never sent.
+ */
+int vc_source_window_ack(struct vc_source *s, uint64_t seq, struct vc_err *err) VC_NODISCARD;
+/** A reference to a batch in the window, or NULL. */
+struct vc_src_batch *vc_source_window_find(struct vc_source *s, uint64_t seq);
+
+struct vc_wire_codec;
+/** Builds the BATCH frame. NULL: no memory. */
+struct vc_link_frame *vc_source_batch_frame(const struct vc_src_batch *b, bool self_contained,
+                                            struct vc_wire_codec *codec);
+
+static inline void vc_count(atomic_ullong *c, uint64_t n)
+{
+    atomic_fetch_add_explicit(c, n, memory_order_relaxed);
+}
+
+#endif

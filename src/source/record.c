@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "source/pipeline.h"
+
+/* The recording stage: writes this host's new generation from the batches as they were built. What
+ * it writes is a function of the runs alone, so the destination's generation is the same. Trouble
+ * with the store gives the generation up and never the migration. */
+
+static void give_up(struct vc_source *s, const struct vc_err *err)
+{
+    vc_log_err(s->o.log, VC_LOG_WARNING, "no checkpoint of this migration will be kept here", err);
+    vc_txn_abort(s->txn);
+    s->txn = NULL;
+    atomic_store(&s->recording, false);
+}
+
+/* Pages of one run in stretches that the base has, and that it has not. */
+static int record_pages(struct vc_source *s, const struct vc_src_batch *b,
+                        const struct vc_src_run *r, struct vc_err *err)
+{
+    uint64_t i = 0;
+
+    while (i < r->run.count) {
+        bool same = b->local_same[r->first + i];
+        struct vc_page page = vc_page(r->run.page.n + i);
+        uint64_t n = 1;
+        int rc;
+
+        while (i + n < r->run.count && b->local_same[r->first + i + n] == same)
+            n++;
+        rc = same ? vc_txn_same(s->txn, r->run.block, page, n, err)
+                  : vc_txn_put(s->txn, r->run.block, page, n, &b->content[r->first + i],
+                               &b->digests[r->first + i], err);
+        if (rc)
+            return rc;
+        i += n;
+    }
+    return 0;
+}
+
+static int record_batch(struct vc_source *s, const struct vc_src_batch *b, struct vc_err *err)
+{
+    for (uint32_t i = 0; i < b->n_runs; i++) {
+        const struct vc_src_run *r = &b->runs[i];
+        int rc = 0;
+
+        switch (r->run.kind) {
+        case VC_RUN_ZERO:
+            rc = vc_txn_zero(s->txn, r->run.block, r->run.page, r->run.count, err);
+            break;
+        case VC_RUN_INVALIDATE:
+            rc = vc_txn_unknown(s->txn, r->run.block, r->run.page, r->run.count, err);
+            break;
+        case VC_RUN_SAME:
+        case VC_RUN_DATA:
+            rc = record_pages(s, b, r, err);
+            break;
+        default:
+            break;
+        }
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+void *vc_source_record_main(void *arg)
+{
+    struct vc_source *s = arg;
+    struct vc_queue_node *node;
+
+    while (vc_queue_pop(&s->to_record, UINT64_MAX, &node) == 0) {
+        struct vc_src_batch *b = vc_src_batch_of_record(node);
+        struct vc_err err = VC_ERR_INIT;
+        int rc = 0;
+
+        if (s->txn && b->item == VC_SRC_BLOCKS)
+            rc = vc_txn_set_ram(s->txn, b->ram, &err);
+        else if (s->txn && b->item == VC_SRC_BATCH)
+            rc = record_batch(s, b, &err);
+        vc_src_batch_unref(b);
+        if (rc)
+            give_up(s, &err);
+    }
+    return NULL;
+}

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "source/remote.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "store/store.h"
+
+/* Pages of RAM that an announcement may describe: 9 bytes of memory each, so 1 TiB of RAM costs
+ * 2.25 GiB. A peer cannot make us take more. */
+#define MAX_ANNOUNCED_PAGES (1ull << 28)
+
+void vc_remote_init(struct vc_remote *r, enum vc_wire_base base, const struct vc_gen *gen)
+{
+    memset(r, 0, sizeof(*r));
+    r->base = base;
+    r->gen = gen;
+}
+
+void vc_remote_fini(struct vc_remote *r)
+{
+    for (uint32_t i = 0; r->blocks && i < r->announced.n_blocks; i++) {
+        free((void *)r->blocks[i].held);
+        free(r->blocks[i].prefix);
+    }
+    free(r->blocks);
+}
+
+int vc_remote_blocks(struct vc_remote *r, const uint8_t *p, size_t n, struct vc_err *err)
+{
+    uint64_t pages = 0;
+    int rc;
+
+    if (r->base != VC_WIRE_BASE_ANNOUNCE || r->blocks)
+        return vc_err_set(err, VC_E_PROTOCOL, "ANNOUNCE_BLOCKS: not expected");
+    rc = vc_wire_blocks_decode(p, n, &r->announced, err);
+    if (rc)
+        return rc;
+    for (uint32_t i = 0; i < r->announced.n_blocks; i++) {
+        uint64_t k = vc_ram_block_pages(&r->announced, i);
+
+        if (k > MAX_ANNOUNCED_PAGES - pages)
+            return vc_err_set(err, VC_E_PROTOCOL, "ANNOUNCE_BLOCKS: more than %llu pages",
+                              MAX_ANNOUNCED_PAGES);
+        pages += k;
+    }
+    r->blocks = calloc(r->announced.n_blocks, sizeof(*r->blocks));
+    if (!r->blocks)
+        return vc_err_set(err, VC_E_NOMEM, "no memory for the peer's announcement");
+    for (uint32_t i = 0; i < r->announced.n_blocks; i++) {
+        struct vc_remote_block *b = &r->blocks[i];
+
+        b->pages = vc_ram_block_pages(&r->announced, i);
+        b->held = calloc(b->pages ? b->pages : 1, 1);
+        b->prefix = calloc(b->pages ? b->pages : 1, sizeof(*b->prefix));
+        if (!b->held || !b->prefix)
+            return vc_err_set(err, VC_E_NOMEM, "no memory for the peer's announcement");
+    }
+    atomic_store_explicit(&r->ready, true, memory_order_release);
+    return 0;
+}
+
+int vc_remote_announce(struct vc_remote *r, const uint8_t *p, size_t n, struct vc_err *err)
+{
+    struct vc_wire_announce a;
+    struct vc_wire_announce_run run;
+    int rc;
+
+    if (!r->blocks)
+        return vc_err_set(err, VC_E_PROTOCOL, "ANNOUNCE: came before ANNOUNCE_BLOCKS");
+    rc = vc_wire_announce_open(p, n, &r->announced, &a, err);
+    if (rc)
+        return rc;
+    while ((rc = vc_wire_announce_next(&a, &r->announced, &run, err)) == 0) {
+        struct vc_remote_block *b = &r->blocks[a.block];
+
+        if (run.held == VC_WIRE_HELD)
+            memcpy(&b->prefix[run.page.n], run.prefixes, run.count * sizeof(*b->prefix));
+        for (uint64_t i = 0; i < run.count; i++)
+            atomic_store_explicit(&b->held[run.page.n + i], run.held, memory_order_release);
+    }
+    return rc == VC_EOF ? 0 : rc;
+}
+
+void vc_ram_map(const struct vc_ram *from, const struct vc_ram *to, int map[VC_MAX_BLOCKS])
+{
+    for (uint32_t i = 0; i < from->n_blocks; i++)
+        map[i] = from->page_bytes == to->page_bytes ? vc_ram_find(to, from->blocks[i].name) : -1;
+}
+
+static bool announced_has(const struct vc_remote *r, int block, struct vc_page page,
+                          const struct vc_digest *digest)
+{
+    const struct vc_remote_block *b = &r->blocks[block];
+
+    return page.n < b->pages &&
+           atomic_load_explicit(&b->held[page.n], memory_order_acquire) == VC_WIRE_HELD &&
+           !memcmp(&b->prefix[page.n], digest->b, sizeof(b->prefix[0]));
+}
+
+static bool generation_has(const struct vc_gen *gen, int block, struct vc_page page,
+                           const struct vc_digest *digest)
+{
+    struct vc_digest d;
+
+    return page.n < vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)block) &&
+           vc_gen_lookup(gen, (uint32_t)block, page, &d) == VC_PAGE_HELD &&
+           !memcmp(d.b, digest->b, sizeof(d.b));
+}
+
+bool vc_remote_has(struct vc_remote *r, const struct vc_ram *ram, uint16_t block,
+                   struct vc_page page, const struct vc_digest *digest)
+{
+    if (r->base == VC_WIRE_BASE_NONE || (r->base == VC_WIRE_BASE_ANNOUNCE &&
+                                         !atomic_load_explicit(&r->ready, memory_order_acquire)))
+        return false;
+    if (r->mapped != ram) {
+        vc_ram_map(ram, r->gen ? vc_gen_ram(r->gen) : &r->announced, r->map);
+        r->mapped = ram;
+    }
+    if (r->map[block] < 0)
+        return false;
+    return r->gen ? generation_has(r->gen, r->map[block], page, digest)
+                  : announced_has(r, r->map[block], page, digest);
+}

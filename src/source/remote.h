@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_SOURCE_REMOTE_H
+#define VC_SOURCE_REMOTE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/units.h"
+#include "digest/digest.h"
+#include "wire/wire.h"
+
+/* What the source knows of the memory that the destination already has: nothing, the generation
+ * both hold (ping-pong), or what the destination announces while pages already flow. */
+
+struct vc_gen;
+
+struct vc_remote_block {
+    uint64_t pages;
+    _Atomic uint8_t *held; /* vc_wire_held; release after the prefix, acquire before it */
+    uint64_t *prefix;      /* first 8 bytes of the digest, as they came */
+};
+
+struct vc_remote {
+    enum vc_wire_base base;
+    const struct vc_gen *gen; /* ping-pong: borrowed */
+    struct vc_ram announced;  /* [thread: recv] */
+    struct vc_remote_block *blocks;
+    atomic_bool ready;           /* announce: `announced` and `blocks` are there */
+    int map[VC_MAX_BLOCKS];      /* [thread: ingest] block of the stream -> block here, or -1 */
+    const struct vc_ram *mapped; /* [thread: ingest] what map was made for */
+};
+
+/** @gen: with PING_PONG. */
+void vc_remote_init(struct vc_remote *r, enum vc_wire_base base, const struct vc_gen *gen);
+void vc_remote_fini(struct vc_remote *r);
+
+/** ANNOUNCE_BLOCKS and ANNOUNCE came. [thread: recv] VC_E_PROTOCOL, VC_E_NOMEM. */
+int vc_remote_blocks(struct vc_remote *r, const uint8_t *p, size_t n,
+                     struct vc_err *err) VC_NODISCARD;
+int vc_remote_announce(struct vc_remote *r, const uint8_t *p, size_t n,
+                       struct vc_err *err) VC_NODISCARD;
+
+/** Whether the destination holds this content at this address. [thread: ingest] */
+bool vc_remote_has(struct vc_remote *r, const struct vc_ram *ram, uint16_t block,
+                   struct vc_page page, const struct vc_digest *digest);
+
+/** Maps blocks of one RAM to those of another by name: map[i] = index in `to`, or -1 where there is
+ *  none or the page sizes differ. */
+void vc_ram_map(const struct vc_ram *from, const struct vc_ram *to, int map[VC_MAX_BLOCKS]);
+
+#endif

@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/clock.h"
+#include "link/link.h"
+#include "source/pipeline.h"
+
+/* The sending stage: takes batches in order, waits until another one may be on its way, compresses,
+ * puts the batch into the repair window and hands its frame to the link. */
+
+struct vc_link_frame *vc_source_batch_frame(const struct vc_src_batch *b, bool self_contained,
+                                            struct vc_wire_codec *codec)
+{
+    uint32_t page_bytes = b->ram ? b->ram->page_bytes : 0;
+    size_t cap = vc_src_batch_body_bound(b, self_contained, page_bytes);
+    struct vc_wire_batch h = {
+        .seq = b->seq,
+        .position = b->position,
+        .stream_bytes = b->stream_bytes,
+        .codec = VC_WIRE_CODEC_ZSTD,
+        .flags = self_contained ? VC_WIRE_BATCH_SELF_CONTAINED : 0,
+    };
+    vc_auto_free uint8_t *body = malloc(cap ? cap : 1);
+    vc_auto_frame struct vc_link_frame *f = NULL;
+    size_t n, packed;
+
+    if (!body)
+        return NULL;
+    n = vc_src_batch_body(b, self_contained, page_bytes, body, cap, &h.runs_bytes);
+    h.body_bytes = (uint32_t)n;
+    memcpy(h.seal, b->seal.b, sizeof(h.seal));
+    f = vc_link_frame_new(VC_WIRE_BATCH, 0, (uint32_t)(VC_WIRE_BATCH_HEADER_BYTES + n));
+    if (!f)
+        return NULL;
+    packed = vc_wire_body_compress(codec, body, n, f->payload + VC_WIRE_BATCH_HEADER_BYTES, n);
+    if (!packed) {
+        h.codec = VC_WIRE_CODEC_NONE;
+        memcpy(f->payload + VC_WIRE_BATCH_HEADER_BYTES, body, n);
+        packed = n;
+    }
+    f->bytes = (uint32_t)(VC_WIRE_BATCH_HEADER_BYTES + packed);
+    vc_wire_batch_encode(f->payload, &h);
+    return vc_steal_ptr(f);
+}
+
+/* Waits for room on the wire; false if the pipeline is torn down. *limited: it had to wait. */
+static bool wait_for_room(struct vc_source *s, bool *limited)
+{
+    VC_LOCKED(&s->mu);
+
+    *limited = false;
+    while (!s->stop && !vc_flow_may_send(&s->flow, VC_SOURCE_WINDOW_BYTES)) {
+        *limited = true;
+        pthread_cond_wait(&s->changed, &s->mu);
+    }
+    return !s->stop;
+}
+
+/* The window's reference is the one that the queue handed over. */
+static void into_window(struct vc_source *s, struct vc_src_batch *b, uint32_t wire_bytes,
+                        bool limited)
+{
+    VC_LOCKED(&s->mu);
+
+    vc_flow_sent(&s->flow, vc_now_ns(), wire_bytes, b->stream_bytes, limited, &b->mark);
+    if (s->window_tail)
+        s->window_tail->next_sent = b;
+    else
+        s->window_head = b;
+    s->window_tail = b;
+}
+
+static int send_batch(struct vc_source *s, struct vc_src_batch *b, struct vc_wire_codec *codec)
+{
+    struct vc_link_frame *f;
+    bool limited;
+
+    if (!wait_for_room(s, &limited)) {
+        vc_src_batch_unref(b);
+        return VC_CLOSED;
+    }
+    f = vc_source_batch_frame(b, false, codec);
+    if (!f) {
+        vc_src_batch_unref(b);
+        return VC_CLOSED;
+    }
+    into_window(s, b, f->bytes + VC_WIRE_HEADER_BYTES, limited);
+    return vc_link_send(s->o.link, f, false);
+}
+
+static int send_blocks(struct vc_source *s, const struct vc_ram *ram)
+{
+    size_t cap = 16 + (size_t)ram->n_blocks * (1 + VC_MAX_BLOCK_NAME + 8);
+    struct vc_link_frame *f = vc_link_frame_new(VC_WIRE_BLOCKS, 0, (uint32_t)cap);
+    struct vc_writer w;
+
+    if (!f)
+        return VC_CLOSED;
+    w = vc_writer(f->payload, cap);
+    vc_wire_blocks_encode(&w, ram);
+    f->bytes = (uint32_t)w.len;
+    return vc_link_send(s->o.link, f, false);
+}
+
+static int send_item(struct vc_source *s, struct vc_src_batch *b, struct vc_wire_codec *codec)
+{
+    struct vc_link_frame *eof;
+    int rc;
+
+    switch (b->item) {
+    case VC_SRC_BLOCKS:
+        rc = send_blocks(s, b->ram);
+        break;
+    case VC_SRC_EOF:
+        eof = vc_link_frame_new(VC_WIRE_EOF, 0, 0);
+        rc = eof ? vc_link_send(s->o.link, eof, false) : VC_CLOSED;
+        if (!rc) {
+            VC_LOCKED(&s->mu);
+            s->eof_sent = true;
+        }
+        break;
+    default:
+        return send_batch(s, b, codec);
+    }
+    vc_src_batch_unref(b);
+    return rc;
+}
+
+void *vc_source_send_main(void *arg)
+{
+    struct vc_source *s = arg;
+    struct vc_queue_node *node;
+    struct vc_wire_codec *codec = NULL;
+    struct vc_err err = VC_ERR_INIT;
+    int rc = vc_wire_codec_new(s->o.zstd_level, &codec, &err);
+
+    while (!rc && vc_queue_pop(&s->to_send, UINT64_MAX, &node) == 0) {
+        rc = send_item(s, (struct vc_src_batch *)node, codec);
+        atomic_fetch_sub(&s->unsent, 1);
+    }
+    if (rc) {
+        if (rc > 0)
+            vc_err_set(&err, VC_E_PEER_LOST, "the connection to '%s' is gone",
+                       vc_link_peer(s->o.link));
+        vc_source_abort(s, &err);
+    }
+    vc_wire_codec_free(codec);
+    vc_source_notify(s);
+    return NULL;
+}
+
+int vc_source_window_ack(struct vc_source *s, uint64_t seq, struct vc_err *err)
+{
+    struct vc_src_batch *done = NULL, **tail = &done;
+    int rc = 0;
+
+    {
+        VC_LOCKED(&s->mu);
+        uint64_t now = vc_now_ns();
+
+        if (!s->window_tail || seq > s->window_tail->seq || seq < s->window_head->seq)
+            rc = vc_err_set(err, VC_E_PROTOCOL, "ACK: batch %llu is not outstanding",
+                            (unsigned long long)seq);
+        while (!rc && s->window_head && s->window_head->seq <= seq) {
+            struct vc_src_batch *b = s->window_head;
+
+            vc_flow_acked(&s->flow, now, &b->mark);
+            s->window_head = b->next_sent;
+            *tail = b;
+            tail = &b->next_sent;
+            *tail = NULL;
+        }
+        if (!s->window_head)
+            s->window_tail = NULL;
+        pthread_cond_broadcast(&s->changed);
+    }
+    while (done) {
+        struct vc_src_batch *b = done;
+
+        done = b->next_sent;
+        vc_src_batch_unref(b);
+    }
+    return rc;
+}
+
+struct vc_src_batch *vc_source_window_find(struct vc_source *s, uint64_t seq)
+{
+    VC_LOCKED(&s->mu);
+
+    for (struct vc_src_batch *b = s->window_head; b; b = b->next_sent)
+        if (b->seq == seq)
+            return vc_src_batch_ref(b);
+    return NULL;
+}

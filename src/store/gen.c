@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "base/bytes.h"
+#include "base/fdio.h"
+#include "store/internal.h"
+
+#define VERIFY_PAGES 64
+
+static int open_layers(struct vc_gen *g, int dir_fd, struct vc_err *err)
+{
+    for (uint32_t i = 0; i < g->index.n_layers; i++) {
+        const struct vc_layer *l = &g->index.layers[i];
+        char name[VC_NAME_BYTES];
+        struct stat st;
+
+        vc_store_file_name(name, &l->id, vc_layer_suffix(l->kind));
+        g->fds[i] = openat(dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        if (g->fds[i] < 0 || fstat(g->fds[i], &st) < 0)
+            return vc_err_set_errno_hint(err, errno == ENOENT ? VC_E_CORRUPT : VC_E_STORE,
+                                         "'vecycle rm' drops the VM's checkpoint",
+                                         "cannot open '%s'", name);
+        if ((uint64_t)st.st_size < l->bytes)
+            return vc_err_set_hint(err, VC_E_CORRUPT, "'vecycle rm' drops the VM's checkpoint",
+                                   "'%s' is cut off: %lld of %llu bytes", name,
+                                   (long long)st.st_size, (unsigned long long)l->bytes);
+        g->info.disk_bytes += (uint64_t)st.st_blocks * 512;
+    }
+    return 0;
+}
+
+int vc_gen_open(struct vc_vm *vm, const struct vc_id *id, struct vc_gen **out, struct vc_err *err)
+{
+    struct vc_gen *g;
+    size_t i;
+    int rc;
+
+    for (i = 0; i < vm->n_gens; i++)
+        if (vc_id_equal(&vm->gens[i].id, id))
+            break;
+    if (i == vm->n_gens)
+        return VC_NOT_FOUND;
+    g = calloc(1, sizeof(*g));
+    if (!g)
+        return vc_err_set(err, VC_E_NOMEM, "no memory for a generation");
+    for (size_t k = 0; k < VC_STORE_MAX_LAYERS; k++)
+        g->fds[k] = -1;
+    g->info = vm->gens[i];
+    rc = vc_index_map(&g->index, vm->dir_fd, id, &g->map, &g->map_bytes, err);
+    if (!rc)
+        rc = open_layers(g, vm->dir_fd, err);
+    if (rc) {
+        vc_gen_close(g);
+        return rc;
+    }
+    *out = g;
+    return 0;
+}
+
+void vc_gen_close(struct vc_gen *g)
+{
+    if (!g)
+        return;
+    for (size_t k = 0; k < VC_STORE_MAX_LAYERS; k++)
+        if (g->fds[k] >= 0)
+            close(g->fds[k]);
+    if (g->map)
+        munmap(g->map, g->map_bytes);
+    free(g);
+}
+
+const struct vc_ram *vc_gen_ram(const struct vc_gen *g)
+{
+    return &g->index.ram;
+}
+
+const struct vc_gen_info *vc_gen_info(const struct vc_gen *g)
+{
+    return &g->info;
+}
+
+enum vc_page_state vc_gen_lookup(const struct vc_gen *g, uint32_t block, struct vc_page page,
+                                 struct vc_digest *digest)
+{
+    uint64_t i = g->index.first[block] + page.n;
+
+    assert(block < g->index.ram.n_blocks && page.n < vc_ram_block_pages(&g->index.ram, block));
+    if (g->index.state[i] == VC_PAGE_HELD && digest)
+        memcpy(digest->b, g->index.digest + i * VC_DIGEST_BYTES, VC_DIGEST_BYTES);
+    return (enum vc_page_state)g->index.state[i];
+}
+
+uint64_t vc_index_offset(const struct vc_index *ix, uint32_t block, uint64_t page, uint32_t *layer)
+{
+    uint64_t i = ix->first[block] + page;
+
+    *layer = ix->layer[i];
+    if (ix->layers[*layer].kind == VC_LAYER_IMAGE)
+        return ix->image_offset[block] + page * ix->ram.page_bytes;
+    return vc_load_le(ix->slot + 4 * i, 4) * ix->ram.page_bytes;
+}
+
+int vc_gen_read(const struct vc_gen *g, uint32_t block, struct vc_page page, size_t n, uint8_t *buf,
+                struct vc_err *err)
+{
+    const struct vc_index *ix = &g->index;
+    uint32_t page_bytes = ix->ram.page_bytes;
+
+    for (size_t i = 0; i < n;) {
+        uint32_t layer, next_layer;
+        uint64_t at = vc_index_offset(ix, block, page.n + i, &layer);
+        size_t k = 1;
+        int rc;
+
+        while (i + k < n &&
+               vc_index_offset(ix, block, page.n + i + k, &next_layer) == at + k * page_bytes &&
+               next_layer == layer)
+            k++;
+        rc = vc_pread_full(g->fds[layer], buf + i * page_bytes, k * page_bytes, at);
+        if (rc == 0)
+            return vc_err_set(err, VC_E_CORRUPT, "a checkpoint file is cut off");
+        if (rc < 0)
+            return vc_err_set_errno(err, VC_E_STORE, "cannot read a checkpoint file");
+        i += k;
+    }
+    return 0;
+}
+
+/* ---- verifying ---- */
+
+struct verify {
+    const struct vc_gen *g;
+    struct vc_digester *d;
+    uint8_t *buf;
+    struct vc_verify_result *out;
+};
+
+static void note_bad(struct verify *v, uint32_t block, uint64_t page)
+{
+    if (v->out->bad_pages++)
+        return;
+    v->out->first_bad_block = block;
+    v->out->first_bad_page = vc_page(page);
+}
+
+static int verify_run(struct verify *v, uint32_t block, uint64_t page, size_t n, struct vc_err *err)
+{
+    uint32_t page_bytes = v->g->index.ram.page_bytes;
+    const uint8_t *pages[VERIFY_PAGES];
+    struct vc_digest got[VERIFY_PAGES], want;
+    int rc = vc_gen_read(v->g, block, vc_page(page), n, v->buf, err);
+
+    if (rc)
+        return rc;
+    for (size_t i = 0; i < n; i++)
+        pages[i] = v->buf + i * page_bytes;
+    rc = vc_digest_pages(v->d, pages, n, page_bytes, got, err);
+    for (size_t i = 0; i < n && !rc; i++) {
+        vc_gen_lookup(v->g, block, vc_page(page + i), &want);
+        if (!vc_digest_equal(&want, &got[i]))
+            note_bad(v, block, page + i);
+    }
+    v->out->pages += n;
+    return rc;
+}
+
+static int verify_block(struct verify *v, uint32_t block, struct vc_err *err)
+{
+    uint64_t pages = vc_ram_block_pages(&v->g->index.ram, block);
+    const uint8_t *state = v->g->index.state + v->g->index.first[block];
+
+    for (uint64_t p = 0; p < pages;) {
+        size_t n = 0;
+        int rc;
+
+        while (n < VERIFY_PAGES && p + n < pages && state[p + n] == VC_PAGE_HELD)
+            n++;
+        rc = n ? verify_run(v, block, p, n, err) : 0;
+        if (rc)
+            return rc;
+        p += n ? n : 1;
+    }
+    return 0;
+}
+
+int vc_gen_verify(const struct vc_gen *g, const struct vc_lineage *l,
+                  void (*progress)(void *opaque, uint64_t done, uint64_t total), void *opaque,
+                  struct vc_verify_result *out, struct vc_err *err)
+{
+    vc_auto_free uint8_t *buf = malloc((size_t)VERIFY_PAGES * g->index.ram.page_bytes);
+    struct verify v = {.g = g, .buf = buf, .out = out};
+    uint8_t root[VC_ROOT_BYTES];
+    int rc;
+
+    *out = (struct vc_verify_result){0};
+    if (!buf)
+        return vc_err_set(err, VC_E_NOMEM, "no memory to verify");
+    rc = vc_index_root(&g->index, root, err);
+    if (!rc && memcmp(root, g->info.root, sizeof(root)) != 0)
+        rc = vc_err_set(err, VC_E_CORRUPT, "the index does not fit its root");
+    if (!rc)
+        rc = vc_digester_new(l->algo, VC_DIGEST_PAGE, l->key, &v.d, err);
+    for (uint32_t b = 0; b < g->index.ram.n_blocks && !rc; b++) {
+        rc = verify_block(&v, b, err);
+        if (progress)
+            progress(opaque, out->pages, g->info.held_pages);
+    }
+    vc_digester_free(v.d);
+    return rc;
+}

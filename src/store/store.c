@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "store/store.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/durable.h"
+#include "base/fdio.h"
+#include "store/internal.h"
+
+static const char format_text[] = "vecycle store 1\n";
+
+int vc_store_errno(struct vc_err *err, const char *what, const char *name)
+{
+    if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)
+        return vc_err_set_errno_hint(err, VC_E_STORE_FULL,
+                                     "make room, or drop checkpoints with 'vecycle rm'",
+                                     "cannot %s '%s'", what, name);
+    return vc_err_set_errno_hint(err, VC_E_STORE, "another directory can be given with --store",
+                                 "cannot %s '%s'", what, name);
+}
+
+void vc_store_file_name(char name[VC_NAME_BYTES], const struct vc_id *id, const char *suffix)
+{
+    char text[VC_ID_TEXT_BYTES];
+
+    vc_id_format(id, text);
+    snprintf(name, VC_NAME_BYTES, "%s%s", text, suffix);
+}
+
+const char *vc_layer_suffix(unsigned kind)
+{
+    return kind == VC_LAYER_IMAGE ? ".image" : ".delta";
+}
+
+static int make_path(const char *root)
+{
+    char path[4096];
+
+    snprintf(path, sizeof(path), "%s", root);
+    for (char *p = path + 1; *p; p++) {
+        if (*p != '/')
+            continue;
+        *p = 0;
+        if (mkdir(path, 0755) < 0 && errno != EEXIST)
+            return -1;
+        *p = '/';
+    }
+    return mkdir(path, 0700) < 0 && errno != EEXIST ? -1 : 0;
+}
+
+static int check_format(int root_fd, bool create, const char *root, struct vc_err *err)
+{
+    char text[sizeof(format_text)] = "";
+    vc_auto_close int fd = openat(root_fd, "format", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+
+    if (fd < 0 && errno == ENOENT && create)
+        return vc_durable_write_file(root_fd, "format", format_text, strlen(format_text), err);
+    if (fd < 0)
+        return vc_store_errno(err, "open", root);
+    if (vc_read_full(fd, text, strlen(format_text)) != 1 || strcmp(text, format_text) != 0)
+        return vc_err_set_hint(err, VC_E_STORE, "another directory can be given with --store",
+                               "'%s' is not a store of this version", root);
+    return 0;
+}
+
+int vc_store_open(const char *root, bool create, uint64_t limit_bytes, struct vc_store **out,
+                  struct vc_err *err)
+{
+    vc_auto_free struct vc_store *s = calloc(1, sizeof(*s));
+    vc_auto_close int fd = -1;
+    int rc;
+
+    if (!s)
+        return vc_err_set(err, VC_E_NOMEM, "no memory for the store");
+    snprintf(s->root, sizeof(s->root), "%s", root);
+    s->limit_bytes = limit_bytes ? limit_bytes : VC_STORE_DEFAULT_LIMIT_BYTES;
+    if (create && make_path(root) < 0)
+        return vc_store_errno(err, "create", root);
+    fd = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT && !create ? VC_NOT_FOUND : vc_store_errno(err, "open", root);
+    rc = check_format(fd, create, root, err);
+    if (rc)
+        return rc;
+    if (create && mkdirat(fd, "vms", 0700) < 0 && errno != EEXIST)
+        return vc_store_errno(err, "create", "vms");
+    s->vms_fd = openat(fd, "vms", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (s->vms_fd < 0)
+        return vc_store_errno(err, "open", "vms");
+    *out = vc_steal_ptr(s);
+    return 0;
+}
+
+void vc_store_close(struct vc_store *s)
+{
+    if (!s)
+        return;
+    close(s->vms_fd);
+    free(s);
+}
+
+const char *vc_store_root(const struct vc_store *s)
+{
+    return s->root;
+}
+
+int vc_store_list(struct vc_store *s, struct vc_id **ids_out, size_t *n_out, struct vc_err *err)
+{
+    int fd = openat(s->vms_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    vc_auto_free struct vc_id *ids = NULL;
+    size_t n = 0, cap = 0;
+    struct dirent *e;
+
+    if (!d)
+        return vc_store_errno(err, "list", s->root);
+    while ((e = readdir(d))) {
+        struct vc_id id;
+
+        if (!vc_id_parse(e->d_name, &id))
+            continue;
+        if (n == cap) {
+            struct vc_id *more = realloc(ids, (cap = cap ? 2 * cap : 16) * sizeof(*ids));
+
+            if (!more) {
+                closedir(d);
+                return vc_err_set(err, VC_E_NOMEM, "no memory for the list of VMs");
+            }
+            ids = more;
+        }
+        ids[n++] = id;
+    }
+    closedir(d);
+    *ids_out = vc_steal_ptr(ids);
+    *n_out = n;
+    return 0;
+}

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_STORE_STORE_H
+#define VC_STORE_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/units.h"
+#include "digest/digest.h"
+
+/* The checkpoint store of one host: docs/formats/store.md. Files once committed are never changed.
+ *
+ * Locking: a VM's directory is locked (flock) from vc_vm_open() with VC_VM_WRITE to vc_vm_close().
+ * Readers take no lock: what they have open survives being replaced and unlinked.
+ *
+ * Thread rule: an object belongs to one thread at a time, except where a function says otherwise.
+ */
+
+struct vc_store; /* a store directory */
+struct vc_vm;    /* one VM in it, opened for reading or locked for writing */
+struct vc_gen;   /* one committed generation, open for reading */
+struct vc_txn;   /* a generation being written */
+
+#define VC_STORE_VERSION 1
+/** RAM above which a generation is refused, unless the store was opened with another limit. */
+#define VC_STORE_DEFAULT_LIMIT_BYTES (256ull << 30)
+/** Files that one generation may be spread over: one image and deltas on top. */
+#define VC_STORE_MAX_LAYERS 8
+#define VC_STORE_MAX_GENERATIONS 4
+#define VC_ROOT_BYTES 32
+
+/** Opens the store, creating the directory (0700, parents too) if @create.
+ *  @limit_bytes: 0 = default. Errors: VC_E_STORE (not a directory, not writable, unknown version;
+ *  hint says what to do), VC_NOT_FOUND if it does not exist and !create. */
+int vc_store_open(const char *root, bool create, uint64_t limit_bytes, struct vc_store **out,
+                  struct vc_err *err) VC_NODISCARD;
+void vc_store_close(struct vc_store *s);
+const char *vc_store_root(const struct vc_store *s);
+
+/** The UUIDs of all VMs in the store, malloc'd array (free with free()). */
+int vc_store_list(struct vc_store *s, struct vc_id **ids_out, size_t *n_out,
+                  struct vc_err *err) VC_NODISCARD;
+
+/* ---- one VM ---- */
+
+enum vc_vm_open {
+    VC_VM_READ,   /* no lock; VC_NOT_FOUND if there is no such VM */
+    VC_VM_WRITE,  /* locked; VC_NOT_FOUND if there is no such VM; VC_E_BUSY if locked */
+    VC_VM_CREATE, /* as WRITE, and made if missing */
+};
+
+/** Opens a VM. With WRITE or CREATE files that no generation refers to (a migration that did not
+ *  finish) are deleted first. A damaged manifest: VC_E_CORRUPT (READ, WRITE); with CREATE the VM
+ *  starts anew, and vc_vm_was_reset() says so. */
+int vc_vm_open(struct vc_store *s, const struct vc_id *uuid, enum vc_vm_open mode,
+               struct vc_vm **out, struct vc_err *err) VC_NODISCARD;
+void vc_vm_close(struct vc_vm *vm);
+const struct vc_id *vc_vm_uuid(const struct vc_vm *vm);
+/** True if opening found a damaged manifest and dropped everything (CREATE only). */
+bool vc_vm_was_reset(const struct vc_vm *vm);
+/** Deletes the VM with all its files (needs WRITE); close it afterwards. */
+int vc_vm_remove(struct vc_vm *vm, struct vc_err *err) VC_NODISCARD;
+
+/** The line of descent that a VM's generations share: one key, one digest algorithm. */
+struct vc_lineage {
+    struct vc_id id;
+    uint8_t algo; /* vc_digest_algo */
+    bool exposed; /* its key or pages have crossed a network in the clear */
+    uint8_t key[VC_DIGEST_KEY_BYTES];
+};
+
+/** False if the VM has none yet. */
+bool vc_vm_lineage(const struct vc_vm *vm, struct vc_lineage *out);
+/** Durably makes it the VM's lineage. Another one than before: all generations are dropped. */
+int vc_vm_set_lineage(struct vc_vm *vm, const struct vc_lineage *l,
+                      struct vc_err *err) VC_NODISCARD;
+
+/** What the manifest knows of a generation. */
+struct vc_gen_info {
+    struct vc_id id;
+    uint8_t root[VC_ROOT_BYTES];
+    uint64_t created_unix; /* seconds */
+    uint64_t ram_bytes, zero_pages, held_pages, unknown_pages;
+    uint64_t disk_bytes; /* allocated on disk by its files (shared files counted in full) */
+    uint32_t n_layers;
+    uint64_t same_pages; /* of the migration that made it: pages reused */
+    uint64_t data_pages; /* ... and pages newly written */
+    uint8_t role;        /* 1: this host was the source, 2: the destination */
+    bool confirmed;      /* the peer reported the same root after the switch */
+    char peer[128];      /* the other host, as the transport names it */
+};
+
+/** Generations, newest first. i < vc_vm_n_generations(). */
+size_t vc_vm_n_generations(const struct vc_vm *vm);
+const struct vc_gen_info *vc_vm_generation(const struct vc_vm *vm, size_t i);
+
+/** Notes durably that the peer has the same generation (after COMMITTED was exchanged). */
+int vc_vm_confirm(struct vc_vm *vm, const struct vc_id *gen, struct vc_err *err) VC_NODISCARD;
+
+/* ---- reading a generation ---- */
+
+enum vc_page_state {
+    VC_PAGE_UNMENTIONED = 0,
+    VC_PAGE_ZERO = 1,
+    VC_PAGE_HELD = 2,    /* digest known, content in a layer */
+    VC_PAGE_UNKNOWN = 3, /* it went by without us knowing the content */
+};
+
+/** Opens a generation: index checked (checksum, limits, root), layers opened. The index is mapped,
+ *  not read into memory. VC_E_CORRUPT: damaged or truncated index or missing/short layer;
+ *  VC_NOT_FOUND: no such generation. Lives on its own after vc_vm_close(). */
+int vc_gen_open(struct vc_vm *vm, const struct vc_id *id, struct vc_gen **out,
+                struct vc_err *err) VC_NODISCARD;
+void vc_gen_close(struct vc_gen *g);
+const struct vc_ram *vc_gen_ram(const struct vc_gen *g);
+const struct vc_gen_info *vc_gen_info(const struct vc_gen *g);
+
+/** State of a page (block and page inside vc_gen_ram(), asserted); *digest is set if HELD (may be
+ *  NULL). Any thread. Cheap: two array accesses. */
+enum vc_page_state vc_gen_lookup(const struct vc_gen *g, uint32_t block, struct vc_page page,
+                                 struct vc_digest *digest);
+
+/** Reads n consecutive pages, all HELD, into buf as the files have them; nothing is verified here.
+ *  Adjacent pages in one file are one read. Any thread. VC_E_CORRUPT on a short file,
+ *  VC_E_STORE on a read error. */
+int vc_gen_read(const struct vc_gen *g, uint32_t block, struct vc_page page, size_t n, uint8_t *buf,
+                struct vc_err *err) VC_NODISCARD;
+
+/* ---- writing a generation ---- */
+
+/** Begins a new generation of a VM opened with WRITE or CREATE. @base: pages marked *same* are
+ *  taken from it (its layers become the new generation's); NULL: none. @base stays the caller's and
+ *  must outlive the transaction. The transaction keeps the VM's lock alive; only one at a time.
+ *  VC_E_STORE, VC_E_STORE_FULL. */
+int vc_txn_begin(struct vc_vm *vm, const struct vc_id *id, const struct vc_gen *base,
+                 struct vc_txn **out, struct vc_err *err) VC_NODISCARD;
+
+/** Tells the RAM, once, before any page. Over the store's limit: VC_E_STORE_FULL. */
+int vc_txn_set_ram(struct vc_txn *t, const struct vc_ram *ram, struct vc_err *err) VC_NODISCARD;
+
+/** The page now holds what the base holds at the same block name and page, which must be HELD there
+ *  (else it becomes UNKNOWN). A later call for a page overrides an earlier one, here and below. */
+int vc_txn_same(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
+                struct vc_err *err) VC_NODISCARD;
+int vc_txn_zero(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
+                struct vc_err *err) VC_NODISCARD;
+int vc_txn_unknown(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
+                   struct vc_err *err) VC_NODISCARD;
+/** Writes n consecutive pages: contents[i] (page size each, borrowed) with digests[i].
+ *  Adjacent pages become few large writes. VC_E_STORE_FULL when the disk is full. */
+int vc_txn_put(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
+               const uint8_t *const *contents, const struct vc_digest *digests,
+               struct vc_err *err) VC_NODISCARD;
+
+struct vc_txn_note {
+    uint64_t same_pages, data_pages;
+    uint8_t role;
+    const char *peer; /* borrowed; truncated if long */
+};
+
+/** Commits: layer and index durable, then the manifest switched by rename, directory synced, then
+ *  older generations dropped (their files unlinked unless shared). Frees the transaction whatever
+ *  it returns. root_out (may be NULL) is the new generation's root. */
+int vc_txn_commit(struct vc_txn *t, const struct vc_txn_note *note, uint8_t root_out[VC_ROOT_BYTES],
+                  struct vc_err *err) VC_NODISCARD;
+/** Gives up: deletes its files, frees it. NULL is fine. */
+void vc_txn_abort(struct vc_txn *t);
+
+/** Folds the newest committed generation into one image without deltas, if it has any: copies in
+ *  the background (no lock is held while copying), then locks, switches the manifest if the
+ *  generation is still the newest, and drops the old files. The generation's id, root and index
+ *  content stay. *stop (may be NULL) set to true from another thread ends it early.
+ *  0; VC_AGAIN: stopped, or overtaken by a newer generation, or locked; nothing to do: 0. */
+int vc_vm_fold(struct vc_store *s, const struct vc_id *uuid, const _Atomic bool *stop,
+               struct vc_err *err) VC_NODISCARD;
+
+struct vc_verify_result {
+    uint64_t pages, bad_pages;
+    uint32_t first_bad_block;
+    struct vc_page first_bad_page;
+};
+
+/** Hashes every held page of a generation again. 0 and a result (bad_pages may be > 0), or
+ *  VC_E_CORRUPT where index or layers cannot be read at all. @progress may be NULL. */
+int vc_gen_verify(const struct vc_gen *g, const struct vc_lineage *l,
+                  void (*progress)(void *opaque, uint64_t done, uint64_t total), void *opaque,
+                  struct vc_verify_result *out, struct vc_err *err) VC_NODISCARD;
+
+/* ---- who may run the VM ---- */
+
+/** The state of a handover between two hosts, kept durably: docs/formats/store.md section 6. */
+enum vc_handover_state {
+    VC_HANDOVER_NONE = 0,
+    VC_HANDOVER_LEAVING = 1,  /* source: migrating; this host's VM is the one that counts */
+    VC_HANDOVER_LEFT = 2,     /* source: completed; the destination is to run; word not confirmed */
+    VC_HANDOVER_ARRIVING = 3, /* destination: migrating or arrived, paused, waiting for the word */
+    VC_HANDOVER_SETTLED = 4,  /* nothing open */
+};
+
+struct vc_handover {
+    uint8_t state; /* vc_handover_state */
+    struct vc_id session;
+    uint64_t since_unix;
+    char peer[256];   /* source: where to repeat the word (the destination's address); destination:
+                         who it comes from */
+    char socket[256]; /* source: its QMP socket; destination: the socket's name */
+};
+
+/** Prepares the record so that a later write of a new state is one overwrite of allocated blocks
+ *  plus fdatasync: no journal commit, as it happens while the guest is paused. Writes and syncs
+ *  `h` too. Needs a VM open with CREATE or WRITE. */
+int vc_handover_begin(struct vc_vm *vm, const struct vc_handover *h,
+                      struct vc_err *err) VC_NODISCARD;
+/** Durably changes the state (any thread, one at a time). */
+int vc_handover_set(struct vc_vm *vm, enum vc_handover_state state,
+                    struct vc_err *err) VC_NODISCARD;
+/** Reads it; state NONE if there is none. VC_E_CORRUPT if damaged. */
+int vc_handover_get(struct vc_vm *vm, struct vc_handover *out, struct vc_err *err) VC_NODISCARD;
+
+#endif

@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_WIRE_WIRE_H
+#define VC_WIRE_WIRE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/units.h"
+
+/* Frames and messages between two hosts, as docs/formats/wire.md has them. Pure: bytes in, structs
+ * out, and back; no descriptor, thread or clock. Everything decoded here has been checked against
+ * the limits of the format; nothing that a peer sends makes these functions allocate more than the
+ * caller's own buffers.
+ *
+ * Thread rule: no shared state, except where an object is passed. */
+
+#define VC_WIRE_VERSION 1
+#define VC_WIRE_HEADER_BYTES 8
+#define VC_WIRE_MAX_CHANNELS 64
+#define VC_WIRE_MAX_GENERATIONS 64
+#define VC_WIRE_MAX_BATCH_STREAM_BYTES (4u << 20)
+/** Longest body of a batch before compression: its stream bytes as data, and its runs. */
+#define VC_WIRE_MAX_BATCH_BODY_BYTES (9u << 20)
+#define VC_WIRE_MAX_FRAME_BYTES (9u << 20)
+#define VC_WIRE_BATCH_HEADER_BYTES 48
+#define VC_WIRE_SEAL_BYTES 16
+#define VC_WIRE_ROOT_BYTES 32
+#define VC_WIRE_KEY_BYTES 32
+#define VC_WIRE_MAX_TEXT_BYTES 255
+#define VC_WIRE_MAX_REPAIR_PAGES 65536u
+#define VC_WIRE_REPAIRED_PAGES 64u
+
+enum vc_wire_type {
+    VC_WIRE_HELLO = 1,
+    VC_WIRE_OPEN = 2,
+    VC_WIRE_ACCEPT = 3,
+    VC_WIRE_START = 4,
+    VC_WIRE_BLOCKS = 16,
+    VC_WIRE_BATCH = 17,
+    VC_WIRE_EOF = 18,
+    VC_WIRE_ACK = 19,
+    VC_WIRE_REPAIR = 20,
+    VC_WIRE_REPAIRED = 21,
+    VC_WIRE_RESEND = 22,
+    VC_WIRE_RETURN = 23,
+    VC_WIRE_ANNOUNCE_BLOCKS = 24,
+    VC_WIRE_ANNOUNCE = 25,
+    VC_WIRE_ANNOUNCE_END = 26,
+    VC_WIRE_CREDIT = 27,
+    VC_WIRE_STREAM_FAILED = 28,
+    VC_WIRE_COMMITTED = 32,
+    VC_WIRE_WORD = 33,
+    VC_WIRE_WORD_DONE = 34,
+    VC_WIRE_CLOSE = 35,
+    VC_WIRE_PING = 48,
+    VC_WIRE_PONG = 49,
+    VC_WIRE_ERROR = 50,
+};
+
+enum vc_wire_role { VC_WIRE_SOURCE = 1, VC_WIRE_DESTINATION = 2 };
+
+/** Phases as bits, so that a table row can allow several. */
+enum vc_wire_phase {
+    VC_WIRE_PHASE_HELLO = 1u << 0,
+    VC_WIRE_PHASE_OPEN = 1u << 1,
+    VC_WIRE_PHASE_STREAM = 1u << 2,
+    VC_WIRE_PHASE_END = 1u << 3,
+};
+
+enum vc_wire_security { VC_WIRE_LOCAL = 0, VC_WIRE_ENCRYPTED = 1, VC_WIRE_PLAINTEXT = 2 };
+enum vc_wire_mode { VC_WIRE_MODE_PROXY = 1, VC_WIRE_MODE_DRIVEN = 2, VC_WIRE_MODE_WORD = 3 };
+enum vc_wire_base { VC_WIRE_BASE_NONE = 0, VC_WIRE_BASE_PING_PONG = 1, VC_WIRE_BASE_ANNOUNCE = 2 };
+enum vc_wire_word { VC_WIRE_WORD_CONTINUE = 1, VC_WIRE_WORD_ABANDON = 2 };
+
+#define VC_WIRE_FEATURE_ANNOUNCE (1ull << 0)
+#define VC_WIRE_FEATURE_MOVED (1ull << 1)   /* reserved */
+#define VC_WIRE_FEATURE_CREDITS (1ull << 2) /* reserved */
+#define VC_WIRE_LINEAGE_EXPOSED 1u
+#define VC_WIRE_FRAME_OPTIONAL 1u
+
+struct vc_wire_frame {
+    uint32_t bytes; /* of the payload */
+    uint8_t type;   /* vc_wire_type, or unknown and optional */
+    uint8_t flags;
+    uint16_t channel;
+};
+
+/** Decodes and checks a header against the table: known type or optional, length limits, role of
+ *  the sender, phase. Returns 0; VC_NOT_FOUND: optional and unknown, skip `bytes`; VC_E_PROTOCOL.
+ */
+int vc_wire_frame_decode(const uint8_t header[VC_WIRE_HEADER_BYTES], enum vc_wire_role sender,
+                         enum vc_wire_phase phase, struct vc_wire_frame *out,
+                         struct vc_err *err) VC_NODISCARD;
+void vc_wire_frame_encode(const struct vc_wire_frame *f, uint8_t header[VC_WIRE_HEADER_BYTES]);
+/** "BATCH", ... ; "?" for unknown. */
+const char *vc_wire_type_name(unsigned type);
+
+/* ---- messages: `encode` appends the payload to a writer (sticky failure there), `decode` reads a
+ *      whole payload and returns 0 or VC_E_PROTOCOL ---- */
+
+struct vc_wire_hello {
+    uint16_t version_min, version_max;
+    uint8_t role;     /* vc_wire_role */
+    uint8_t security; /* vc_wire_security */
+    uint64_t features;
+    char software[256];
+};
+
+struct vc_wire_lineage {
+    struct vc_id id;
+    uint8_t algo;  /* vc_digest_algo, not checked here */
+    uint8_t flags; /* VC_WIRE_LINEAGE_* */
+};
+
+struct vc_wire_generation {
+    struct vc_id id;
+    uint8_t root[VC_WIRE_ROOT_BYTES];
+};
+
+struct vc_wire_open {
+    struct vc_id session, vm;
+    uint8_t mode; /* vc_wire_mode */
+    char name[256];
+    uint32_t window_bytes;
+    bool has_lineage;
+    struct vc_wire_lineage lineage;
+    uint8_t n_generations;
+    struct vc_wire_generation generations[VC_WIRE_MAX_GENERATIONS];
+};
+
+struct vc_wire_accept {
+    uint8_t base; /* vc_wire_base */
+    struct vc_id generation;
+    bool has_lineage;
+    struct vc_wire_lineage lineage;
+    uint8_t key[VC_WIRE_KEY_BYTES]; /* of that lineage */
+    bool needs_key;
+    uint32_t max_batch_stream_bytes;
+};
+
+struct vc_wire_start {
+    struct vc_wire_lineage lineage;
+    uint8_t base; /* vc_wire_base */
+    bool has_key;
+    uint8_t key[VC_WIRE_KEY_BYTES];
+    struct vc_id generation;
+};
+
+struct vc_wire_ack {
+    uint64_t seq, position;
+};
+struct vc_wire_committed {
+    struct vc_id generation;
+    bool committed;
+    uint8_t root[VC_WIRE_ROOT_BYTES];
+};
+struct vc_wire_word_msg {
+    uint8_t word; /* vc_wire_word */
+    struct vc_id session;
+};
+/** ERROR, STREAM_FAILED, WORD_DONE: a code (VC_E_* without sign, 0 for none) and a text. */
+struct vc_wire_status {
+    uint32_t code;
+    char text[256];
+};
+
+struct vc_writer;
+
+void vc_wire_hello_encode(struct vc_writer *w, const struct vc_wire_hello *m);
+int vc_wire_hello_decode(const uint8_t *p, size_t n, struct vc_wire_hello *m,
+                         struct vc_err *err) VC_NODISCARD;
+void vc_wire_open_encode(struct vc_writer *w, const struct vc_wire_open *m);
+int vc_wire_open_decode(const uint8_t *p, size_t n, struct vc_wire_open *m,
+                        struct vc_err *err) VC_NODISCARD;
+void vc_wire_accept_encode(struct vc_writer *w, const struct vc_wire_accept *m);
+int vc_wire_accept_decode(const uint8_t *p, size_t n, struct vc_wire_accept *m,
+                          struct vc_err *err) VC_NODISCARD;
+void vc_wire_start_encode(struct vc_writer *w, const struct vc_wire_start *m);
+int vc_wire_start_decode(const uint8_t *p, size_t n, struct vc_wire_start *m,
+                         struct vc_err *err) VC_NODISCARD;
+/** BLOCKS and ANNOUNCE_BLOCKS. */
+void vc_wire_blocks_encode(struct vc_writer *w, const struct vc_ram *ram);
+int vc_wire_blocks_decode(const uint8_t *p, size_t n, struct vc_ram *ram,
+                          struct vc_err *err) VC_NODISCARD;
+void vc_wire_ack_encode(struct vc_writer *w, const struct vc_wire_ack *m);
+int vc_wire_ack_decode(const uint8_t *p, size_t n, struct vc_wire_ack *m,
+                       struct vc_err *err) VC_NODISCARD;
+void vc_wire_committed_encode(struct vc_writer *w, const struct vc_wire_committed *m);
+int vc_wire_committed_decode(const uint8_t *p, size_t n, struct vc_wire_committed *m,
+                             struct vc_err *err) VC_NODISCARD;
+void vc_wire_word_encode(struct vc_writer *w, const struct vc_wire_word_msg *m);
+int vc_wire_word_decode(const uint8_t *p, size_t n, struct vc_wire_word_msg *m,
+                        struct vc_err *err) VC_NODISCARD;
+void vc_wire_status_encode(struct vc_writer *w, const struct vc_wire_status *m);
+int vc_wire_status_decode(const uint8_t *p, size_t n, struct vc_wire_status *m,
+                          struct vc_err *err) VC_NODISCARD;
+/** RESEND, PING, PONG, CREDIT: one u64. */
+void vc_wire_u64_encode(struct vc_writer *w, uint64_t v);
+int vc_wire_u64_decode(const uint8_t *p, size_t n, uint64_t *v, struct vc_err *err) VC_NODISCARD;
+
+/** REPAIR: `ordinals` points into the payload, little-endian u32 each. */
+struct vc_wire_repair {
+    uint64_t seq;
+    uint32_t n;
+    const uint8_t *ordinals;
+};
+void vc_wire_repair_encode(struct vc_writer *w, uint64_t seq, const uint32_t *ordinals, uint32_t n);
+int vc_wire_repair_decode(const uint8_t *p, size_t n, struct vc_wire_repair *m,
+                          struct vc_err *err) VC_NODISCARD;
+
+/** REPAIRED: entry i lies at entries + i * (4 + page_bytes). */
+struct vc_wire_repaired {
+    uint64_t seq;
+    uint32_t n;
+    const uint8_t *entries;
+};
+int vc_wire_repaired_decode(const uint8_t *p, size_t n, uint32_t page_bytes,
+                            struct vc_wire_repaired *m, struct vc_err *err) VC_NODISCARD;
+
+/* ---- announce ---- */
+
+enum vc_wire_held { VC_WIRE_NOT_HELD = 0, VC_WIRE_HELD_ZERO = 1, VC_WIRE_HELD = 2 };
+
+/** Walks one ANNOUNCE payload. */
+struct vc_wire_announce {
+    uint32_t block;
+    struct vc_page page; /* first page of the next run */
+    const uint8_t *p;    /* private */
+    size_t left;
+};
+struct vc_wire_announce_run {
+    uint8_t held; /* vc_wire_held */
+    struct vc_page page;
+    uint64_t count;
+    const uint8_t *prefixes; /* count x 8 bytes if VC_WIRE_HELD */
+};
+int vc_wire_announce_open(const uint8_t *p, size_t n, const struct vc_ram *ram,
+                          struct vc_wire_announce *a, struct vc_err *err) VC_NODISCARD;
+/** 0: a run, inside its block; VC_EOF: no more; VC_E_PROTOCOL. */
+int vc_wire_announce_next(struct vc_wire_announce *a, const struct vc_ram *ram,
+                          struct vc_wire_announce_run *run, struct vc_err *err) VC_NODISCARD;
+
+/* ---- runs ---- */
+
+enum vc_wire_run_kind {
+    VC_RUN_OPAQUE = 1,
+    VC_RUN_SAME = 2,
+    VC_RUN_ZERO = 3,
+    VC_RUN_DATA = 4,
+    VC_RUN_INVALIDATE = 5,
+    VC_RUN_MOVED = 6,
+};
+
+struct vc_wire_run {
+    uint8_t kind; /* vc_wire_run_kind */
+    bool named;   /* the first record names its block */
+    bool as_page; /* zero: PAGE records */
+    uint16_t block;
+    struct vc_page page;
+    uint64_t count; /* pages, or bytes of an opaque run */
+    uint16_t from_block;
+    struct vc_page from_page; /* moved */
+};
+
+/** Longest encoding of one run. */
+#define VC_WIRE_RUN_MAX_BYTES (1 + 5 * VC_VARINT_MAX_BYTES)
+
+/** The place that cursor fields are relative to. Zero-initialise for each batch. */
+struct vc_wire_cursor {
+    uint16_t block;
+    uint64_t page;
+};
+
+void vc_wire_run_encode(struct vc_writer *w, struct vc_wire_cursor *c,
+                        const struct vc_wire_run *run);
+
+struct vc_reader;
+/** Reads the next run. @ram: to check blocks and pages; NULL: no run of pages is legal yet.
+ *  @features: as negotiated (moved runs need VC_WIRE_FEATURE_MOVED).
+ *  0; VC_EOF at the end of the reader; VC_E_PROTOCOL. */
+int vc_wire_run_decode(struct vc_reader *r, struct vc_wire_cursor *c, const struct vc_ram *ram,
+                       uint64_t features, struct vc_wire_run *run, struct vc_err *err) VC_NODISCARD;
+
+/* ---- batches ---- */
+
+struct vc_wire_batch {
+    uint64_t seq, position;
+    uint32_t stream_bytes, runs_bytes, body_bytes;
+    uint8_t codec; /* 0 none, 1 zstd */
+    uint8_t flags; /* VC_WIRE_BATCH_* */
+    uint8_t seal[VC_WIRE_SEAL_BYTES];
+};
+#define VC_WIRE_BATCH_SELF_CONTAINED 1u
+#define VC_WIRE_CODEC_NONE 0
+#define VC_WIRE_CODEC_ZSTD 1
+
+void vc_wire_batch_encode(uint8_t out[VC_WIRE_BATCH_HEADER_BYTES], const struct vc_wire_batch *b);
+/** Checks the header's own limits and lengths against each other and the payload's length. */
+int vc_wire_batch_decode(const uint8_t *p, size_t n, struct vc_wire_batch *b,
+                         struct vc_err *err) VC_NODISCARD;
+
+/** Compression contexts of one thread. */
+struct vc_wire_codec;
+/** @level: zstd level of the compressing side. */
+int vc_wire_codec_new(int level, struct vc_wire_codec **out, struct vc_err *err) VC_NODISCARD;
+void vc_wire_codec_free(struct vc_wire_codec *c);
+/** Most bytes that a body of n bytes can become. */
+size_t vc_wire_body_bound(size_t n);
+/** Compresses body[0..n) into out[0..cap). Returns the bytes, or 0 where compression does not make
+ *  it smaller (send it as codec none). Bodies under 64 bytes are never compressed. */
+size_t vc_wire_body_compress(struct vc_wire_codec *c, const uint8_t *body, size_t n, uint8_t *out,
+                             size_t cap);
+/** Expands a zstd frame of exactly body_bytes into out; VC_E_PROTOCOL if it is anything else. */
+int vc_wire_body_expand(struct vc_wire_codec *c, const uint8_t *p, size_t n, uint8_t *out,
+                        size_t body_bytes, struct vc_err *err) VC_NODISCARD;
+
+#endif
