@@ -559,13 +559,13 @@ static void hinted_page_size_is_tried_first(void **state)
     struct run r;
 
     (void)state;
-    put_sized(&b, "none", 0, 2048, 0, 4); /* no size that would be tried */
+    put_sized(&b, "none", 0, 2048, 0, 80); /* no size that would be tried */
     r = run(b, FEED_WHOLE);
     assert_lost(&r, "no page size fits");
     run_free(&r);
     r = run_hint(b, FEED_WHOLE, 2048);
     assert_good(&r);
-    assert_int_equal(count(&r, VC_QS_PAGE), 4);
+    assert_int_equal(count(&r, VC_QS_PAGE), 80);
     run_free(&r);
     assert_int_equal(vc_qs_parser_new(4095, &p, &err), VC_E_USAGE);
     assert_int_equal(vc_qs_parser_new(512, &p, &err), VC_E_USAGE);
