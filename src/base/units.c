@@ -56,3 +56,9 @@ bool vc_id_random(struct vc_id *id)
     id->b[8] = (uint8_t)((id->b[8] & 0x3f) | 0x80);
     return true;
 }
+
+void vc_ram_map(const struct vc_ram *from, const struct vc_ram *to, int map[VC_MAX_BLOCKS])
+{
+    for (uint32_t i = 0; i < from->n_blocks; i++)
+        map[i] = from->page_bytes == to->page_bytes ? vc_ram_find(to, from->blocks[i].name) : -1;
+}

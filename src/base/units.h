@@ -69,6 +69,10 @@ static inline int vc_ram_find(const struct vc_ram *ram, const char *name)
     return -1;
 }
 
+/** Maps blocks of one RAM to those of another by name: map[i] = index in `to`, or -1 where there is
+ *  none or the page sizes differ. */
+void vc_ram_map(const struct vc_ram *from, const struct vc_ram *to, int map[VC_MAX_BLOCKS]);
+
 /** 128 bits of identity: a VM's UUID, a generation, a lineage, a session. */
 struct vc_id {
     uint8_t b[16];

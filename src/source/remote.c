@@ -82,12 +82,6 @@ int vc_remote_announce(struct vc_remote *r, const uint8_t *p, size_t n, struct v
     return rc == VC_EOF ? 0 : rc;
 }
 
-void vc_ram_map(const struct vc_ram *from, const struct vc_ram *to, int map[VC_MAX_BLOCKS])
-{
-    for (uint32_t i = 0; i < from->n_blocks; i++)
-        map[i] = from->page_bytes == to->page_bytes ? vc_ram_find(to, from->blocks[i].name) : -1;
-}
-
 static bool announced_has(const struct vc_remote *r, int block, struct vc_page page,
                           const struct vc_digest *digest)
 {

@@ -46,8 +46,4 @@ int vc_remote_announce(struct vc_remote *r, const uint8_t *p, size_t n,
 bool vc_remote_has(struct vc_remote *r, const struct vc_ram *ram, uint16_t block,
                    struct vc_page page, const struct vc_digest *digest);
 
-/** Maps blocks of one RAM to those of another by name: map[i] = index in `to`, or -1 where there is
- *  none or the page sizes differ. */
-void vc_ram_map(const struct vc_ram *from, const struct vc_ram *to, int map[VC_MAX_BLOCKS]);
-
 #endif

@@ -1,0 +1,380 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "dest/batch.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "link/link.h"
+#include "qstream/qstream.h"
+
+/* Runs that share a zero page point here. */
+static const uint8_t zero_page[VC_MAX_PAGE_BYTES];
+
+struct vc_dst_batch *vc_dst_batch_new(void)
+{
+    struct vc_dst_batch *b = calloc(1, sizeof(*b));
+
+    if (b)
+        atomic_init(&b->refs, 1);
+    return b;
+}
+
+struct vc_dst_batch *vc_dst_batch_ref(struct vc_dst_batch *b)
+{
+    atomic_fetch_add_explicit(&b->refs, 1, memory_order_relaxed);
+    return b;
+}
+
+void vc_dst_batch_unref(struct vc_dst_batch *b)
+{
+    if (!b || atomic_fetch_sub_explicit(&b->refs, 1, memory_order_acq_rel) != 1)
+        return;
+    free(b->runs);
+    free(b->pages);
+    free(b->iov);
+    vc_link_frame_free(b->frame);
+    free(b->body);
+    free(b->headers);
+    free(b->same);
+    free(b);
+}
+
+static int illegal(struct vc_err *err, const char *what)
+{
+    return vc_err_set(err, VC_E_PROTOCOL, "BATCH: %s", what);
+}
+
+static int no_memory(struct vc_err *err)
+{
+    return vc_err_set(err, VC_E_NOMEM, "no memory for a batch");
+}
+
+/* What the batch comes to, summed up while its runs are decoded. */
+struct sums {
+    uint64_t stream, headers, opaque, data_pages, pages, same_pages, pieces;
+};
+
+static bool has_pages(const struct vc_wire_run *r)
+{
+    return r->kind == VC_RUN_SAME || r->kind == VC_RUN_DATA || r->kind == VC_RUN_MOVED ||
+           (r->kind == VC_RUN_ZERO && r->as_page);
+}
+
+/* Bytes of the records of a run without their contents. */
+static uint64_t header_bytes(const struct vc_ram *ram, const struct vc_wire_run *r)
+{
+    uint64_t each = r->kind == VC_RUN_ZERO && !r->as_page ? 9 : 8;
+
+    return each * r->count + (r->named ? 1 + strlen(ram->blocks[r->block].name) : 0);
+}
+
+/* Adds a run; false if that goes beyond what the batch says it stands for. */
+static bool add_up(const struct vc_dst_batch *b, struct sums *s, const struct vc_wire_run *r)
+{
+    uint64_t h;
+
+    if (r->kind == VC_RUN_INVALIDATE)
+        return true;
+    if (r->count > b->h.stream_bytes)
+        return false;
+    if (r->kind == VC_RUN_OPAQUE) {
+        s->opaque += r->count;
+        s->stream += r->count;
+        s->pieces++;
+        return s->stream <= b->h.stream_bytes;
+    }
+    h = header_bytes(b->ram, r);
+    s->headers += h;
+    s->stream += h;
+    s->pieces++;
+    if (has_pages(r)) {
+        s->stream += r->count * b->ram->page_bytes;
+        s->pages += r->count;
+        s->pieces += 2 * r->count;
+        if (r->kind == VC_RUN_DATA)
+            s->data_pages += r->count;
+        else if (r->kind != VC_RUN_ZERO)
+            s->same_pages += r->count;
+    }
+    return s->stream <= b->h.stream_bytes;
+}
+
+static int decode_runs(struct vc_dst_batch *b, const uint8_t *body, uint64_t features,
+                       struct sums *s, struct vc_err *err)
+{
+    struct vc_reader r = vc_reader(body, b->h.runs_bytes);
+    struct vc_wire_cursor c = {0};
+    uint32_t cap = 0;
+    int rc;
+
+    for (;;) {
+        struct vc_wire_run run;
+
+        rc = vc_wire_run_decode(&r, &c, b->ram, features, &run, err);
+        if (rc)
+            break;
+        if (!add_up(b, s, &run))
+            return illegal(err, "its runs stand for more than it says");
+        if (run.kind == VC_RUN_MOVED)
+            return illegal(err, "a moved run, which was not agreed on");
+        if (run.kind == VC_RUN_SAME && (b->h.flags & VC_WIRE_BATCH_SELF_CONTAINED))
+            return illegal(err, "a reference in a self-contained batch");
+        if (b->n_runs == cap) {
+            struct vc_dst_run *more = realloc(b->runs, (cap = cap ? cap * 2 : 64) * sizeof(*more));
+
+            if (!more)
+                return no_memory(err);
+            b->runs = more;
+        }
+        b->runs[b->n_runs++].run = run;
+    }
+    if (rc != VC_EOF)
+        return rc;
+    if (s->stream != b->h.stream_bytes)
+        return illegal(err, "its runs stand for less than it says");
+    if (b->h.runs_bytes + s->opaque + s->data_pages * (b->ram ? b->ram->page_bytes : 0) !=
+        b->h.body_bytes)
+        return illegal(err, "the body has another length than its runs say");
+    return 0;
+}
+
+static int allocate(struct vc_dst_batch *b, const struct sums *s, struct vc_err *err)
+{
+    uint32_t page_bytes = b->ram ? b->ram->page_bytes : 0;
+
+    b->iov = calloc(s->pieces + 1, sizeof(*b->iov));
+    b->headers = malloc(s->headers + VC_QS_HEADER_MAX_BYTES);
+    b->pages = calloc(s->pages + 1, sizeof(*b->pages));
+    b->same = malloc(s->same_pages * page_bytes + 1);
+    return b->iov && b->headers && b->pages && b->same ? 0 : no_memory(err);
+}
+
+static void piece(struct vc_dst_batch *b, const uint8_t *p, size_t n)
+{
+    struct iovec *last = b->n_iov ? &b->iov[b->n_iov - 1] : NULL;
+
+    b->iov_bytes += n;
+    if (last && (uint8_t *)last->iov_base + last->iov_len == p)
+        last->iov_len += n;
+    else
+        b->iov[b->n_iov++] = (struct iovec){(void *)p, n};
+}
+
+/* Lays out one run of records. *h: room for headers, *same, *body: the next contents. */
+static void lay_out(struct vc_dst_batch *b, struct vc_dst_run *r, uint8_t **h, uint8_t **same,
+                    const uint8_t **body)
+{
+    uint32_t page_bytes = b->ram->page_bytes;
+    bool pages = has_pages(&r->run);
+
+    r->first = b->n_pages;
+    for (uint64_t i = 0; i < r->run.count; i++) {
+        uint8_t header[VC_QS_HEADER_MAX_BYTES];
+        struct vc_dst_page *p = &b->pages[b->n_pages];
+        size_t n = vc_qs_rebuild(b->ram, pages ? VC_QS_PAGE : VC_QS_ZERO, r->run.block,
+                                 vc_page(r->run.page.n + i), r->run.named && i == 0, header);
+
+        memcpy(*h, header, n);
+        piece(b, *h, n);
+        *h += n;
+        if (!pages)
+            continue;
+        p->same = r->run.kind == VC_RUN_SAME;
+        if (r->run.kind == VC_RUN_ZERO) {
+            p->content = zero_page;
+        } else if (p->same) {
+            p->content = *same;
+            *same += page_bytes;
+            b->n_same++;
+        } else {
+            p->content = *body;
+            *body += page_bytes;
+        }
+        piece(b, p->content, page_bytes);
+        b->n_pages++;
+    }
+}
+
+static int expand(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uint8_t **body,
+                  struct vc_err *err)
+{
+    const uint8_t *p = b->frame->payload + VC_WIRE_BATCH_HEADER_BYTES;
+    size_t n = b->frame->bytes - VC_WIRE_BATCH_HEADER_BYTES;
+    int rc;
+
+    *body = p;
+    if (b->h.codec == VC_WIRE_CODEC_NONE)
+        return 0;
+    b->body = malloc(b->h.body_bytes + 1);
+    if (!b->body)
+        return no_memory(err);
+    *body = b->body;
+    rc = vc_wire_body_expand(codec, p, n, b->body, b->h.body_bytes, err);
+    vc_link_frame_free(vc_steal_ptr(b->frame));
+    return rc;
+}
+
+int vc_dst_batch_parse(struct vc_dst_batch *b, struct vc_link_frame *frame,
+                       const struct vc_ram *ram, uint64_t features, struct vc_wire_codec *codec,
+                       struct vc_err *err)
+{
+    const uint8_t *body;
+    struct sums sums = {0};
+    uint8_t *h, *same;
+    int rc;
+
+    b->frame = frame;
+    b->ram = ram;
+    rc = vc_wire_batch_decode(frame->payload, frame->bytes, &b->h, err);
+    if (!rc)
+        rc = expand(b, codec, &body, err);
+    if (!rc)
+        rc = decode_runs(b, body, features, &sums, err);
+    if (!rc)
+        rc = allocate(b, &sums, err);
+    if (rc)
+        return rc;
+    body += b->h.runs_bytes;
+    h = b->headers;
+    same = b->same;
+    for (uint32_t i = 0; i < b->n_runs; i++) {
+        struct vc_dst_run *r = &b->runs[i];
+
+        if (r->run.kind == VC_RUN_OPAQUE) {
+            piece(b, body, r->run.count);
+            body += r->run.count;
+        } else if (r->run.kind != VC_RUN_INVALIDATE) {
+            lay_out(b, r, &h, &same, &body);
+        }
+    }
+    return 0;
+}
+
+/* ---- the seal ---- */
+
+#define SEAL_SCRATCH 8192
+
+/* Headers and digests are short: they are gathered before they are digested. */
+struct seal {
+    struct vc_digester *d;
+    struct vc_err *err;
+    uint8_t scratch[SEAL_SCRATCH];
+    size_t n;
+};
+
+static int seal_flush(struct seal *s)
+{
+    int rc = s->n ? vc_digest_update(s->d, s->scratch, s->n, s->err) : 0;
+
+    s->n = 0;
+    return rc;
+}
+
+static int seal_feed(struct seal *s, const void *p, size_t n)
+{
+    if (n > SEAL_SCRATCH - s->n) {
+        int rc = seal_flush(s);
+
+        if (rc)
+            return rc;
+        if (n > SEAL_SCRATCH)
+            return vc_digest_update(s->d, p, n, s->err);
+    }
+    memcpy(s->scratch + s->n, p, n);
+    s->n += n;
+    return 0;
+}
+
+/* The stretch of the stream; contents of pages count as their digests. */
+static int seal_pieces(const struct vc_dst_batch *b, struct seal *s)
+{
+    const uint8_t *h = b->headers;
+    const uint8_t *opaque =
+        (b->body ? b->body : b->frame->payload + VC_WIRE_BATCH_HEADER_BYTES) + b->h.runs_bytes;
+    uint32_t page_bytes = b->ram ? b->ram->page_bytes : 0;
+    int rc = 0;
+
+    for (uint32_t i = 0; i < b->n_runs && !rc; i++) {
+        const struct vc_dst_run *r = &b->runs[i];
+        uint64_t n = r->run.count;
+
+        switch (r->run.kind) {
+        case VC_RUN_OPAQUE:
+            rc = seal_feed(s, opaque, n);
+            opaque += n;
+            break;
+        case VC_RUN_INVALIDATE:
+            break;
+        case VC_RUN_ZERO:
+            if (!r->run.as_page) {
+                size_t bytes = header_bytes(b->ram, &r->run);
+
+                rc = seal_feed(s, h, bytes);
+                h += bytes;
+                break;
+            }
+            /* fall through */
+        default:
+            for (uint64_t k = 0; k < n && !rc; k++) {
+                size_t bytes =
+                    8 +
+                    (r->run.named && k == 0 ? 1 + strlen(b->ram->blocks[r->run.block].name) : 0);
+
+                rc = seal_feed(s, h, bytes);
+                h += bytes;
+                if (!rc)
+                    rc = seal_feed(s, b->pages[r->first + k].digest.b, VC_DIGEST_BYTES);
+            }
+            if (r->run.kind == VC_RUN_DATA)
+                opaque += n * page_bytes;
+            break;
+        }
+    }
+    return rc;
+}
+
+static int seal_invalidations(const struct vc_dst_batch *b, struct seal *s)
+{
+    for (uint32_t i = 0; i < b->n_runs; i++) {
+        const struct vc_wire_run *r = &b->runs[i].run;
+        uint8_t buf[21];
+        int rc;
+
+        if (r->kind != VC_RUN_INVALIDATE)
+            continue;
+        buf[0] = VC_RUN_INVALIDATE;
+        vc_store_le(buf + 1, r->block, 4);
+        vc_store_le(buf + 5, r->page.n, 8);
+        vc_store_le(buf + 13, r->count, 8);
+        rc = seal_feed(s, buf, sizeof(buf));
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+int vc_dst_batch_seal(const struct vc_dst_batch *b, struct vc_digester *d,
+                      const struct vc_digest *before, struct vc_digest *out, struct vc_err *err)
+{
+    uint8_t place[16];
+    struct seal s;
+    int rc = vc_digest_begin(d, err);
+
+    s.d = d;
+    s.err = err;
+    s.n = 0;
+    vc_store_le(place, b->h.seq, 8);
+    vc_store_le(place + 8, b->h.position, 8);
+    if (!rc)
+        rc = seal_feed(&s, before->b, VC_DIGEST_BYTES);
+    if (!rc)
+        rc = seal_feed(&s, place, sizeof(place));
+    if (!rc)
+        rc = seal_pieces(b, &s);
+    if (!rc)
+        rc = seal_invalidations(b, &s);
+    if (!rc)
+        rc = seal_flush(&s);
+    return rc ? rc : vc_digest_end(d, out, err);
+}

@@ -1,0 +1,417 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "dest/pipeline.h"
+#include "link/link.h"
+
+/* Theory of operation
+ *
+ * One thread takes frames in order. For each batch it decodes the runs, reads the pages that the
+ * source referred to from the base generation, digests every page (one pass over the bytes that
+ * will be written), asks for those whose digest is not the index's, and computes the running seal.
+ * Only a batch with the right seal goes on to QEMU and to the new generation. A wrong seal means
+ * that this side would rebuild something else than the source read: the batch is asked for again,
+ * self-contained; if that fails too, there is nothing left to trust. */
+
+struct resolve {
+    struct vc_dest *d;
+    struct vc_digester *pages, *seals;
+    struct vc_wire_codec *codec;
+    struct vc_digest seal; /* of the last batch */
+    uint64_t next_seq, position;
+    bool have_ram;
+    int map[VC_MAX_BLOCKS]; /* block of the stream -> block of the base generation, or -1 */
+    struct vc_err err;
+};
+
+#define DIGEST_GROUP 64
+
+/* ---- asking the source ---- */
+
+static void await(struct vc_dest *d, uint64_t seq)
+{
+    VC_LOCKED(&d->mu);
+
+    d->awaited_seq = seq;
+    if (!seq) {
+        vc_link_frame_free(d->mail);
+        d->mail = NULL;
+    }
+    pthread_cond_broadcast(&d->changed);
+}
+
+/* NULL: the pipeline is torn down. */
+static struct vc_link_frame *next_mail(struct vc_dest *d)
+{
+    VC_LOCKED(&d->mu);
+    struct vc_link_frame *f;
+
+    while (!d->mail && !d->stop)
+        pthread_cond_wait(&d->changed, &d->mu);
+    if (d->stop)
+        return NULL;
+    f = d->mail;
+    d->mail = NULL;
+    pthread_cond_broadcast(&d->changed);
+    return f;
+}
+
+/* Puts the pages of one REPAIRED frame in place; *left counts down. */
+static int take_repair(struct resolve *r, struct vc_dst_batch *b, const struct vc_link_frame *f,
+                       const uint32_t *asked, uint32_t n_asked, uint32_t *left)
+{
+    uint32_t page_bytes = b->ram->page_bytes;
+    struct vc_wire_repaired m;
+    int rc;
+
+    if (f->type != VC_WIRE_REPAIRED)
+        return vc_err_set(&r->err, VC_E_PROTOCOL, "a batch was sent again instead of repaired");
+    rc = vc_wire_repaired_decode(f->payload, f->bytes, page_bytes, &m, &r->err);
+    if (rc)
+        return rc;
+    for (uint32_t i = 0; i < m.n; i++) {
+        const uint8_t *entry = m.entries + (size_t)i * (4 + page_bytes);
+        uint32_t ordinal = (uint32_t)vc_load_le(entry, 4);
+        uint32_t next = n_asked - *left;
+        struct vc_dst_page *p;
+
+        if (!*left || asked[next] != ordinal)
+            return vc_err_set(&r->err, VC_E_PROTOCOL, "REPAIRED: page %u was not asked for",
+                              ordinal);
+        p = &b->pages[ordinal];
+        memcpy((uint8_t *)p->content, entry + 4, page_bytes); /* room in b->same */
+        p->same = false;
+        --*left;
+        rc = vc_digest_pages(r->pages, &p->content, 1, page_bytes, &p->digest, &r->err);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+/* Asks for the pages with these ordinals, and waits for them. */
+static int repair(struct resolve *r, struct vc_dst_batch *b, const uint32_t *ordinals, uint32_t n)
+{
+    struct vc_link_frame *ask = vc_link_frame_new(VC_WIRE_REPAIR, 0, 12 + 4 * n);
+    struct vc_writer w;
+    uint32_t left = n;
+    int rc = 0;
+
+    if (!ask)
+        return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a repair");
+    vc_log(r->d->o.log, VC_LOG_WARNING,
+           "%u pages of the checkpoint are damaged and are fetched from the source", n);
+    w = vc_writer(ask->payload, ask->bytes);
+    vc_wire_repair_encode(&w, b->h.seq, ordinals, n);
+    await(r->d, b->h.seq);
+    if (vc_link_send(r->d->o.link, ask, true))
+        rc = VC_CLOSED;
+    while (!rc && left) {
+        vc_auto_frame struct vc_link_frame *f = next_mail(r->d);
+
+        rc = f ? take_repair(r, b, f, ordinals, n, &left) : VC_CLOSED;
+    }
+    await(r->d, 0);
+    vc_count(&r->d->n.repaired_pages, n - left);
+    return rc;
+}
+
+/* ---- pages of the base generation ---- */
+
+/* Reads the pages of a *same* run and notes their digests as the index has them. A page that cannot
+ * be read is left with an impossible digest, so that it will be repaired. */
+static int read_same(struct resolve *r, struct vc_dst_batch *b, const struct vc_dst_run *run,
+                     struct vc_digest *expected)
+{
+    const struct vc_gen *gen = r->d->o.gen;
+    int block = r->d->o.base != VC_WIRE_BASE_NONE && gen ? r->map[run->run.block] : -1;
+    struct vc_err err = VC_ERR_INIT;
+
+    if (block < 0 ||
+        run->run.page.n + run->run.count > vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)block))
+        return vc_err_set(&r->err, VC_E_PROTOCOL, "BATCH: a reference to pages not held here");
+    for (uint64_t i = 0; i < run->run.count; i++)
+        if (vc_gen_lookup(gen, (uint32_t)block, vc_page(run->run.page.n + i),
+                          &expected[run->first + i]) != VC_PAGE_HELD)
+            return vc_err_set(&r->err, VC_E_PROTOCOL, "BATCH: a reference to pages not held here");
+    if (vc_gen_read(gen, (uint32_t)block, run->run.page, run->run.count,
+                    (uint8_t *)b->pages[run->first].content, &err) == 0)
+        return 0;
+    vc_log_err(r->d->o.log, VC_LOG_WARNING, "the checkpoint cannot be read", &err);
+    memset((uint8_t *)b->pages[run->first].content, 0, run->run.count * b->ram->page_bytes);
+    return 0;
+}
+
+struct group {
+    const uint8_t *contents[DIGEST_GROUP];
+    uint32_t at[DIGEST_GROUP], n;
+};
+
+static int digest_group(struct resolve *r, struct vc_dst_batch *b, struct group *g)
+{
+    struct vc_digest digests[DIGEST_GROUP];
+    int rc = vc_digest_pages(r->pages, g->contents, g->n, b->ram->page_bytes, digests, &r->err);
+
+    for (uint32_t i = 0; i < g->n && !rc; i++)
+        b->pages[g->at[i]].digest = digests[i];
+    g->n = 0;
+    return rc;
+}
+
+/* Digests all pages of the batch, those of zeroes apart. */
+static int digest_all(struct resolve *r, struct vc_dst_batch *b)
+{
+    struct group g = {.n = 0};
+    int rc = 0;
+
+    for (uint32_t i = 0; i < b->n_runs; i++) {
+        const struct vc_dst_run *run = &b->runs[i];
+
+        if (run->run.kind != VC_RUN_SAME && run->run.kind != VC_RUN_DATA)
+            continue;
+        for (uint64_t k = 0; k < run->run.count && !rc; k++) {
+            g.at[g.n] = run->first + (uint32_t)k;
+            g.contents[g.n++] = b->pages[run->first + k].content;
+            if (g.n == DIGEST_GROUP)
+                rc = digest_group(r, b, &g);
+        }
+    }
+    return rc || !g.n ? rc : digest_group(r, b, &g);
+}
+
+/* Compares what was read with what the index says, and has the rest repaired. */
+static int check_same(struct resolve *r, struct vc_dst_batch *b, const struct vc_digest *expected)
+{
+    vc_auto_free uint32_t *bad = NULL;
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < b->n_pages; i++) {
+        if (!b->pages[i].same || vc_digest_equal(&b->pages[i].digest, &expected[i]))
+            continue;
+        if (!bad && !(bad = malloc(b->n_pages * sizeof(*bad))))
+            return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a repair");
+        bad[n++] = i;
+    }
+    return n ? repair(r, b, bad, n) : 0;
+}
+
+static int resolve_same(struct resolve *r, struct vc_dst_batch *b)
+{
+    vc_auto_free struct vc_digest *expected = NULL;
+    int rc = 0;
+
+    if (b->n_same) {
+        expected = calloc(b->n_pages, sizeof(*expected));
+        if (!expected)
+            return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
+        for (uint32_t i = 0; i < b->n_runs && !rc; i++)
+            if (b->runs[i].run.kind == VC_RUN_SAME)
+                rc = read_same(r, b, &b->runs[i], expected);
+    }
+    if (!rc)
+        rc = digest_all(r, b);
+    return rc || !b->n_same ? rc : check_same(r, b, expected);
+}
+
+/* ---- batches ---- */
+
+/* Parses, fills in and seals one BATCH frame, which is taken. 0: the seal is right; VC_MISMATCH. */
+static int build(struct resolve *r, struct vc_link_frame *f, struct vc_dst_batch **out)
+{
+    struct vc_dst_batch *b = vc_dst_batch_new();
+    struct vc_digest seal;
+    int rc;
+
+    if (!b) {
+        vc_link_frame_free(f);
+        return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
+    }
+    rc = vc_dst_batch_parse(b, f, r->have_ram ? &r->d->ram : NULL, r->d->o.features, r->codec,
+                            &r->err);
+    if (!rc && (b->h.seq != r->next_seq || b->h.position != r->position))
+        rc = vc_err_set(&r->err, VC_E_PROTOCOL, "BATCH: number %llu at %llu, expected %llu at %llu",
+                        (unsigned long long)b->h.seq, (unsigned long long)b->h.position,
+                        (unsigned long long)r->next_seq, (unsigned long long)r->position);
+    if (!rc)
+        rc = resolve_same(r, b);
+    if (!rc)
+        rc = vc_dst_batch_seal(b, r->seals, &r->seal, &seal, &r->err);
+    if (!rc && memcmp(seal.b, b->h.seal, sizeof(seal.b)) != 0)
+        rc = VC_MISMATCH;
+    if (rc) {
+        vc_dst_batch_unref(b);
+        return rc;
+    }
+    r->seal = seal;
+    *out = b;
+    return 0;
+}
+
+/* The batch once more, without references. */
+static int build_again(struct resolve *r, struct vc_dst_batch **out)
+{
+    uint8_t payload[8];
+    struct vc_link_frame *f;
+    int rc;
+
+    vc_log(r->d->o.log, VC_LOG_WARNING, "batch %llu failed its seal and is asked for again",
+           (unsigned long long)r->next_seq);
+    vc_store_le(payload, r->next_seq, 8);
+    await(r->d, r->next_seq);
+    if (vc_link_send_small(r->d->o.link, VC_WIRE_RESEND, 0, payload, sizeof(payload))) {
+        await(r->d, 0);
+        return VC_CLOSED;
+    }
+    f = next_mail(r->d);
+    await(r->d, 0);
+    if (!f)
+        return VC_CLOSED;
+    if (f->type != VC_WIRE_BATCH) {
+        vc_link_frame_free(f);
+        return vc_err_set(&r->err, VC_E_PROTOCOL, "a page was sent instead of a batch");
+    }
+    vc_count(&r->d->n.resent_batches, 1);
+    rc = build(r, f, out);
+    return rc != VC_MISMATCH
+               ? rc
+               : vc_err_set_hint(&r->err, VC_E_SEAL, "the checkpoints are dropped; migrate again",
+                                 "batch %llu failed its seal twice",
+                                 (unsigned long long)r->next_seq);
+}
+
+static void count(struct vc_dest *d, const struct vc_dst_batch *b)
+{
+    for (uint32_t i = 0; i < b->n_runs; i++) {
+        const struct vc_wire_run *r = &b->runs[i].run;
+
+        switch (r->kind) {
+        case VC_RUN_SAME:
+            vc_count(&d->n.pages_same, r->count);
+            break;
+        case VC_RUN_ZERO:
+            vc_count(&d->n.pages_zero, r->count);
+            break;
+        case VC_RUN_DATA:
+            vc_count(&d->n.pages_data, r->count);
+            break;
+        case VC_RUN_INVALIDATE:
+            vc_count(&d->n.pages_unknown, r->count);
+            break;
+        default:
+            break;
+        }
+    }
+}
+
+/* Hands a batch to the next stages; takes it. */
+static int pass_on(struct vc_dest *d, struct vc_dst_batch *b)
+{
+    uint64_t cost = b->h.stream_bytes + 1024u;
+
+    vc_dst_batch_ref(b);
+    if (vc_queue_push(&d->to_record, &b->record_node, cost)) {
+        vc_dst_batch_unref(b);
+        vc_dst_batch_unref(b);
+        return VC_CLOSED;
+    }
+    if (vc_queue_push(&d->to_emit, &b->emit_node, cost)) {
+        vc_dst_batch_unref(b);
+        return VC_CLOSED;
+    }
+    return 0;
+}
+
+static int on_batch(struct resolve *r, struct vc_link_frame *f)
+{
+    struct vc_dst_batch *b;
+    int rc = build(r, f, &b);
+
+    if (rc == VC_MISMATCH)
+        rc = build_again(r, &b);
+    if (rc)
+        return rc;
+    r->next_seq++;
+    r->position += b->h.stream_bytes;
+    count(r->d, b);
+    return pass_on(r->d, b);
+}
+
+static int on_blocks(struct resolve *r, const struct vc_link_frame *f)
+{
+    struct vc_dest *d = r->d;
+    int rc;
+
+    if (r->have_ram)
+        return vc_err_set(&r->err, VC_E_PROTOCOL, "BLOCKS: came twice");
+    rc = vc_wire_blocks_decode(f->payload, f->bytes, &d->ram, &r->err);
+    if (rc)
+        return rc;
+    r->have_ram = true;
+    if (d->o.gen)
+        vc_ram_map(&d->ram, vc_gen_ram(d->o.gen), r->map);
+    return 0;
+}
+
+/* Takes the frame. */
+static int on_frame(struct resolve *r, struct vc_link_frame *f)
+{
+    struct vc_dst_batch *eof;
+    int rc = 0;
+
+    switch (f->type) {
+    case VC_WIRE_BATCH:
+        return on_batch(r, f);
+    case VC_WIRE_BLOCKS:
+        rc = on_blocks(r, f);
+        break;
+    default: /* EOF */
+        eof = vc_dst_batch_new();
+        if (!eof) {
+            rc = vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
+            break;
+        }
+        eof->is_eof = true;
+        rc = pass_on(r->d, eof);
+        break;
+    }
+    vc_link_frame_free(f);
+    return rc;
+}
+
+static int prepare(struct resolve *r)
+{
+    const struct vc_dest_options *o = &r->d->o;
+    int rc = vc_digester_new(o->lineage.algo, VC_DIGEST_PAGE, o->lineage.key, &r->pages, &r->err);
+
+    if (!rc)
+        rc = vc_digester_new(o->lineage.algo, VC_DIGEST_SEAL, o->lineage.key, &r->seals, &r->err);
+    if (!rc)
+        rc = vc_wire_codec_new(1, &r->codec, &r->err);
+    if (!rc)
+        rc = vc_digest_begin(r->seals, &r->err);
+    if (!rc)
+        rc = vc_digest_update(r->seals, o->session.b, sizeof(o->session.b), &r->err);
+    return rc ? rc : vc_digest_end(r->seals, &r->seal, &r->err);
+}
+
+void *vc_dest_resolve_main(void *arg)
+{
+    struct resolve r = {.d = arg, .next_seq = 1, .err = VC_ERR_INIT};
+    struct vc_queue_node *node;
+    int rc = prepare(&r);
+
+    while (!rc && vc_queue_pop(&r.d->frames, UINT64_MAX, &node) == 0)
+        rc = on_frame(&r, (struct vc_link_frame *)node);
+    if (rc < 0) {
+        vc_link_fail(r.d->o.link, &r.err);
+        vc_dest_abort(r.d, &r.err);
+    }
+    vc_queue_close(&r.d->to_record);
+    vc_queue_close(&r.d->to_emit);
+    vc_digester_free(r.pages);
+    vc_digester_free(r.seals);
+    vc_wire_codec_free(r.codec);
+    return NULL;
+}
