@@ -81,5 +81,6 @@ void *vc_dest_receive_main(void *arg)
     if (rc > 0)
         vc_err_set(&err, VC_E_PEER_LOST, "peer '%s' hung up", vc_link_peer(d->o.link));
     vc_dest_abort(d, &err);
+    d->o.on_frame(d->o.opaque, NULL);
     return NULL;
 }

@@ -64,7 +64,7 @@ int vc_link_recv(struct vc_link *l, struct vc_link_frame **out, struct vc_err *e
 /** Queues a frame; takes it in every case. Urgent frames pass those that are not. VC_CLOSED: the
  *  link is down, the frame is gone. Any thread. Waits while too much is queued. */
 int vc_link_send(struct vc_link *l, struct vc_link_frame *f, bool urgent);
-/** Builds and queues a frame of at most 512 bytes of payload, urgent. Any thread. */
+/** Builds and queues an urgent frame with a copy of the payload. Any thread. */
 int vc_link_send_small(struct vc_link *l, uint8_t type, uint16_t channel, const void *payload,
                        uint32_t bytes);
 

@@ -40,7 +40,7 @@ int vc_conn_from_fds(int rfd, int wfd, enum vc_conn_security security, const cha
     c->wfd = wfd;
     c->wake_fd = -1;
     c->security = security;
-    c->is_socket = rfd == wfd && is_socket(rfd);
+    c->is_socket = is_socket(rfd) && (rfd == wfd || is_socket(wfd));
     snprintf(c->describe, sizeof(c->describe), "%s", describe);
     if (!c->is_socket) {
         c->wake_fd = eventfd(0, EFD_CLOEXEC);
@@ -178,10 +178,12 @@ void vc_conn_shutdown(struct vc_conn *c)
 {
     uint64_t one = 1;
 
-    if (c->is_socket)
+    if (c->is_socket) {
         shutdown(c->rfd, SHUT_RDWR);
-    else if (write(c->wake_fd, &one, sizeof(one)) < 0)
+        shutdown(c->wfd, SHUT_RDWR);
+    } else if (write(c->wake_fd, &one, sizeof(one)) < 0) {
         return; /* full: already readable */
+    }
 }
 
 void vc_conn_shutdown_write(struct vc_conn *c)
@@ -189,6 +191,12 @@ void vc_conn_shutdown_write(struct vc_conn *c)
     if (c->is_socket)
         shutdown(c->wfd, SHUT_WR);
     /* A pipe ends when it is closed, which is soon after. */
+}
+
+void vc_conn_fds(const struct vc_conn *c, int *rfd, int *wfd)
+{
+    *rfd = c->rfd;
+    *wfd = c->wfd;
 }
 
 static void end_child(pid_t child)

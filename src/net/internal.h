@@ -9,9 +9,9 @@
 /* Private to src/net. All transports of this version are descriptors underneath; what differs is
  * how they come about and how they end. */
 struct vc_conn {
-    int rfd, wfd; /* equal for a socket */
-    int wake_fd;  /* pipes only: readable after shutdown, since shutdown(2) needs a socket */
-    bool is_socket;
+    int rfd, wfd;   /* equal for a socket */
+    int wake_fd;    /* pipes only: readable after shutdown, since shutdown(2) needs a socket */
+    bool is_socket; /* both are */
     enum vc_conn_security security;
     pid_t child; /* > 0: the process at the other end of the socket */
     char describe[256];

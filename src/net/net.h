@@ -58,6 +58,8 @@ void vc_conn_shutdown(struct vc_conn *c);
 void vc_conn_shutdown_write(struct vc_conn *c);
 /** Frees; waits for a child process that carried it. NULL is fine. */
 void vc_conn_close(struct vc_conn *c);
+/** Its descriptors, borrowed, to be handed to another process. */
+void vc_conn_fds(const struct vc_conn *c, int *rfd, int *wfd);
 /** How the peer is called in messages. Belongs to the connection. */
 const char *vc_conn_describe(const struct vc_conn *c);
 enum vc_conn_security vc_conn_security(const struct vc_conn *c);

@@ -192,5 +192,6 @@ void *vc_source_receive_main(void *arg)
     if (rc > 0)
         vc_err_set(&err, VC_E_PEER_LOST, "peer '%s' hung up", vc_link_peer(s->o.link));
     vc_source_abort(s, &err);
+    s->o.on_frame(s->o.opaque, NULL);
     return NULL;
 }

@@ -36,7 +36,8 @@ struct vc_source_options {
         pace_limit_ns; /* downtime limit that QEMU works with in its first pass; 0: no pacing */
     bool needs_return_path;   /* refuse a stream without OPEN_RETURN_PATH */
     const struct vc_log *log; /* borrowed */
-    /** Takes frames that are not the pipeline's (WORD_DONE, COMMITTED, CLOSE). Thread: receive. */
+    /** Takes frames that are not the pipeline's (WORD_DONE, COMMITTED, CLOSE); NULL: no more
+     *  will come. Thread: receive. */
     void (*on_frame)(void *opaque, struct vc_link_frame *f);
     void *opaque;
 };

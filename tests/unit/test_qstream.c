@@ -498,8 +498,8 @@ static void page_size_is_read_or_found(void **state)
         uint32_t bits;
         unsigned page_bytes;
     } cases[] = {
-        {"virt-7.2", 12, 4096}, {"virt-9.9", 16, 65536},  {"virt-2.6", 0, 1024},
-        {"virt", 0, 4096},      {"clipper", 0, 8192},     {"virt", 0, 16384},
+        {"virt-7.2", 12, 4096}, {"virt-9.9", 16, 65536},    {"virt-2.6", 0, 1024},
+        {"virt", 0, 4096},      {"clipper", 0, 8192},       {"virt", 0, 16384},
         {"virt", 0, 65536},     {"pc-i440fx-7.2", 0, 4096}, {NULL, 0, 4096},
     };
     static const unsigned zeros[] = {0, 1, 2, 40};
@@ -1000,7 +1000,9 @@ static void malformed_iterables_stop_parsing(void **state)
         {"block", 2, "", 0, "unknown version"},
         {"some-new-device", 1, "", 0, "unknown section 'some-new-device'"},
         {"xvfio", 1, "", 0, "unknown section"},
-        {"\x01\x02", 1, "", 0, "unknown section '?" "?'"},
+        {"\x01\x02", 1, "", 0,
+         "unknown section '?"
+         "?'"},
     };
 
     (void)state;

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_CMD_H
+#define VC_CMD_H
+
+#include <getopt.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <json-c/json.h>
+
+#include "vecycle/vecycle.h"
+
+/* Private to the command line: what the commands share. */
+
+/** Options that every command takes. */
+struct cmd_common {
+    struct vecycle_context context;
+    bool json;
+    int verbose; /* -1 quiet, 0, 1 */
+};
+
+/** Long options of every command; add a command's own behind them. Values from 256 on are free. */
+enum { OPT_STORE = 1000, OPT_CONTROL, OPT_STORE_LIMIT, OPT_HELP, OPT_VERSION, OPT_JSON };
+#define CMD_COMMON_OPTIONS                                                          \
+    {"store", required_argument, NULL, OPT_STORE},                                  \
+        {"control", required_argument, NULL, OPT_CONTROL},                          \
+        {"store-limit", required_argument, NULL, OPT_STORE_LIMIT},                  \
+        {"json", no_argument, NULL, OPT_JSON}, {"quiet", no_argument, NULL, 'q'},   \
+        {"verbose", no_argument, NULL, 'v'}, {"help", no_argument, NULL, OPT_HELP}, \
+    {                                                                               \
+        "version", no_argument, NULL, OPT_VERSION                                   \
+    }
+#define CMD_COMMON_SHORT "+qvh"
+#define CMD_COMMON_HELP                                                                       \
+    "\nOptions of every command:\n"                                                           \
+    "      --store DIR          checkpoint store (default: /var/lib/vecycle for root,\n"      \
+    "                           else ~/.local/share/vecycle)\n"                               \
+    "      --control PATH       the agent's control socket (default: /run/vecycle/control;\n" \
+    "                           'none': work without an agent)\n"                             \
+    "      --store-limit SIZE   RAM above which no checkpoint is kept (default 256G)\n"       \
+    "      --json               print the result as JSON\n"                                   \
+    "  -q, --quiet              only errors\n"                                                \
+    "  -v, --verbose            more about what happens\n"                                    \
+    "  -h, --help               this text\n"                                                  \
+    "      --version            the version\n"
+
+/** One command. */
+struct cmd {
+    const char *name;
+    const char *what; /* one line */
+    const char *help; /* usage and options */
+    int (*run)(struct cmd_common *c, int argc, char **argv);
+};
+
+extern const struct cmd cmd_migrate, cmd_proxy, cmd_recv, cmd_ls, cmd_show, cmd_verify, cmd_rm,
+    cmd_resolve;
+/** daemon/serve.c */
+extern const struct cmd cmd_serve;
+
+/** Handles a common option, and what getopt_long() did not understand. Returns true if `opt` was
+ *  one; *status is set to an exit status if the command is to end now, else left at -1. */
+bool cmd_common_option(struct cmd_common *c, const struct cmd *cmd, int opt, int *status);
+
+/** Checks the number of words that are not options. -1, or an exit status. */
+int cmd_check_words(const struct cmd *cmd, int have, int least, int most);
+
+/** "512M", "1G", "100000": bytes. False: not a size. */
+bool cmd_parse_size(const char *text, uint64_t *out);
+
+/** One line on standard error (or JSON on standard output), and the exit status. */
+int cmd_fail(const struct cmd_common *c, const struct vecycle_error *e);
+/** The same for a mistake in the arguments. */
+int cmd_usage(const struct cmd *cmd, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/** Log messages to standard error, as --quiet and --verbose have it. */
+void cmd_log(void *opaque, enum vecycle_log_level level, const char *text);
+
+/** A cancel object that SIGINT, SIGTERM and SIGHUP trigger. */
+struct vecycle_cancel *cmd_cancel_on_signals(void);
+
+/** 1536 -> "1.5 KiB". The text lives until the fourth call after it. */
+const char *cmd_size(uint64_t bytes);
+
+/* ---- progress.c ---- */
+
+/** A line that is kept up to date on a terminal; on anything else a line every few seconds. */
+struct cmd_progress {
+    FILE *out; /* NULL: none */
+    bool terminal;
+    bool drawn;
+    double percent; /* never runs backwards */
+    uint64_t last_line_ms;
+};
+void cmd_progress_init(struct cmd_progress *p, const struct cmd_common *c);
+/** For vecycle_*_options.progress; opaque is the struct. */
+void cmd_progress_show(void *opaque, const struct vecycle_result *now);
+/** Ends the line. */
+void cmd_progress_end(struct cmd_progress *p);
+
+/** The summary of a migration: text, or JSON. @err: NULL on success. */
+void cmd_summary(const struct cmd_common *c, const struct vecycle_result *r,
+                 const struct vecycle_error *err);
+
+/** Adds one VM's description to a JSON object. */
+struct json_object *cmd_vm_json(const struct vecycle_vm *vm);
+
+#endif

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cmd.h"
+
+static const struct cmd *const commands[] = {
+    &cmd_migrate, &cmd_proxy,  &cmd_serve, &cmd_recv,    &cmd_ls,
+    &cmd_show,    &cmd_verify, &cmd_rm,    &cmd_resolve,
+};
+#define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
+
+static void help(FILE *out)
+{
+    fprintf(out,
+            "Usage: vecycle COMMAND [OPTION...]\n"
+            "\n"
+            "Live migration of QEMU VMs that come back: a page that the destination still has\n"
+            "is not sent again.\n"
+            "\n"
+            "Commands:\n");
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        fprintf(out, "  %-9s  %s\n", commands[i]->name, commands[i]->what);
+    fprintf(out,
+            "\n"
+            "  -h, --help     this text; 'vecycle COMMAND --help' tells more\n"
+            "      --version  the version\n"
+            "\n"
+            "On the destination, with QEMU waiting at /run/vecycle/UUID.qmp (-incoming defer):\n"
+            "  vecycle serve\n"
+            "On the source:\n"
+            "  vecycle migrate --qmp /run/vm1.qmp ssh://root@destination\n");
+}
+
+bool cmd_common_option(struct cmd_common *c, const struct cmd *cmd, int opt, int *status)
+{
+    switch (opt) {
+    case OPT_STORE:
+        c->context.store = optarg;
+        return true;
+    case OPT_CONTROL:
+        c->context.control = optarg;
+        return true;
+    case OPT_STORE_LIMIT:
+        if (!cmd_parse_size(optarg, &c->context.store_limit_bytes))
+            *status = cmd_usage(cmd, "'%s' is not a size", optarg);
+        return true;
+    case OPT_JSON:
+        c->json = true;
+        return true;
+    case 'q':
+        c->verbose = -1;
+        return true;
+    case 'v':
+        c->verbose = 1;
+        return true;
+    case 'h':
+    case OPT_HELP:
+        printf("%s" CMD_COMMON_HELP, cmd->help);
+        *status = 0;
+        return true;
+    case OPT_VERSION:
+        printf("vecycle %s\n", vecycle_version());
+        *status = 0;
+        return true;
+    case '?': /* getopt_long has said what is wrong */
+        fprintf(stderr, "Try 'vecycle %s --help'.\n", cmd->name);
+        *status = -VECYCLE_E_USAGE;
+        return true;
+    default:
+        return false;
+    }
+}
+
+int cmd_check_words(const struct cmd *cmd, int have, int least, int most)
+{
+    if (have < least)
+        return cmd_usage(cmd, "something is missing");
+    if (have > most)
+        return cmd_usage(cmd, "too many arguments");
+    return -1;
+}
+
+int cmd_usage(const struct cmd *cmd, const char *fmt, ...)
+{
+    va_list ap;
+
+    fprintf(stderr, "vecycle %s: ", cmd->name);
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fprintf(stderr, " (try 'vecycle %s --help')\n", cmd->name);
+    return -VECYCLE_E_USAGE;
+}
+
+int cmd_fail(const struct cmd_common *c, const struct vecycle_error *e)
+{
+    if (c->json) {
+        struct json_object *o = json_object_new_object(), *v = json_object_new_object();
+
+        json_object_object_add(v, "code", json_object_new_int(-e->code));
+        json_object_object_add(v, "name", json_object_new_string(vecycle_error_name(e->code)));
+        json_object_object_add(v, "message", json_object_new_string(e->message));
+        json_object_object_add(v, "hint", json_object_new_string(e->hint));
+        json_object_object_add(o, "error", v);
+        puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
+        json_object_put(o);
+    }
+    if (e->hint[0])
+        fprintf(stderr, "vecycle: %s (%s)\n", e->message, e->hint);
+    else
+        fprintf(stderr, "vecycle: %s\n", e->message);
+    return -e->code;
+}
+
+void cmd_log(void *opaque, enum vecycle_log_level level, const char *text)
+{
+    const struct cmd_common *c = opaque;
+    static const char *const names[] = {"error: ", "warning: ", "", "debug: "};
+
+    if ((int)level <= (c->verbose < 0 ? 0 : c->verbose ? 3 : 1))
+        fprintf(stderr, "vecycle: %s%s\n", names[level], text);
+}
+
+static struct vecycle_cancel *on_signal_cancel;
+
+static void on_signal(int sig)
+{
+    (void)sig;
+    vecycle_cancel_now(on_signal_cancel);
+}
+
+struct vecycle_cancel *cmd_cancel_on_signals(void)
+{
+    struct sigaction act = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+
+    on_signal_cancel = vecycle_cancel_new();
+    if (!on_signal_cancel)
+        return NULL;
+    sigaction(SIGINT, &act, NULL);
+    sigaction(SIGTERM, &act, NULL);
+    sigaction(SIGHUP, &act, NULL);
+    return on_signal_cancel;
+}
+
+bool cmd_parse_size(const char *text, uint64_t *out)
+{
+    static const char units[] = "KMGT";
+    char *end;
+    unsigned long long v = strtoull(text, &end, 10);
+    const char *unit;
+
+    if (end == text || text[0] == '-')
+        return false;
+    if (*end) {
+        unit = strchr(units, *end & ~0x20);
+        if (!unit || end[1])
+            return false;
+        for (int i = 0; i <= unit - units; i++) {
+            if (v > UINT64_MAX / 1024)
+                return false;
+            v *= 1024;
+        }
+    }
+    *out = v;
+    return true;
+}
+
+const char *cmd_size(uint64_t bytes)
+{
+    static char texts[4][32];
+    static unsigned next;
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    char *text = texts[next++ % 4];
+    double v = (double)bytes;
+    unsigned u = 0;
+
+    while (v >= 1024 && u < 4) {
+        v /= 1024;
+        u++;
+    }
+    snprintf(text, sizeof(texts[0]), u && v < 100 ? "%.1f %s" : "%.0f %s", v, units[u]);
+    return text;
+}
+
+int main(int argc, char **argv)
+{
+    struct cmd_common c = {.context = {.log = cmd_log}};
+
+    c.context.opaque = &c;
+    signal(SIGPIPE, SIG_IGN);
+    if (argc < 2) {
+        help(stderr);
+        return -VECYCLE_E_USAGE;
+    }
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+        help(stdout);
+        return 0;
+    }
+    if (!strcmp(argv[1], "--version")) {
+        printf("vecycle %s\n", vecycle_version());
+        return 0;
+    }
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        if (!strcmp(argv[1], commands[i]->name))
+            return commands[i]->run(&c, argc - 1, argv + 1);
+    fprintf(stderr, "vecycle: no command '%s' (try 'vecycle --help')\n", argv[1]);
+    return -VECYCLE_E_USAGE;
+}

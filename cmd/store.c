@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "cmd.h"
+
+/* ls, show, verify and rm: the store. */
+
+static int run_ls(struct cmd_common *c, int argc, char **argv);
+static int run_show(struct cmd_common *c, int argc, char **argv);
+static int run_verify(struct cmd_common *c, int argc, char **argv);
+static int run_rm(struct cmd_common *c, int argc, char **argv);
+
+const struct cmd cmd_ls = {
+    .name = "ls",
+    .what = "list the VMs whose checkpoints this host keeps",
+    .help = "Usage: vecycle ls [OPTION...]\n"
+            "\n"
+            "Lists the VMs in this host's store: UUID, size on disk, RAM, age, state.\n",
+    .run = run_ls,
+};
+const struct cmd cmd_show = {
+    .name = "show",
+    .what = "show one VM's checkpoint: size, age, peers, reuse",
+    .help = "Usage: vecycle show [OPTION...] UUID\n"
+            "\n"
+            "Shows what the store knows of a VM.\n",
+    .run = run_show,
+};
+const struct cmd cmd_verify = {
+    .name = "verify",
+    .what = "hash every page of a checkpoint again",
+    .help = "Usage: vecycle verify [OPTION...] UUID\n"
+            "\n"
+            "Reads a VM's checkpoint and compares every page with its digest. Exit status 42\n"
+            "if anything is damaged; damaged pages are never used, and are fetched from the\n"
+            "source when they are needed.\n",
+    .run = run_verify,
+};
+const struct cmd cmd_rm = {
+    .name = "rm",
+    .what = "delete a VM's checkpoints",
+    .help = "Usage: vecycle rm [OPTION...] UUID...\n"
+            "\n"
+            "Deletes the checkpoints of VMs, which hold what was in their memory.\n"
+            "\n"
+            "Options:\n"
+            "      --force              also if a migration of the VM is not settled\n",
+    .run = run_rm,
+};
+
+enum { OPT_FORCE = 256 };
+
+static const struct option common_options[] = {CMD_COMMON_OPTIONS, {0}};
+static const struct option rm_options[] = {
+    {"force", no_argument, NULL, OPT_FORCE},
+    CMD_COMMON_OPTIONS,
+    {0},
+};
+
+/* -1, or an exit status. */
+static int parse(struct cmd_common *c, const struct cmd *cmd, const struct option *options,
+                 bool *force, int argc, char **argv, int least, int most)
+{
+    int opt, status = -1;
+
+    while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT + 1, options, NULL)) != -1)
+        if (opt == OPT_FORCE)
+            *force = true;
+        else
+            cmd_common_option(c, cmd, opt, &status);
+    return status < 0 ? cmd_check_words(cmd, argc - optind, least, most) : status;
+}
+
+struct json_object *cmd_vm_json(const struct vecycle_vm *vm)
+{
+    struct json_object *o = json_object_new_object();
+#define TEXT(name) json_object_object_add(o, #name, json_object_new_string(vm->name))
+#define NUMBER(name) json_object_object_add(o, #name, json_object_new_uint64(vm->name))
+#define BOOLEAN(name) json_object_object_add(o, #name, json_object_new_boolean(vm->name))
+    TEXT(vm);
+    NUMBER(n_generations);
+    TEXT(generation);
+    TEXT(root);
+    NUMBER(created_unix);
+    NUMBER(ram_bytes);
+    NUMBER(disk_bytes);
+    NUMBER(zero_pages);
+    NUMBER(held_pages);
+    NUMBER(unknown_pages);
+    NUMBER(layers);
+    NUMBER(same_pages);
+    NUMBER(data_pages);
+    TEXT(peer);
+    TEXT(role);
+    BOOLEAN(confirmed);
+    BOOLEAN(exposed);
+    TEXT(handover);
+    TEXT(handover_peer);
+    TEXT(handover_socket);
+    NUMBER(handover_unix);
+    BOOLEAN(damaged);
+    TEXT(error);
+#undef TEXT
+#undef NUMBER
+#undef BOOLEAN
+    return o;
+}
+
+static void print_json(struct json_object *o)
+{
+    puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
+    json_object_put(o);
+}
+
+/* "3 h", "2 d". */
+static const char *age(uint64_t unix_s)
+{
+    static char text[32];
+    uint64_t now = (uint64_t)time(NULL), s = now > unix_s ? now - unix_s : 0;
+
+    if (!unix_s)
+        return "-";
+    if (s < 120)
+        snprintf(text, sizeof(text), "%" PRIu64 " s", s);
+    else if (s < 7200)
+        snprintf(text, sizeof(text), "%" PRIu64 " min", s / 60);
+    else if (s < 172800)
+        snprintf(text, sizeof(text), "%" PRIu64 " h", s / 3600);
+    else
+        snprintf(text, sizeof(text), "%" PRIu64 " d", s / 86400);
+    return text;
+}
+
+static bool is_open(const struct vecycle_vm *vm)
+{
+    return !strcmp(vm->handover, "left") || !strcmp(vm->handover, "arriving");
+}
+
+static const char *state(const struct vecycle_vm *vm)
+{
+    if (vm->damaged)
+        return "damaged";
+    if (is_open(vm))
+        return "unsettled";
+    if (!vm->n_generations)
+        return "empty";
+    return vm->confirmed ? "shared" : "own";
+}
+
+static int run_ls(struct cmd_common *c, int argc, char **argv)
+{
+    struct vecycle_vm *vms;
+    struct vecycle_error err;
+    size_t n;
+    int status = parse(c, &cmd_ls, common_options, NULL, argc, argv, 0, 0);
+
+    if (status >= 0)
+        return status;
+    if (vecycle_store_list(&c->context, &vms, &n, &err))
+        return cmd_fail(c, &err);
+    if (c->json) {
+        struct json_object *list = json_object_new_array();
+
+        for (size_t i = 0; i < n; i++)
+            json_object_array_add(list, cmd_vm_json(&vms[i]));
+        print_json(list);
+    } else {
+        if (n)
+            printf("%-36s  %10s  %10s  %8s  %s\n", "VM", "DISK", "RAM", "AGE", "STATE");
+        for (size_t i = 0; i < n; i++)
+            printf("%-36s  %10s  %10s  %8s  %s\n", vms[i].vm, cmd_size(vms[i].disk_bytes),
+                   cmd_size(vms[i].ram_bytes), age(vms[i].created_unix), state(&vms[i]));
+    }
+    free(vms);
+    return 0;
+}
+
+static void show_text(const struct vecycle_vm *vm)
+{
+    uint64_t moved = vm->same_pages + vm->data_pages;
+
+    printf("VM           %s\n", vm->vm);
+    printf("state        %s\n", state(vm));
+    if (vm->damaged)
+        printf("damage       %s\n", vm->error);
+    if (vm->n_generations) {
+        printf("generation   %s, made %s ago as %s\n", vm->generation, age(vm->created_unix),
+               vm->role);
+        printf("peer         %s (%s)\n", vm->peer,
+               vm->confirmed ? "has the same" : "not known to have the same");
+        printf("RAM          %s: %" PRIu64 " pages held, %" PRIu64 " zero, %" PRIu64 " unknown\n",
+               cmd_size(vm->ram_bytes), vm->held_pages, vm->zero_pages, vm->unknown_pages);
+        printf("on disk      %s in %" PRIu64 " file%s\n", cmd_size(vm->disk_bytes), vm->layers,
+               vm->layers == 1 ? "" : "s");
+        printf("reuse        %" PRIu64 " of %" PRIu64 " pages (%.1f %%) were not sent again\n",
+               vm->same_pages, moved, moved ? 100.0 * (double)vm->same_pages / (double)moved : 0.0);
+        printf("exposed      %s\n", vm->exposed ? "yes: it crossed a network in the clear" : "no");
+    }
+    if (is_open(vm))
+        printf("unsettled    %s '%s' since %s ago: see `vecycle resolve`\n",
+               !strcmp(vm->handover, "left") ? "it left to" : "it arrived from", vm->handover_peer,
+               age(vm->handover_unix));
+}
+
+static int run_show(struct cmd_common *c, int argc, char **argv)
+{
+    struct vecycle_vm vm;
+    struct vecycle_error err;
+    int status = parse(c, &cmd_show, common_options, NULL, argc, argv, 1, 1);
+
+    if (status >= 0)
+        return status;
+    if (vecycle_store_show(&c->context, argv[optind], &vm, &err))
+        return cmd_fail(c, &err);
+    if (c->json)
+        print_json(cmd_vm_json(&vm));
+    else
+        show_text(&vm);
+    if (!vm.damaged)
+        return 0;
+    snprintf(err.message, sizeof(err.message), "%s", vm.error);
+    snprintf(err.hint, sizeof(err.hint), "the next migration of the VM starts anew");
+    err.code = VECYCLE_E_CORRUPT;
+    c->json = false;
+    return cmd_fail(c, &err);
+}
+
+static int run_verify(struct cmd_common *c, int argc, char **argv)
+{
+    struct vecycle_verified v;
+    struct vecycle_error err;
+    int rc, status = parse(c, &cmd_verify, common_options, NULL, argc, argv, 1, 1);
+
+    if (status >= 0)
+        return status;
+    rc = vecycle_store_verify(&c->context, argv[optind], NULL, NULL, &v, &err);
+    if (c->json && (!rc || err.code == VECYCLE_E_CORRUPT)) {
+        struct json_object *o = json_object_new_object();
+
+        json_object_object_add(o, "pages", json_object_new_uint64(v.pages));
+        json_object_object_add(o, "bad_pages", json_object_new_uint64(v.bad_pages));
+        print_json(o);
+        c->json = false;
+    } else if (!rc) {
+        printf("%" PRIu64 " pages, all as they should be\n", v.pages);
+    }
+    return rc ? cmd_fail(c, &err) : 0;
+}
+
+static int run_rm(struct cmd_common *c, int argc, char **argv)
+{
+    struct vecycle_error err;
+    bool force = false;
+    int status = parse(c, &cmd_rm, rm_options, &force, argc, argv, 1, 1000);
+
+    if (status >= 0)
+        return status;
+    for (int i = optind; i < argc; i++)
+        if (vecycle_store_remove(&c->context, argv[i], force, &err))
+            return cmd_fail(c, &err);
+    return 0;
+}

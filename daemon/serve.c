@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdlib.h>
+
+#include "cmd.h"
+
+static int run(struct cmd_common *c, int argc, char **argv);
+
+const struct cmd cmd_serve = {
+    .name = "serve",
+    .what = "run the agent of this host",
+    .help = "Usage: vecycle serve [OPTION...]\n"
+            "\n"
+            "Runs the host's agent in the foreground: it owns the checkpoint store, takes\n"
+            "migrations from other hosts, and does the work of 'vecycle migrate', 'proxy' and\n"
+            "'recv' on this host. A peer reaches the QEMUs whose sockets are in the socket\n"
+            "directory (NAME.qmp for 'migrate', NAME.sock for 'proxy'), and nothing else.\n"
+            "Migrations through ssh need no --listen.\n"
+            "\n"
+            "Options:\n"
+            "      --listen ADDRESS     unix:PATH, or tcp://HOST[:PORT] (port 7890, --insecure);\n"
+            "                           may be given several times\n"
+            "      --socket-dir DIR     where QEMU's sockets are (default /run/vecycle)\n"
+            "      --control-group GROUP  members may use the control socket (default: only root)\n"
+            "      --insecure           allow tcp://: memory crosses the network in the clear, to\n"
+            "                           anybody who asks\n",
+    .run = run,
+};
+
+#define MAX_LISTEN 8
+
+enum { OPT_LISTEN = 256, OPT_DIR, OPT_GROUP, OPT_INSECURE };
+
+static const struct option options[] = {
+    {"listen", required_argument, NULL, OPT_LISTEN},
+    {"socket-dir", required_argument, NULL, OPT_DIR},
+    {"control-group", required_argument, NULL, OPT_GROUP},
+    {"insecure", no_argument, NULL, OPT_INSECURE},
+    CMD_COMMON_OPTIONS,
+    {0},
+};
+
+struct serve {
+    struct vecycle_agent_options o;
+    const char *listen[MAX_LISTEN];
+};
+
+static int parse(struct cmd_common *c, struct serve *s, int argc, char **argv)
+{
+    int opt, status = -1;
+
+    while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT + 1, options, NULL)) != -1)
+        switch (opt) {
+        case OPT_LISTEN:
+            if (s->o.n_listen == MAX_LISTEN)
+                status = cmd_usage(&cmd_serve, "more than %d --listen", MAX_LISTEN);
+            else
+                s->listen[s->o.n_listen++] = optarg;
+            break;
+        case OPT_DIR:
+            s->o.socket_dir = optarg;
+            break;
+        case OPT_GROUP:
+            s->o.control_group = optarg;
+            break;
+        case OPT_INSECURE:
+            s->o.insecure = true;
+            break;
+        default:
+            cmd_common_option(c, &cmd_serve, opt, &status);
+        }
+    return status < 0 ? cmd_check_words(&cmd_serve, argc - optind, 0, 0) : status;
+}
+
+static void ready(void *opaque)
+{
+    const struct cmd_common *c = opaque;
+
+    if (c->verbose >= 0)
+        fprintf(stderr, "vecycle: ready\n");
+}
+
+static int run(struct cmd_common *c, int argc, char **argv)
+{
+    struct serve s = {0};
+    struct vecycle_error err;
+    int status = parse(c, &s, argc, argv);
+
+    if (status >= 0)
+        return status;
+    if (c->verbose == 0)
+        c->verbose = 1; /* a service tells what it does */
+    s.o.listen = s.listen;
+    s.o.cancel = cmd_cancel_on_signals();
+    s.o.ready = ready;
+    s.o.opaque = c;
+    return vecycle_agent_run(&c->context, &s.o, &err) ? cmd_fail(c, &err) : 0;
+}

@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VECYCLE_H
+#define VECYCLE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* libvecycle: live migration of QEMU VMs that come back.
+ *
+ * Every call blocks until its work is done, in the calling thread (it starts threads of its own and
+ * joins them). The library prints nothing, exits never, installs no signal handlers; an embedding
+ * program ignores SIGPIPE. All strings are UTF-8 and NUL-terminated; options left zero have their
+ * default. Calls may run at the same time in several threads.
+ *
+ * A call returns 0 or a negative code, and then fills *err. */
+
+#define VECYCLE_API __attribute__((visibility("default")))
+
+/** Error codes, stable; the exit status of the command line is the code without its sign. */
+enum {
+    VECYCLE_E_FAILED = -1,          /* anything without a code of its own */
+    VECYCLE_E_USAGE = -2,           /* wrong arguments */
+    VECYCLE_E_NOMEM = -3,           /* out of memory */
+    VECYCLE_E_QMP_CONNECT = -10,    /* no QMP socket there, or nobody listens on it */
+    VECYCLE_E_QMP = -11,            /* it does not speak QMP, or a command failed */
+    VECYCLE_E_QEMU_STATE = -12,     /* this QEMU cannot migrate now */
+    VECYCLE_E_UNREACHABLE = -20,    /* the other host cannot be reached */
+    VECYCLE_E_VERSION = -21,        /* no protocol version in common */
+    VECYCLE_E_PROTOCOL = -22,       /* the peer sent something illegal */
+    VECYCLE_E_PEER_LOST = -23,      /* the connection broke or fell silent */
+    VECYCLE_E_REFUSED = -24,        /* refused by policy */
+    VECYCLE_E_NO_SUCH_VM = -30,     /* no VM of that name, or the name is illegal */
+    VECYCLE_E_DEST_QEMU = -31,      /* the destination QEMU does not listen, or failed */
+    VECYCLE_E_STORE = -40,          /* the store cannot be opened, read or written */
+    VECYCLE_E_STORE_FULL = -41,     /* no room, or over the size limit */
+    VECYCLE_E_CORRUPT = -42,        /* something in the store is damaged */
+    VECYCLE_E_BUSY = -43,           /* the VM is in use by another session */
+    VECYCLE_E_NOT_QEMU = -50,       /* the stream is not QEMU's */
+    VECYCLE_E_NO_RETURN_PATH = -51, /* the stream has no return path */
+    VECYCLE_E_MIGRATION = -52,      /* QEMU reports that the migration failed */
+    VECYCLE_E_SEAL = -53,           /* a batch failed its seal twice */
+    VECYCLE_E_CANCELLED = -60,      /* cancelled */
+    VECYCLE_E_UNSETTLED = -61       /* the last word was lost: vecycle_resolve() */
+};
+
+/** Filled on failure only. */
+struct vecycle_error {
+    int code;          /* VECYCLE_E_* */
+    char message[240]; /* one phrase: the thing and the cause */
+    char hint[160];    /* what to do, or "" */
+};
+
+/** "0.1.0". Static. */
+VECYCLE_API const char *vecycle_version(void);
+/** The stable name of a code ("qmp-connect", ...). Static, never NULL. */
+VECYCLE_API const char *vecycle_error_name(int code);
+
+/** How important a message is. */
+enum vecycle_log_level {
+    VECYCLE_LOG_ERROR = 0,
+    VECYCLE_LOG_WARNING = 1,
+    VECYCLE_LOG_INFO = 2,
+    VECYCLE_LOG_DEBUG = 3
+};
+
+/** What every call needs. */
+struct vecycle_context {
+    const char *store;          /* directory; NULL: vecycle_default_store() */
+    const char *control;        /* the agent's control socket; NULL: vecycle_default_control();
+                                   "none": never use an agent */
+    uint64_t store_limit_bytes; /* RAM above which no checkpoint is kept; 0: 256 GiB */
+    /** Messages for a person; NULL: none. Any thread; `text` is one line, valid during the call. */
+    void (*log)(void *opaque, enum vecycle_log_level level, const char *text);
+    void *opaque;
+};
+
+/** /var/lib/vecycle for root, else $XDG_DATA_HOME/vecycle (~/.local/share/vecycle). Static. */
+VECYCLE_API const char *vecycle_default_store(void);
+/** /run/vecycle/control. Static. */
+VECYCLE_API const char *vecycle_default_control(void);
+/** Directory of the destination QEMUs' sockets: /run/vecycle. Static. */
+VECYCLE_API const char *vecycle_default_socket_dir(void);
+
+/* ---- cancelling ---- */
+
+struct vecycle_cancel;
+/** NULL: no descriptor to be had. */
+VECYCLE_API struct vecycle_cancel *vecycle_cancel_new(void);
+/** Ends the calls that were given it. Any thread, also a signal handler; more than once is fine. */
+VECYCLE_API void vecycle_cancel_now(struct vecycle_cancel *c);
+/** After all calls that were given it have returned; NULL is fine. */
+VECYCLE_API void vecycle_cancel_free(struct vecycle_cancel *c);
+
+/* ---- migrating ---- */
+
+/** Phases in order. */
+enum vecycle_phase {
+    VECYCLE_PHASE_CONNECT = 0,
+    VECYCLE_PHASE_FIRST_PASS = 1,
+    VECYCLE_PHASE_ROUNDS = 2,
+    VECYCLE_PHASE_SWITCH = 3,
+    VECYCLE_PHASE_COMMIT = 4,
+    VECYCLE_PHASE_DONE = 5
+};
+/** "first pass", ... Static. */
+VECYCLE_API const char *vecycle_phase_name(enum vecycle_phase phase);
+
+/** A migration so far, or in the end. */
+struct vecycle_result {
+    char vm[37];    /* UUID */
+    char peer[128]; /* the other host */
+    enum vecycle_phase phase;
+    uint64_t base;        /* what was reused: 0 nothing, 1 what both hosts hold, 2 what the
+                             destination announced */
+    uint64_t total_ms;    /* until the VM runs at the destination */
+    uint64_t downtime_ms; /* from STOP at the source to the destination's confirmation */
+    uint64_t rounds;      /* passes over dirty memory */
+    uint64_t ram_bytes, remaining_bytes;
+    uint64_t pages_same, pages_moved, pages_zero, pages_data, pages_unknown;
+    uint64_t stream_bytes; /* what QEMU sent: what plain QEMU would have put on the wire */
+    uint64_t wire_sent_bytes, wire_received_bytes;
+    uint64_t repaired_pages, resent_batches;
+    uint64_t wire_bytes_per_s;
+    bool committed;   /* this host keeps a checkpoint */
+    bool confirmed;   /* and the other host has the same */
+    bool passthrough; /* reuse was off, see reason */
+    char reason[160];
+};
+
+/** Tells how things go, a few times a second, in the calling thread; `now` is valid during the
+ * call. */
+typedef void (*vecycle_progress)(void *opaque, const struct vecycle_result *now);
+
+struct vecycle_migrate_options {
+    const char *qmp;            /* path of the running QEMU's QMP socket */
+    const char *to;             /* HOST or ssh://[USER@]HOST[:PORT], unix:PATH, tcp://HOST[:PORT] */
+    const char *name;           /* the destination's socket NAME.qmp; NULL: the VM's UUID */
+    bool insecure;              /* plain TCP is allowed */
+    const char *ssh;            /* ssh program; NULL: "ssh" */
+    const char *remote;         /* command at the other end of ssh; NULL: "vecycle recv" */
+    uint64_t max_bandwidth;     /* bytes/s; 0: unlimited */
+    uint64_t downtime_limit_ms; /* 0: as QEMU has it */
+    struct vecycle_cancel *cancel; /* NULL: none */
+    vecycle_progress progress;     /* NULL: none */
+    void *opaque;
+};
+
+/** Migrates a running VM, driving QEMU through QMP. On success it runs at the destination, and this
+ *  QEMU is paused (`postmigrate`). On failure it runs on here, unless the code is
+ *  VECYCLE_E_UNSETTLED. *result (may be NULL) is filled in either case. */
+VECYCLE_API int vecycle_migrate(const struct vecycle_context *c,
+                                const struct vecycle_migrate_options *o,
+                                struct vecycle_result *result, struct vecycle_error *err);
+
+struct vecycle_proxy_options {
+    const char *listen; /* path of the Unix socket that QEMU migrates to */
+    const char *vm;     /* UUID */
+    const char *to;     /* as above; the destination's socket is NAME.sock */
+    const char *name;
+    bool insecure;
+    const char *ssh, *remote;
+    uint64_t downtime_limit_ms; /* what the migration was started with; 0: 300 */
+    struct vecycle_cancel *cancel;
+    vecycle_progress progress;
+    void *opaque;
+    /** The socket is there; NULL: not needed. */
+    void (*listening)(void *opaque);
+};
+
+/** Waits for one migration stream and carries it; whoever drives QEMU looks after the rest. */
+VECYCLE_API int vecycle_proxy(const struct vecycle_context *c,
+                              const struct vecycle_proxy_options *o, struct vecycle_result *result,
+                              struct vecycle_error *err);
+
+struct vecycle_receive_options {
+    int rfd, wfd;           /* the connection, for example 0 and 1; not closed */
+    bool encrypted;         /* it came through ssh or the like; false: local */
+    const char *peer;       /* how the peer is called in messages; NULL: "peer" */
+    const char *socket_dir; /* NULL: vecycle_default_socket_dir() */
+    struct vecycle_cancel *cancel;
+};
+
+/** The destination of one migration, over descriptors. */
+VECYCLE_API int vecycle_receive(const struct vecycle_context *c,
+                                const struct vecycle_receive_options *o,
+                                struct vecycle_result *result, struct vecycle_error *err);
+
+/* ---- the agent ---- */
+
+struct vecycle_agent_options {
+    const char *const *listen; /* addresses unix:PATH or tcp://HOST[:PORT] */
+    size_t n_listen;
+    bool insecure;             /* plain TCP is allowed */
+    const char *socket_dir;    /* NULL: vecycle_default_socket_dir(); made if missing */
+    const char *control_group; /* group that may use the control socket; NULL: only the owner */
+    struct vecycle_cancel *cancel;
+    /** It accepts sessions; NULL: not needed. */
+    void (*ready)(void *opaque);
+    void *opaque;
+};
+
+/** Runs the host agent until it is cancelled. Sessions then still running are ended; the VMs of the
+ *  migrations run on where they ran. */
+VECYCLE_API int vecycle_agent_run(const struct vecycle_context *c,
+                                  const struct vecycle_agent_options *o, struct vecycle_error *err);
+
+/* ---- the store ---- */
+
+/** One VM in the store, and its newest checkpoint. */
+struct vecycle_vm {
+    char vm[37];
+    uint64_t n_generations;
+    char generation[37]; /* "" if there is none */
+    char root[65];       /* of its index, hex */
+    uint64_t created_unix;
+    uint64_t ram_bytes, disk_bytes;
+    uint64_t zero_pages, held_pages, unknown_pages;
+    uint64_t layers;                 /* files: an image and deltas */
+    uint64_t same_pages, data_pages; /* of the migration that made it: reused, newly written */
+    char peer[128];                  /* the other host of that migration */
+    char role[12];                   /* "source" or "destination" */
+    bool confirmed;                  /* the other host has the same */
+    bool exposed;                    /* its key or pages crossed a network in the clear */
+    char handover[12];               /* "none", "leaving", "left", "arriving", "settled" */
+    char handover_peer[256];
+    char handover_socket[256];
+    uint64_t handover_unix;
+    bool damaged; /* it cannot be used; error says why */
+    char error[240];
+};
+
+/** All VMs; *vms is the caller's to free(). */
+VECYCLE_API int vecycle_store_list(const struct vecycle_context *c, struct vecycle_vm **vms,
+                                   size_t *n, struct vecycle_error *err);
+/** One VM, by UUID. VECYCLE_E_NO_SUCH_VM. */
+VECYCLE_API int vecycle_store_show(const struct vecycle_context *c, const char *vm,
+                                   struct vecycle_vm *out, struct vecycle_error *err);
+
+struct vecycle_verified {
+    uint64_t pages, bad_pages;
+};
+/** Hashes every page of a VM's checkpoint again. VECYCLE_E_CORRUPT if a page or an index is damaged
+ *  (*out tells how many). @progress may be NULL. */
+VECYCLE_API int vecycle_store_verify(const struct vecycle_context *c, const char *vm,
+                                     void (*progress)(void *opaque, uint64_t done, uint64_t total),
+                                     void *opaque, struct vecycle_verified *out,
+                                     struct vecycle_error *err);
+/** Deletes a VM's checkpoints and its record. VECYCLE_E_BUSY, VECYCLE_E_UNSETTLED (a handover is
+ *  open; @force deletes all the same). */
+VECYCLE_API int vecycle_store_remove(const struct vecycle_context *c, const char *vm, bool force,
+                                     struct vecycle_error *err);
+
+/* ---- a lost word ---- */
+
+enum vecycle_resolution {
+    VECYCLE_RESOLVE_RETRY = 1,  /* source: give the word again, over the network */
+    VECYCLE_RESOLVE_RUN = 2,    /* destination: continue the VM here; source: it runs here */
+    VECYCLE_RESOLVE_DISCARD = 3 /* this host's VM does not count: forget the record */
+};
+
+/** Settles an open handover (struct vecycle_vm, `handover`). RUN continues the VM through its QMP
+ *  socket; a person has made sure that it does not run on the other host. */
+VECYCLE_API int vecycle_resolve(const struct vecycle_context *c, const char *vm,
+                                enum vecycle_resolution how,
+                                const struct vecycle_migrate_options *o, /* RETRY: ssh, insecure */
+                                const char *socket_dir, struct vecycle_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "api/api.h"
+#include "base/fdio.h"
+
+/* The client's side of the control socket: hands the job's descriptors over, passes on what the
+ * agent reports, and a cancellation the other way. */
+
+struct call {
+    int fd;
+    char buf[2 * VC_CONTROL_MAX_LINE_BYTES];
+    size_t have;
+    const struct vc_log *log;
+    vc_progress_fn progress;
+    void *opaque;
+    struct vc_session_result *result;
+    struct vc_err *err;
+    bool done;
+    int rc;
+};
+
+static int hand_over(int fd, struct vc_job *j, struct vc_err *err)
+{
+    vc_auto_json struct json_object *o = vc_job_to_json(j);
+    vc_auto_free char *line = NULL;
+    int fds[3] = {j->rfd, j->wfd, j->qemu_fd}, n;
+
+    n = asprintf(&line, "%s\n", vc_json_line(o));
+    if (n < 0) {
+        line = NULL;
+        return vc_err_set(err, VC_E_NOMEM, "no memory for a request");
+    }
+    if (vc_send_fds(fd, line, (size_t)n, fds, j->qemu_fd >= 0 ? 3 : 2) < 0)
+        return vc_err_set_errno(err, VC_E_FAILED, "cannot write to the agent's control socket");
+    return 0;
+}
+
+static void on_line(struct call *c, const char *line, size_t n)
+{
+    vc_auto_json struct json_object *o = vc_json_parse(line, n);
+    struct json_object *v;
+
+    if ((v = vc_json_get(o, "log"))) {
+        uint64_t level = vc_json_u64(v, "level", VC_LOG_DEBUG);
+
+        vc_log(c->log, (enum vc_log_level)VC_MIN(level, (uint64_t)VC_LOG_DEBUG), "%s",
+               vc_json_str(v, "text", ""));
+    } else if ((v = vc_json_get(o, "progress"))) {
+        vc_result_from_json(v, c->result);
+        if (c->progress)
+            c->progress(c->opaque, c->result);
+    } else if ((v = vc_json_get(o, "result"))) {
+        vc_result_from_json(v, c->result);
+    } else if ((v = vc_json_get(o, "end"))) {
+        c->done = true;
+        if ((v = vc_json_get(v, "error"))) {
+            vc_error_from_json(v, c->err);
+            c->rc = c->err->code;
+        }
+    }
+}
+
+/* Reads once, and acts on whole lines. False: the agent is gone. */
+static bool read_lines(struct call *c)
+{
+    ssize_t n = vc_read_some(c->fd, c->buf + c->have, sizeof(c->buf) - c->have);
+    char *end;
+
+    if (n <= 0)
+        return false;
+    c->have += (size_t)n;
+    while (c->have && (end = memchr(c->buf, '\n', c->have))) {
+        size_t used = (size_t)(end - c->buf) + 1;
+
+        on_line(c, c->buf, used - 1);
+        c->have -= used;
+        memmove(c->buf, c->buf + used, c->have);
+    }
+    return c->have < sizeof(c->buf);
+}
+
+static int follow(struct call *c, struct vc_cancel *cancel)
+{
+    bool cancelled = false;
+
+    while (!c->done) {
+        struct pollfd p[2] = {
+            {.fd = c->fd, .events = POLLIN},
+            {.fd = cancel && !cancelled ? cancel->fd : -1, .events = POLLIN},
+        };
+
+        if (poll(p, 2, -1) < 0 && errno != EINTR)
+            return vc_err_set_errno(c->err, VC_E_FAILED, "cannot wait for the agent");
+        if (p[1].revents) {
+            cancelled = true;
+            if (vc_send_fds(c->fd, "{\"do\":\"cancel\"}\n", 16, NULL, 0) < 0)
+                return vc_err_set_errno(c->err, VC_E_FAILED, "cannot tell the agent to cancel");
+        }
+        if (p[0].revents && !read_lines(c))
+            return vc_err_set_hint(c->err, VC_E_FAILED, "see its log; `vecycle resolve` may help",
+                                   "the agent ended before the migration did");
+    }
+    return c->rc;
+}
+
+int vc_agent_call(const char *control, struct vc_job *j, const struct vc_log *log,
+                  struct vc_cancel *cancel, vc_progress_fn progress, void *opaque,
+                  struct vc_session_result *result, struct vc_err *err)
+{
+    vc_auto_close int fd = vc_unix_connect(control);
+    vc_auto_free struct call *c = NULL;
+    int rc;
+
+    if (fd < 0 && (errno == ENOENT || errno == ECONNREFUSED || errno == ENOTDIR))
+        return VC_NOT_FOUND;
+    if (fd < 0) {
+        rc = vc_err_set_errno_hint(err, errno == EACCES ? VC_E_REFUSED : VC_E_FAILED,
+                                   "join its --control-group, or say --control none",
+                                   "cannot connect to the agent at '%s'", control);
+        vc_job_close(j);
+        return rc;
+    }
+    c = calloc(1, sizeof(*c));
+    rc = c ? hand_over(fd, j, err) : vc_err_set(err, VC_E_NOMEM, "no memory for a request");
+    vc_job_close(j); /* the agent has its own copies now */
+    if (rc)
+        return rc;
+    c->fd = fd;
+    c->log = log;
+    c->progress = progress;
+    c->opaque = opaque;
+    c->result = result;
+    c->err = err;
+    return follow(c, cancel);
+}

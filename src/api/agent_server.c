@@ -1,0 +1,421 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
+#include <grp.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "api/api.h"
+#include "base/fdio.h"
+#include "base/thread.h"
+
+/* Theory of operation
+ *
+ * One thread waits for connections: from other hosts (each becomes a session as destination) and on
+ * the control socket (each hands over one job). Every session runs in a thread of its own, which
+ * reports on its control connection; the waiting thread watches that connection for a cancellation
+ * or its end, both of which end the session. What a client reads too slowly is dropped, but for the
+ * last line: nobody's terminal holds up a migration. */
+
+#define MAX_LISTENERS 8
+#define MAX_SESSIONS 64
+#define END_TIMEOUT_S 5
+
+struct agent;
+
+struct session {
+    struct agent *agent;
+    struct session *next;
+    struct vc_thread thread;
+    struct vc_job job; /* [thread: session] */
+    struct vc_cancel cancel;
+    int control;       /* connection of the client, or -1 */
+    struct vc_log log; /* to the client and to the agent's own log */
+    atomic_bool finished;
+};
+
+struct agent {
+    const struct vecycle_agent_options *o;
+    struct vc_log log;
+    struct vc_store *store;
+    const char *socket_dir;
+    struct vc_listener *listeners[MAX_LISTENERS];
+    size_t n_listeners;
+    int control; /* listening */
+    char control_path[108];
+    int wake;                 /* eventfd: a session has finished */
+    struct session *sessions; /* [thread: main] */
+    size_t n_sessions;
+    atomic_bool stop; /* for what goes on in the background */
+};
+
+/* ---- one session ---- */
+
+static void send_line(struct session *s, const char *key, struct json_object *value, bool last)
+{
+    vc_auto_json struct json_object *o = json_object_new_object();
+    vc_auto_free char *line = NULL;
+    int n;
+
+    json_object_object_add(o, key, value);
+    n = asprintf(&line, "%s\n", vc_json_line(o));
+    if (n < 0) {
+        line = NULL;
+        return;
+    }
+    /* All or nothing: a torn line would garble what follows. A stream socket takes a small write
+     * whole or not at all unless it is nearly full, and then the client is cut off. */
+    if (s->control >= 0) {
+        ssize_t put = send(s->control, line, (size_t)n, MSG_NOSIGNAL | (last ? 0 : MSG_DONTWAIT));
+
+        if (put > 0 && put < n)
+            shutdown(s->control, SHUT_RDWR);
+    }
+}
+
+static void on_log(void *opaque, enum vc_log_level level, const char *text)
+{
+    struct session *s = opaque;
+
+    if (s->control >= 0) {
+        struct json_object *o = json_object_new_object();
+
+        vc_json_add_u64(o, "level", level);
+        vc_json_add_str(o, "text", text);
+        send_line(s, "log", o, false);
+    }
+    vc_log(&s->agent->log, level, "%s", text);
+}
+
+static void on_progress(void *opaque, const struct vc_session_result *now)
+{
+    send_line(opaque, "progress", vc_result_to_json(now), false);
+}
+
+static void report_end(struct session *s, const struct vc_session_result *r, int rc,
+                       const struct vc_err *err)
+{
+    struct timeval limit = {.tv_sec = END_TIMEOUT_S};
+    struct json_object *end = json_object_new_object();
+
+    if (rc < 0)
+        json_object_object_add(end, "error", vc_error_to_json(err));
+    if (s->control >= 0)
+        setsockopt(s->control, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+    send_line(s, "result", vc_result_to_json(r), true);
+    send_line(s, "end", end, true);
+}
+
+static void *session_main(void *arg)
+{
+    struct session *s = arg;
+    struct agent *a = s->agent;
+    struct vc_session_result r;
+    struct vc_err err = VC_ERR_INIT;
+    char vm[VC_ID_TEXT_BYTES];
+    uint64_t one = 1;
+    int rc = vc_job_run(&s->job, a->store, &s->log, &s->cancel, on_progress, s, &r, &err);
+
+    report_end(s, &r, rc, &err);
+    vc_id_format(&r.vm, vm);
+    if (rc)
+        vc_log_err(&a->log, VC_LOG_ERROR, vm, &err);
+    else
+        vc_log(&a->log, VC_LOG_INFO, "%s: migrated %s '%s': %llu pages reused, %llu sent", vm,
+               s->job.kind == VC_JOB_RECEIVE ? "from" : "to", r.peer,
+               (unsigned long long)r.pages_same, (unsigned long long)r.pages_data);
+    if (!rc && r.committed)
+        vc_job_fold(a->store, &r.vm, 2, &a->stop, &a->log);
+    atomic_store(&s->finished, true);
+    if (write(a->wake, &one, sizeof(one)) < 0) {
+        /* Full means: awake already. */
+    }
+    return NULL;
+}
+
+static void free_session(struct session *s)
+{
+    vc_job_close(&s->job);
+    vc_cancel_fini(&s->cancel);
+    if (s->control >= 0)
+        close(s->control);
+    free(s);
+}
+
+/* Starts a session; the job's descriptors and @control are taken. */
+static void start_session(struct agent *a, struct vc_job *job, int control)
+{
+    struct session *s = calloc(1, sizeof(*s));
+    struct vc_err err = VC_ERR_INIT;
+    int rc;
+
+    if (!s) {
+        vc_job_close(job);
+        if (control >= 0)
+            close(control);
+        return;
+    }
+    s->agent = a;
+    s->job = *job;
+    s->control = control;
+    s->cancel.fd = -1;
+    s->log = (struct vc_log){.fn = on_log, .opaque = s, .max = VC_LOG_DEBUG};
+    snprintf(s->job.socket_dir, sizeof(s->job.socket_dir), "%s", a->socket_dir);
+    rc = a->n_sessions < MAX_SESSIONS
+             ? vc_cancel_init(&s->cancel, &err)
+             : vc_err_set(&err, VC_E_BUSY, "%u migrations run already", MAX_SESSIONS);
+    if (!rc)
+        rc = vc_thread_start(&s->thread, "vc-session", session_main, s, &err);
+    if (rc) {
+        struct vc_session_result none = {0};
+
+        vc_log_err(&a->log, VC_LOG_ERROR, "a session was refused", &err);
+        report_end(s, &none, rc, &err);
+        free_session(s);
+        return;
+    }
+    s->next = a->sessions;
+    a->sessions = s;
+    a->n_sessions++;
+}
+
+static void reap(struct agent *a)
+{
+    struct session **at = &a->sessions;
+
+    while (*at) {
+        struct session *s = *at;
+
+        if (!atomic_load(&s->finished)) {
+            at = &s->next;
+            continue;
+        }
+        *at = s->next;
+        a->n_sessions--;
+        vc_thread_join(&s->thread);
+        free_session(s);
+    }
+}
+
+/* ---- connections ---- */
+
+static void on_peer(struct agent *a, struct vc_listener *l)
+{
+    struct vc_job job = VC_JOB_INIT;
+    struct vc_conn *conn;
+    struct vc_err err = VC_ERR_INIT;
+    int rfd, wfd, rc = vc_listener_accept(l, &conn, &err);
+
+    if (rc) {
+        vc_log_err(&a->log, VC_LOG_WARNING, "a connection was lost", &err);
+        return;
+    }
+    vc_conn_fds(conn, &rfd, &wfd);
+    job.kind = VC_JOB_RECEIVE;
+    job.security = vc_conn_security(conn);
+    snprintf(job.peer, sizeof(job.peer), "%s", vc_conn_describe(conn));
+    job.rfd = job.wfd = dup(rfd);
+    vc_conn_close(conn);
+    if (job.rfd >= 0)
+        start_session(a, &job, -1);
+}
+
+static void refuse(struct agent *a, int control, const struct vc_err *err)
+{
+    struct session s = {.agent = a, .control = control};
+    struct vc_session_result none = {0};
+
+    report_end(&s, &none, err->code, err);
+    close(control);
+}
+
+/* A client sends its request at once; it is read in one piece, with a time limit. */
+static void on_client(struct agent *a)
+{
+    struct timeval limit = {.tv_sec = END_TIMEOUT_S};
+    struct vc_job job = VC_JOB_INIT;
+    struct vc_err err = VC_ERR_INIT;
+    vc_auto_json struct json_object *o = NULL;
+    char line[VC_CONTROL_MAX_LINE_BYTES];
+    int fds[3] = {-1, -1, -1}, fd = accept4(a->control, NULL, NULL, SOCK_CLOEXEC), rc;
+    size_t n_fds = 0;
+    ssize_t n;
+
+    if (fd < 0)
+        return;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    n = vc_recv_fds(fd, line, sizeof(line), fds, 3, &n_fds);
+    limit.tv_sec = 0;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    job.rfd = n_fds > 0 ? fds[0] : -1;
+    job.wfd = n_fds > 1 ? fds[1] : -1;
+    job.qemu_fd = n_fds > 2 ? fds[2] : -1;
+    if (n > 0 && line[n - 1] == '\n')
+        o = vc_json_parse(line, (size_t)n - 1);
+    rc = o ? vc_job_from_json(o, &job, &err)
+           : vc_err_set(&err, VC_E_PROTOCOL, "control socket: not a request");
+    if (!rc && (n_fds < 2 || (job.kind != VC_JOB_RECEIVE && n_fds < 3)))
+        rc = vc_err_set(&err, VC_E_PROTOCOL, "control socket: descriptors are missing");
+    if (rc) {
+        vc_job_close(&job);
+        refuse(a, fd, &err);
+        return;
+    }
+    start_session(a, &job, fd);
+}
+
+/* Anything that a client says later, or its end, cancels. */
+static void on_client_says(struct session *s)
+{
+    char buf[256];
+    ssize_t n = recv(s->control, buf, sizeof(buf), MSG_DONTWAIT);
+
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    vc_cancel_now(&s->cancel);
+    if (n <= 0) {
+        /* Not closed: the session's thread may be writing to it. */
+        shutdown(s->control, SHUT_RDWR);
+    }
+}
+
+/* ---- the agent ---- */
+
+static int make_dirs(struct agent *a, struct vc_err *err)
+{
+    if (mkdir(a->socket_dir, 0755) < 0 && errno != EEXIST)
+        return vc_err_set_errno_hint(err, VC_E_FAILED, "see --socket-dir",
+                                     "cannot make the socket directory '%s'", a->socket_dir);
+    return 0;
+}
+
+static int open_control(struct agent *a, const char *path, struct vc_err *err)
+{
+    struct group *g = NULL;
+
+    if (!path)
+        return 0;
+    if (snprintf(a->control_path, sizeof(a->control_path), "%s", path) >=
+        (int)sizeof(a->control_path))
+        return vc_err_set(err, VC_E_USAGE, "the control socket's path is too long");
+    if (a->o->control_group && !(g = getgrnam(a->o->control_group)))
+        return vc_err_set(err, VC_E_USAGE, "there is no group '%s'", a->o->control_group);
+    a->control = vc_unix_listen(path, g ? 0660 : 0600, 16);
+    if (a->control < 0)
+        return vc_err_set_errno_hint(err, errno == EADDRINUSE ? VC_E_BUSY : VC_E_FAILED,
+                                     errno == EADDRINUSE ? "one agent per host is enough"
+                                                         : "see --control",
+                                     "cannot listen on the control socket '%s'", path);
+    if (g && chown(path, (uid_t)-1, g->gr_gid) < 0)
+        return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to group '%s'", path,
+                                a->o->control_group);
+    return 0;
+}
+
+static int open_listeners(struct agent *a, struct vc_err *err)
+{
+    if (a->o->n_listen > MAX_LISTENERS)
+        return vc_err_set(err, VC_E_USAGE, "more than %d addresses to listen on", MAX_LISTENERS);
+    for (size_t i = 0; i < a->o->n_listen; i++) {
+        int rc = vc_listener_open(a->o->listen[i], a->o->insecure, 0600,
+                                  &a->listeners[a->n_listeners], err);
+
+        if (rc)
+            return rc;
+        a->n_listeners++;
+    }
+    return 0;
+}
+
+static void serve(struct agent *a)
+{
+    struct pollfd p[3 + MAX_LISTENERS + MAX_SESSIONS];
+    struct session *of[3 + MAX_LISTENERS + MAX_SESSIONS];
+    bool stop = false;
+
+    while (!stop) {
+        nfds_t n = 0, first_session;
+        uint64_t count;
+
+        p[n++] = (struct pollfd){.fd = a->o->cancel ? a->o->cancel->c.fd : -1, .events = POLLIN};
+        p[n++] = (struct pollfd){.fd = a->wake, .events = POLLIN};
+        p[n++] = (struct pollfd){.fd = a->control, .events = POLLIN};
+        for (size_t i = 0; i < a->n_listeners; i++)
+            p[n++] = (struct pollfd){.fd = vc_listener_fd(a->listeners[i]), .events = POLLIN};
+        first_session = n;
+        for (struct session *s = a->sessions; s; s = s->next)
+            if (s->control >= 0 && !vc_cancel_is_set(&s->cancel)) {
+                of[n] = s;
+                p[n++] = (struct pollfd){.fd = s->control, .events = POLLIN};
+            }
+        if (poll(p, n, -1) < 0)
+            continue;
+        stop = p[0].revents;
+        if (p[1].revents && read(a->wake, &count, sizeof(count)) < 0)
+            continue;
+        for (nfds_t i = first_session; i < n; i++)
+            if (p[i].revents)
+                on_client_says(of[i]);
+        if (p[2].revents)
+            on_client(a);
+        for (size_t i = 0; i < a->n_listeners; i++)
+            if (p[3 + i].revents)
+                on_peer(a, a->listeners[i]);
+        reap(a);
+    }
+}
+
+static void shut_down(struct agent *a)
+{
+    atomic_store(&a->stop, true);
+    for (size_t i = 0; i < a->n_listeners; i++)
+        vc_listener_close(a->listeners[i]);
+    if (a->control >= 0) {
+        close(a->control);
+        unlink(a->control_path);
+    }
+    for (struct session *s = a->sessions; s; s = s->next)
+        vc_cancel_now(&s->cancel);
+    while (a->sessions) {
+        struct session *s = a->sessions;
+
+        a->sessions = s->next;
+        vc_thread_join(&s->thread);
+        free_session(s);
+    }
+    if (a->wake >= 0)
+        close(a->wake);
+    vc_store_close(a->store);
+}
+
+int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agent_options *o,
+                      struct vecycle_error *err)
+{
+    struct agent a = {.o = o, .log = vc_public_log(c), .control = -1};
+    struct vc_err e = VC_ERR_INIT;
+    int rc;
+
+    a.socket_dir = o->socket_dir ? o->socket_dir : vecycle_default_socket_dir();
+    a.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    rc = a.wake < 0 ? vc_err_set_errno(&e, VC_E_FAILED, "cannot make an eventfd") : 0;
+    if (!rc)
+        rc = vc_public_store(c, true, &a.store, &e);
+    if (!rc)
+        rc = make_dirs(&a, &e);
+    if (!rc)
+        rc = open_control(&a, vc_public_control(c), &e);
+    if (!rc)
+        rc = open_listeners(&a, &e);
+    if (!rc) {
+        if (o->ready)
+            o->ready(o->opaque);
+        serve(&a);
+    }
+    shut_down(&a);
+    return vc_public_error(rc, &e, err);
+}

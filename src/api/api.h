@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_API_API_H
+#define VC_API_API_H
+
+#include "base/err.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "session/session.h"
+#include "vecycle/vecycle.h"
+
+/* Private to src/api: what is behind the public header. A *job* is one session with its descriptors
+ * already open, run here or handed to the agent. */
+
+enum vc_job_kind { VC_JOB_MIGRATE = 1, VC_JOB_PROXY = 2, VC_JOB_RECEIVE = 3 };
+
+#define VC_JOB_TEXT_BYTES 256
+
+struct vc_job {
+    enum vc_job_kind kind;
+    enum vc_conn_security security;
+    char peer[VC_JOB_TEXT_BYTES]; /* how the peer is called; the address for a source */
+    char name[VC_JOB_TEXT_BYTES];
+    char qmp[VC_JOB_TEXT_BYTES];
+    char vm[VC_ID_TEXT_BYTES];
+    char socket_dir[VC_JOB_TEXT_BYTES]; /* receive; an agent uses its own */
+    uint64_t max_bandwidth, downtime_limit_ms;
+    int rfd, wfd; /* the connection; equal for a socket */
+    int qemu_fd;  /* QMP socket (migrate) or migration stream (proxy); -1: none */
+};
+
+#define VC_JOB_INIT ((struct vc_job){.rfd = -1, .wfd = -1, .qemu_fd = -1})
+
+/** Closes what descriptors are left. */
+void vc_job_close(struct vc_job *j);
+/** Runs it in this process; its descriptors are taken. */
+int vc_job_run(struct vc_job *j, struct vc_store *store, const struct vc_log *log,
+               struct vc_cancel *cancel, vc_progress_fn progress, void *opaque,
+               struct vc_session_result *result, struct vc_err *err) VC_NODISCARD;
+/** Folds the VM's checkpoint into one file where that has become worth it. */
+void vc_job_fold(struct vc_store *store, const struct vc_id *vm, uint32_t min_layers,
+                 const _Atomic bool *stop, const struct vc_log *log);
+
+/* ---- the control socket: one line of JSON each way, then lines from the agent ---- */
+
+#define VC_CONTROL_MAX_LINE_BYTES 16384
+
+struct json_object *vc_job_to_json(const struct vc_job *j);
+/** VC_E_PROTOCOL. */
+int vc_job_from_json(struct json_object *o, struct vc_job *j, struct vc_err *err) VC_NODISCARD;
+struct json_object *vc_result_to_json(const struct vc_session_result *r);
+void vc_result_from_json(struct json_object *o, struct vc_session_result *r);
+struct json_object *vc_error_to_json(const struct vc_err *e);
+void vc_error_from_json(struct json_object *o, struct vc_err *e);
+
+/** Hands the job to the agent behind that socket and waits for its end. VC_NOT_FOUND: there is no
+ *  agent (nothing was taken). Else the job's descriptors were taken. */
+int vc_agent_call(const char *control, struct vc_job *j, const struct vc_log *log,
+                  struct vc_cancel *cancel, vc_progress_fn progress, void *opaque,
+                  struct vc_session_result *result, struct vc_err *err) VC_NODISCARD;
+
+/* ---- between the public and the private types ---- */
+
+void vc_public_result(const struct vc_session_result *r, struct vecycle_result *out);
+/** Copies the error if there is one (code < 0), and returns the code. @out may be NULL. */
+int vc_public_error(int rc, const struct vc_err *e, struct vecycle_error *out);
+struct vc_log vc_public_log(const struct vecycle_context *c);
+/** The control socket to use, or NULL for none. */
+const char *vc_public_control(const struct vecycle_context *c);
+int vc_public_store(const struct vecycle_context *c, bool create, struct vc_store **out,
+                    struct vc_err *err) VC_NODISCARD;
+
+struct vecycle_cancel {
+    struct vc_cancel c;
+};
+
+#endif

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdio.h>
+#include <string.h>
+
+#include "api/api.h"
+
+/* The lines of the control socket. Both ends are one installation: a field that is missing has its
+ * default, an unknown one is ignored. */
+
+static const struct {
+    const char *name;
+    enum vc_job_kind kind;
+} kinds[] = {
+    {"migrate", VC_JOB_MIGRATE},
+    {"proxy", VC_JOB_PROXY},
+    {"receive", VC_JOB_RECEIVE},
+};
+
+struct json_object *vc_job_to_json(const struct vc_job *j)
+{
+    struct json_object *o = json_object_new_object();
+
+    for (size_t i = 0; i < VC_ARRAY_LEN(kinds); i++)
+        if (kinds[i].kind == j->kind)
+            vc_json_add_str(o, "do", kinds[i].name);
+    vc_json_add_u64(o, "security", j->security);
+    vc_json_add_str(o, "peer", j->peer);
+    vc_json_add_str(o, "name", j->name);
+    vc_json_add_str(o, "qmp", j->qmp);
+    vc_json_add_str(o, "vm", j->vm);
+    vc_json_add_u64(o, "max-bandwidth", j->max_bandwidth);
+    vc_json_add_u64(o, "downtime-limit-ms", j->downtime_limit_ms);
+    return o;
+}
+
+static void get_text(struct json_object *o, const char *key, char *out, size_t n)
+{
+    snprintf(out, n, "%s", vc_json_str(o, key, ""));
+}
+
+int vc_job_from_json(struct json_object *o, struct vc_job *j, struct vc_err *err)
+{
+    const char *kind = vc_json_str(o, "do", "");
+    uint64_t security = vc_json_u64(o, "security", VC_CONN_PLAINTEXT);
+
+    for (size_t i = 0; i < VC_ARRAY_LEN(kinds); i++)
+        if (!strcmp(kind, kinds[i].name))
+            j->kind = kinds[i].kind;
+    if (!j->kind || security > VC_CONN_PLAINTEXT)
+        return vc_err_set(err, VC_E_PROTOCOL, "control socket: no request that is known");
+    j->security = (enum vc_conn_security)security;
+    get_text(o, "peer", j->peer, sizeof(j->peer));
+    get_text(o, "name", j->name, sizeof(j->name));
+    get_text(o, "qmp", j->qmp, sizeof(j->qmp));
+    get_text(o, "vm", j->vm, sizeof(j->vm));
+    j->max_bandwidth = vc_json_u64(o, "max-bandwidth", 0);
+    j->downtime_limit_ms = vc_json_u64(o, "downtime-limit-ms", 0);
+    return 0;
+}
+
+/* One list of the numbers in a result, for both directions. */
+#define NUMBERS(X)                                                                               \
+    X(total_ms)                                                                                  \
+    X(downtime_ms)                                                                               \
+    X(rounds) X(ram_bytes) X(remaining_bytes) X(pages_same) X(pages_moved) X(pages_zero)         \
+        X(pages_data) X(pages_unknown) X(stream_bytes) X(wire_sent_bytes) X(wire_received_bytes) \
+            X(repaired_pages) X(resent_batches)
+
+struct json_object *vc_result_to_json(const struct vc_session_result *r)
+{
+    struct json_object *o = json_object_new_object();
+    char id[VC_ID_TEXT_BYTES];
+
+    vc_json_add_u64(o, "phase", r->phase);
+    vc_json_add_u64(o, "base", r->base);
+    vc_id_format(&r->vm, id);
+    vc_json_add_str(o, "vm", id);
+#define ADD(name) vc_json_add_u64(o, #name, r->name);
+    NUMBERS(ADD)
+#undef ADD
+    vc_json_add_u64(o, "wire_rate", (uint64_t)r->wire_rate);
+    vc_json_add_bool(o, "committed", r->committed);
+    vc_json_add_bool(o, "confirmed", r->confirmed);
+    vc_json_add_bool(o, "passthrough", r->passthrough);
+    vc_json_add_str(o, "reason", r->reason);
+    vc_json_add_str(o, "peer", r->peer);
+    return o;
+}
+
+void vc_result_from_json(struct json_object *o, struct vc_session_result *r)
+{
+    *r = (struct vc_session_result){
+        .phase = (uint32_t)vc_json_u64(o, "phase", 0),
+        .base = (uint32_t)vc_json_u64(o, "base", 0),
+        .wire_rate = (double)vc_json_u64(o, "wire_rate", 0),
+        .committed = vc_json_bool(o, "committed", false),
+        .confirmed = vc_json_bool(o, "confirmed", false),
+        .passthrough = vc_json_bool(o, "passthrough", false),
+    };
+#define GET(name) r->name = vc_json_u64(o, #name, 0);
+    NUMBERS(GET)
+#undef GET
+    if (!vc_id_parse(vc_json_str(o, "vm", ""), &r->vm))
+        r->vm = (struct vc_id){{0}};
+    get_text(o, "reason", r->reason, sizeof(r->reason));
+    get_text(o, "peer", r->peer, sizeof(r->peer));
+}
+
+struct json_object *vc_error_to_json(const struct vc_err *e)
+{
+    struct json_object *o = json_object_new_object();
+
+    vc_json_add_u64(o, "code", (uint64_t)-e->code);
+    vc_json_add_str(o, "message", e->message);
+    vc_json_add_str(o, "hint", e->hint);
+    return o;
+}
+
+void vc_error_from_json(struct json_object *o, struct vc_err *e)
+{
+    *e = VC_ERR_INIT;
+    e->code = -(int)(vc_json_u64(o, "code", 1) & 0x7f);
+    if (e->code == 0)
+        e->code = VC_E_FAILED;
+    get_text(o, "message", e->message, sizeof(e->message));
+    get_text(o, "hint", e->hint, sizeof(e->hint));
+}

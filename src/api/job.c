@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <unistd.h>
+
+#include "api/api.h"
+
+void vc_job_close(struct vc_job *j)
+{
+    if (j->rfd >= 0)
+        close(j->rfd);
+    if (j->wfd >= 0 && j->wfd != j->rfd)
+        close(j->wfd);
+    if (j->qemu_fd >= 0)
+        close(j->qemu_fd);
+    j->rfd = j->wfd = j->qemu_fd = -1;
+}
+
+static int run_source(struct vc_job *j, struct vc_conn *conn, struct vc_store *store,
+                      const struct vc_log *log, struct vc_cancel *cancel, vc_progress_fn progress,
+                      void *opaque, struct vc_session_result *result, struct vc_err *err)
+{
+    bool driven = j->kind == VC_JOB_MIGRATE;
+    int fd = vc_steal_fd(&j->qemu_fd);
+    struct vc_source_session s = {
+        .store = store,
+        .log = log,
+        .cancel = cancel,
+        .progress = progress,
+        .opaque = opaque,
+        .to = j->peer,
+        .conn = conn,
+        .name = j->name,
+        .qmp_fd = driven ? fd : -1,
+        .qmp_name = j->qmp,
+        .max_bandwidth = j->max_bandwidth,
+        .downtime_limit_ms = j->downtime_limit_ms,
+        .stream_fd = driven ? -1 : fd,
+    };
+
+    if (!driven && !vc_id_parse(j->vm, &s.vm)) {
+        close(fd);
+        vc_conn_close(conn);
+        return vc_err_set(err, VC_E_USAGE, "'%.64s' is not a UUID", j->vm);
+    }
+    return vc_session_source(&s, result, err);
+}
+
+int vc_job_run(struct vc_job *j, struct vc_store *store, const struct vc_log *log,
+               struct vc_cancel *cancel, vc_progress_fn progress, void *opaque,
+               struct vc_session_result *result, struct vc_err *err)
+{
+    struct vc_conn *conn;
+    int rfd = j->rfd, wfd = j->wfd, rc;
+
+    j->rfd = j->wfd = -1;
+    *result = (struct vc_session_result){0};
+    rc = vc_conn_from_fds(rfd, wfd, j->security, j->peer, &conn, err);
+    if (rc) {
+        vc_job_close(j);
+        return rc;
+    }
+    if (j->kind == VC_JOB_RECEIVE) {
+        struct vc_dest_session d = {
+            .store = store,
+            .log = log,
+            .cancel = cancel,
+            .conn = conn,
+            .socket_dir = j->socket_dir,
+        };
+
+        return vc_session_dest(&d, result, err);
+    }
+    return run_source(j, conn, store, log, cancel, progress, opaque, result, err);
+}
+
+void vc_job_fold(struct vc_store *store, const struct vc_id *vm, uint32_t min_layers,
+                 const _Atomic bool *stop, const struct vc_log *log)
+{
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_vm *v;
+    bool worth;
+
+    if (vc_vm_open(store, vm, VC_VM_READ, &v, &err))
+        return;
+    worth = vc_vm_n_generations(v) && vc_vm_generation(v, 0)->n_layers >= min_layers;
+    vc_vm_close(v);
+    if (worth && vc_vm_fold(store, vm, stop, &err) < 0)
+        vc_log_err(log, VC_LOG_WARNING, "the checkpoint was not folded into one file", &err);
+}

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "api/api.h"
+#include "base/fdio.h"
+
+/* vecycle_migrate(), vecycle_proxy(), vecycle_receive(): open the descriptors as the caller's user,
+ * then run the job in the agent if there is one, else here. */
+
+/** Files that a checkpoint may be spread over before it is folded, where no agent does it at rest.
+ */
+#define FOLD_LAYERS 5
+
+struct progress {
+    vecycle_progress fn;
+    void *opaque;
+};
+
+static void on_progress(void *opaque, const struct vc_session_result *now)
+{
+    const struct progress *p = opaque;
+    struct vecycle_result r;
+
+    if (!p->fn)
+        return;
+    vc_public_result(now, &r);
+    p->fn(p->opaque, &r);
+}
+
+/* Runs a job wherever it belongs; takes its descriptors. */
+static int run(const struct vecycle_context *c, struct vc_job *j, struct vecycle_cancel *cancel,
+               struct progress *p, struct vc_session_result *result, struct vc_err *err)
+{
+    const char *control = vc_public_control(c);
+    struct vc_log log = vc_public_log(c);
+    struct vc_cancel *vc = cancel ? &cancel->c : NULL;
+    struct vc_store *store;
+    int rc = VC_NOT_FOUND;
+
+    if (control)
+        rc = vc_agent_call(control, j, &log, vc, on_progress, p, result, err);
+    if (rc != VC_NOT_FOUND)
+        return rc;
+    rc = vc_public_store(c, true, &store, err);
+    if (rc) {
+        vc_job_close(j);
+        return rc;
+    }
+    rc = vc_job_run(j, store, &log, vc, on_progress, p, result, err);
+    if (!rc && result->committed)
+        vc_job_fold(store, &result->vm, FOLD_LAYERS, NULL, &log);
+    vc_store_close(store);
+    return rc;
+}
+
+/* "HOST" is short for "ssh://HOST". */
+static int full_address(const char *to, char out[VC_JOB_TEXT_BYTES], struct vc_err *err)
+{
+    const char *scheme =
+        strchr(to, ':') && (strstr(to, "://") || !strncmp(to, "unix:", 5)) ? "" : "ssh://";
+
+    if (snprintf(out, VC_JOB_TEXT_BYTES, "%s%s", scheme, to) >= VC_JOB_TEXT_BYTES || !*to)
+        return vc_err_set(err, VC_E_USAGE, "'%.64s' is not an address", to);
+    return 0;
+}
+
+static int dup_cloexec(int fd)
+{
+    return fcntl(fd, F_DUPFD_CLOEXEC, 3);
+}
+
+/* Dials, and puts copies of the descriptors into the job; *conn keeps a child process alive. */
+static int dial(struct vc_job *j, const char *to, bool insecure, const char *ssh,
+                const char *remote, struct vc_conn **conn, struct vc_err *err)
+{
+    struct vc_dial_options o = {.insecure = insecure, .ssh = ssh, .remote = remote};
+    int rfd, wfd, rc = full_address(to, j->peer, err);
+
+    if (!rc)
+        rc = vc_conn_dial(j->peer, &o, conn, err);
+    if (rc)
+        return rc;
+    vc_conn_fds(*conn, &rfd, &wfd);
+    j->security = vc_conn_security(*conn);
+    j->rfd = dup_cloexec(rfd);
+    j->wfd = wfd == rfd ? j->rfd : dup_cloexec(wfd);
+    return j->rfd < 0 || j->wfd < 0 ? vc_err_set_errno(err, VC_E_FAILED, "no more descriptors") : 0;
+}
+
+static int copy_text(char out[VC_JOB_TEXT_BYTES], const char *text, const char *what,
+                     struct vc_err *err)
+{
+    if (snprintf(out, VC_JOB_TEXT_BYTES, "%s", text ? text : "") >= VC_JOB_TEXT_BYTES)
+        return vc_err_set(err, VC_E_USAGE, "%s is too long", what);
+    return 0;
+}
+
+static int finish(int rc, struct vc_job *j, struct vc_conn *conn, const struct vc_session_result *r,
+                  struct vecycle_result *result, const struct vc_err *e, struct vecycle_error *err)
+{
+    vc_job_close(j);
+    vc_conn_close(conn);
+    if (result)
+        vc_public_result(r, result);
+    return vc_public_error(rc, e, err);
+}
+
+int vecycle_migrate(const struct vecycle_context *c, const struct vecycle_migrate_options *o,
+                    struct vecycle_result *result, struct vecycle_error *err)
+{
+    struct vc_job j = VC_JOB_INIT;
+    struct vc_session_result r = {0};
+    struct vc_err e = VC_ERR_INIT;
+    struct vc_conn *conn = NULL;
+    struct progress p = {o->progress, o->opaque};
+    char absolute[PATH_MAX];
+    int rc = copy_text(j.name, o->name, "the name", &e);
+
+    j.kind = VC_JOB_MIGRATE;
+    j.max_bandwidth = o->max_bandwidth;
+    j.downtime_limit_ms = o->downtime_limit_ms;
+    if (!rc)
+        rc = copy_text(j.qmp, realpath(o->qmp, absolute) ? absolute : o->qmp, "the QMP path", &e);
+    if (!rc) {
+        j.qemu_fd = vc_unix_connect(o->qmp);
+        if (j.qemu_fd < 0)
+            rc = vc_err_set_errno_hint(&e, VC_E_QMP_CONNECT,
+                                       "start QEMU with -qmp unix:PATH,server=on,wait=off",
+                                       "cannot connect to the QMP socket '%.120s'", o->qmp);
+    }
+    if (!rc)
+        rc = dial(&j, o->to, o->insecure, o->ssh, o->remote, &conn, &e);
+    if (!rc)
+        rc = run(c, &j, o->cancel, &p, &r, &e);
+    return finish(rc, &j, conn, &r, result, &e, err);
+}
+
+/* One connection to a Unix socket that is there only for the wait. */
+static int accept_stream(const struct vecycle_proxy_options *o, int *fd_out, struct vc_err *err)
+{
+    vc_auto_close int listener = vc_unix_listen(o->listen, 0600, 1);
+    struct pollfd p[2] = {
+        {.fd = listener, .events = POLLIN},
+        {.fd = o->cancel ? o->cancel->c.fd : -1, .events = POLLIN},
+    };
+
+    if (listener < 0)
+        return vc_err_set_errno(err, VC_E_FAILED, "cannot listen on '%s'", o->listen);
+    if (o->listening)
+        o->listening(o->opaque);
+    while (poll(p, 2, -1) < 0 && errno == EINTR) {
+        /* again */
+    }
+    *fd_out = p[1].revents ? -1 : accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    if (*fd_out < 0 && !p[1].revents)
+        vc_err_set_errno(err, VC_E_FAILED, "cannot accept on '%s'", o->listen);
+    unlink(o->listen);
+    if (p[1].revents)
+        return vc_err_set(err, VC_E_CANCELLED, "cancelled before a migration came");
+    return *fd_out < 0 ? VC_E_FAILED : 0;
+}
+
+int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_options *o,
+                  struct vecycle_result *result, struct vecycle_error *err)
+{
+    struct vc_job j = VC_JOB_INIT;
+    struct vc_session_result r = {0};
+    struct vc_err e = VC_ERR_INIT;
+    struct vc_conn *conn = NULL;
+    struct progress p = {o->progress, o->opaque};
+    struct vc_id id;
+    int rc = copy_text(j.name, o->name, "the name", &e);
+
+    j.kind = VC_JOB_PROXY;
+    j.downtime_limit_ms = o->downtime_limit_ms;
+    if (!rc && (!vc_id_parse(o->vm, &id) || vc_id_is_nil(&id)))
+        rc = vc_err_set_hint(&e, VC_E_USAGE, "`virsh domuuid`, or QMP query-uuid, tells it",
+                             "'%.64s' is not the UUID of a VM", o->vm);
+    if (!rc) {
+        vc_id_format(&id, j.vm);
+        rc = accept_stream(o, &j.qemu_fd, &e);
+    }
+    if (!rc)
+        rc = dial(&j, o->to, o->insecure, o->ssh, o->remote, &conn, &e);
+    if (!rc)
+        rc = run(c, &j, o->cancel, &p, &r, &e);
+    return finish(rc, &j, conn, &r, result, &e, err);
+}
+
+int vecycle_receive(const struct vecycle_context *c, const struct vecycle_receive_options *o,
+                    struct vecycle_result *result, struct vecycle_error *err)
+{
+    struct vc_job j = VC_JOB_INIT;
+    struct vc_session_result r = {0};
+    struct vc_err e = VC_ERR_INIT;
+    struct progress p = {NULL, NULL};
+    int rc = copy_text(j.peer, o->peer ? o->peer : "peer", "the peer's name", &e);
+
+    j.kind = VC_JOB_RECEIVE;
+    j.security = o->encrypted ? VC_CONN_ENCRYPTED : VC_CONN_LOCAL;
+    if (!rc)
+        rc = copy_text(j.socket_dir, o->socket_dir ? o->socket_dir : vecycle_default_socket_dir(),
+                       "the socket directory", &e);
+    if (!rc) {
+        j.rfd = dup_cloexec(o->rfd);
+        j.wfd = o->wfd == o->rfd ? j.rfd : dup_cloexec(o->wfd);
+        if (j.rfd < 0 || j.wfd < 0)
+            rc = vc_err_set_errno(&e, VC_E_FAILED, "no more descriptors");
+    }
+    if (!rc)
+        rc = run(c, &j, o->cancel, &p, &r, &e);
+    return finish(rc, &j, NULL, &r, result, &e, err);
+}

@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdio.h>
+#include <string.h>
+
+#include "api/api.h"
+#include "qmp/qmp.h"
+
+/* vecycle_store_*() and vecycle_resolve(): they work on the store itself, agent or not; its locks
+ * keep them apart from sessions. */
+
+static const char *const handover_names[] = {"none", "leaving", "left", "arriving", "settled"};
+
+static void describe_generation(struct vc_vm *vm, struct vecycle_vm *out)
+{
+    const struct vc_gen_info *g;
+    struct vc_lineage l;
+
+    out->n_generations = vc_vm_n_generations(vm);
+    if (vc_vm_lineage(vm, &l))
+        out->exposed = l.exposed;
+    vc_wipe(&l, sizeof(l));
+    if (!out->n_generations)
+        return;
+    g = vc_vm_generation(vm, 0);
+    vc_id_format(&g->id, out->generation);
+    for (int i = 0; i < VC_ROOT_BYTES; i++)
+        snprintf(out->root + 2 * i, 3, "%02x", g->root[i]);
+    out->created_unix = g->created_unix;
+    out->ram_bytes = g->ram_bytes;
+    out->disk_bytes = g->disk_bytes;
+    out->zero_pages = g->zero_pages;
+    out->held_pages = g->held_pages;
+    out->unknown_pages = g->unknown_pages;
+    out->layers = g->n_layers;
+    out->same_pages = g->same_pages;
+    out->data_pages = g->data_pages;
+    out->confirmed = g->confirmed;
+    snprintf(out->peer, sizeof(out->peer), "%s", g->peer);
+    snprintf(out->role, sizeof(out->role), "%s", g->role == 1 ? "source" : "destination");
+}
+
+static void describe_handover(struct vc_vm *vm, struct vecycle_vm *out, struct vc_err *err)
+{
+    struct vc_handover h;
+
+    if (vc_handover_get(vm, &h, err)) {
+        out->damaged = true;
+        snprintf(out->error, sizeof(out->error), "%s", err->message);
+        snprintf(out->handover, sizeof(out->handover), "?");
+        return;
+    }
+    snprintf(out->handover, sizeof(out->handover), "%s", handover_names[h.state]);
+    if (h.state == VC_HANDOVER_NONE)
+        return;
+    snprintf(out->handover_peer, sizeof(out->handover_peer), "%s", h.peer);
+    snprintf(out->handover_socket, sizeof(out->handover_socket), "%s", h.socket);
+    out->handover_unix = h.since_unix;
+}
+
+/* What there is to say of one VM. A damaged one is described too. */
+static int describe(struct vc_store *store, const struct vc_id *id, struct vecycle_vm *out,
+                    struct vc_err *err)
+{
+    struct vc_err trouble = VC_ERR_INIT;
+    struct vc_gen *gen = NULL;
+    struct vc_vm *vm;
+    int rc;
+
+    memset(out, 0, sizeof(*out));
+    vc_id_format(id, out->vm);
+    rc = vc_vm_open(store, id, VC_VM_READ, &vm, &trouble);
+    if (rc == VC_NOT_FOUND)
+        return vc_err_set_hint(err, VC_E_NO_SUCH_VM, "`vecycle ls` lists them",
+                               "the store has no VM %s", out->vm);
+    if (rc && rc != VC_E_CORRUPT) {
+        *err = trouble;
+        return rc;
+    }
+    if (!rc) {
+        describe_generation(vm, out);
+        describe_handover(vm, out, &trouble);
+        if (out->n_generations)
+            rc = vc_gen_open(vm, &vc_vm_generation(vm, 0)->id, &gen, &trouble);
+        vc_gen_close(gen);
+        vc_vm_close(vm);
+    }
+    if (rc) {
+        out->damaged = true;
+        snprintf(out->error, sizeof(out->error), "%s", trouble.message);
+    }
+    return 0;
+}
+
+static int parse_vm(const char *vm, struct vc_id *id, struct vc_err *err)
+{
+    return vc_id_parse(vm, id)
+               ? 0
+               : vc_err_set_hint(err, VC_E_NO_SUCH_VM, "a VM is its UUID; `vecycle ls` lists them",
+                                 "'%.64s' is not the UUID of a VM", vm);
+}
+
+/* Opens the store for reading; an absent one is an empty one (*out NULL). */
+static int open_store(const struct vecycle_context *c, struct vc_store **out, struct vc_err *err)
+{
+    int rc = vc_public_store(c, false, out, err);
+
+    if (rc == VC_NOT_FOUND) {
+        *out = NULL;
+        return 0;
+    }
+    return rc;
+}
+
+/* Store and VM together, for those that work on one VM. */
+static int open_both(const struct vecycle_context *c, const char *vm, struct vc_store **store,
+                     struct vc_id *id, struct vc_err *err)
+{
+    int rc = parse_vm(vm, id, err);
+
+    *store = NULL;
+    if (!rc)
+        rc = open_store(c, store, err);
+    if (!rc && !*store)
+        rc = vc_err_set_hint(err, VC_E_NO_SUCH_VM, "see --store", "there is no store at '%s'",
+                             c->store ? c->store : vecycle_default_store());
+    return rc;
+}
+
+int vecycle_store_list(const struct vecycle_context *c, struct vecycle_vm **vms, size_t *n,
+                       struct vecycle_error *err)
+{
+    struct vc_err e = VC_ERR_INIT;
+    struct vc_store *store;
+    vc_auto_free struct vc_id *ids = NULL;
+    struct vecycle_vm *list = NULL;
+    size_t n_ids = 0, k = 0;
+    int rc = open_store(c, &store, &e);
+
+    if (!rc && store)
+        rc = vc_store_list(store, &ids, &n_ids, &e);
+    if (!rc && !(list = calloc(n_ids + 1, sizeof(*list))))
+        rc = vc_err_set(&e, VC_E_NOMEM, "no memory for the list");
+    for (size_t i = 0; i < n_ids && !rc; i++) {
+        rc = describe(store, &ids[i], &list[k], &e);
+        if (rc == VC_E_NO_SUCH_VM)
+            rc = 0; /* it went away just now */
+        else
+            k++;
+    }
+    vc_store_close(store);
+    if (rc) {
+        free(list);
+        return vc_public_error(rc, &e, err);
+    }
+    *vms = list;
+    *n = k;
+    return 0;
+}
+
+int vecycle_store_show(const struct vecycle_context *c, const char *vm, struct vecycle_vm *out,
+                       struct vecycle_error *err)
+{
+    struct vc_err e = VC_ERR_INIT;
+    struct vc_store *store;
+    struct vc_id id;
+    int rc = open_both(c, vm, &store, &id, &e);
+
+    if (!rc)
+        rc = describe(store, &id, out, &e);
+    vc_store_close(store);
+    return vc_public_error(rc, &e, err);
+}
+
+static int verify(struct vc_store *store, const struct vc_id *id,
+                  void (*progress)(void *opaque, uint64_t done, uint64_t total), void *opaque,
+                  struct vecycle_verified *out, struct vc_err *err)
+{
+    struct vc_verify_result r = {0};
+    struct vc_gen *gen = NULL;
+    struct vc_lineage l;
+    struct vc_vm *vm;
+    int rc = vc_vm_open(store, id, VC_VM_READ, &vm, err);
+
+    if (rc == VC_NOT_FOUND)
+        return vc_err_set_hint(err, VC_E_NO_SUCH_VM, "`vecycle ls` lists them",
+                               "the store has no such VM");
+    if (rc)
+        return rc;
+    if (vc_vm_n_generations(vm) && vc_vm_lineage(vm, &l)) {
+        rc = vc_gen_open(vm, &vc_vm_generation(vm, 0)->id, &gen, err);
+        if (!rc)
+            rc = vc_gen_verify(gen, &l, progress, opaque, &r, err);
+        vc_wipe(&l, sizeof(l));
+    }
+    vc_gen_close(gen);
+    vc_vm_close(vm);
+    out->pages = r.pages;
+    out->bad_pages = r.bad_pages;
+    if (!rc && r.bad_pages)
+        rc = vc_err_set_hint(err, VC_E_CORRUPT,
+                             "damaged pages are fetched again at the next migration",
+                             "%llu of %llu pages are damaged, the first is page %llu of block %u",
+                             (unsigned long long)r.bad_pages, (unsigned long long)r.pages,
+                             (unsigned long long)r.first_bad_page.n, r.first_bad_block);
+    return rc;
+}
+
+int vecycle_store_verify(const struct vecycle_context *c, const char *vm,
+                         void (*progress)(void *opaque, uint64_t done, uint64_t total),
+                         void *opaque, struct vecycle_verified *out, struct vecycle_error *err)
+{
+    struct vc_err e = VC_ERR_INIT;
+    struct vc_store *store;
+    struct vc_id id;
+    int rc = open_both(c, vm, &store, &id, &e);
+
+    *out = (struct vecycle_verified){0};
+    if (!rc)
+        rc = verify(store, &id, progress, opaque, out, &e);
+    vc_store_close(store);
+    return vc_public_error(rc, &e, err);
+}
+
+/* Opens for writing; a damaged manifest is no obstacle to removing. */
+static int open_for_removal(struct vc_store *store, const struct vc_id *id, struct vc_vm **vm,
+                            struct vc_err *err)
+{
+    int rc = vc_vm_open(store, id, VC_VM_WRITE, vm, err);
+
+    if (rc == VC_E_CORRUPT)
+        rc = vc_vm_open(store, id, VC_VM_CREATE, vm, err);
+    if (rc == VC_NOT_FOUND)
+        return vc_err_set_hint(err, VC_E_NO_SUCH_VM, "`vecycle ls` lists them",
+                               "the store has no such VM");
+    return rc;
+}
+
+int vecycle_store_remove(const struct vecycle_context *c, const char *vm, bool force,
+                         struct vecycle_error *err)
+{
+    struct vc_err e = VC_ERR_INIT;
+    struct vc_store *store;
+    struct vc_handover h;
+    struct vc_vm *v = NULL;
+    struct vc_id id;
+    int rc = open_both(c, vm, &store, &id, &e);
+
+    if (!rc)
+        rc = open_for_removal(store, &id, &v, &e);
+    if (!rc && !force && vc_handover_get(v, &h, &e) == 0 &&
+        (h.state == VC_HANDOVER_LEFT || h.state == VC_HANDOVER_ARRIVING))
+        rc = vc_err_set_hint(&e, VC_E_UNSETTLED, "see `vecycle resolve`, or use --force",
+                             "a migration of the VM is not settled");
+    if (!rc)
+        rc = vc_vm_remove(v, &e);
+    vc_vm_close(v);
+    vc_store_close(store);
+    return vc_public_error(rc, &e, err);
+}
+
+/* ---- resolve ---- */
+
+static int retry(struct vc_store *store, const struct vc_id *id,
+                 const struct vecycle_migrate_options *o, const struct vc_handover *h,
+                 struct vc_err *err)
+{
+    struct vc_dial_options d = {.insecure = o->insecure, .ssh = o->ssh, .remote = o->remote};
+    struct vc_conn *conn;
+    int rc;
+
+    if (h->state != VC_HANDOVER_LEFT)
+        return vc_err_set_hint(err, VC_E_QEMU_STATE, "run this on the source host",
+                               "this host has no word to give");
+    rc = vc_conn_dial(o->to ? o->to : h->peer, &d, &conn, err);
+    return rc ? rc : vc_session_repeat_word(store, id, conn, err);
+}
+
+/* Continues the VM on this host. */
+static int run_here(const struct vc_handover *h, const char *socket_dir, struct vc_err *err)
+{
+    struct vc_qmp *q;
+    char state[32];
+    int fd, rc;
+
+    if (h->state == VC_HANDOVER_ARRIVING) {
+        fd = vc_target_connect(socket_dir, h->socket, ".qmp", err);
+        rc = fd < 0 ? fd : vc_qmp_from_fd(fd, h->socket, &q, err);
+    } else {
+        rc = vc_qmp_connect(h->socket, &q, err);
+    }
+    if (rc)
+        return rc;
+    rc = vc_qmp_run_state(q, state, err);
+    if (!rc && strcmp(state, "running") != 0)
+        rc = vc_qmp_simple(q, "cont", err);
+    vc_qmp_free(q);
+    return rc;
+}
+
+static int settle(struct vc_store *store, const struct vc_id *id, struct vc_handover *h,
+                  struct vc_err *err)
+{
+    struct vc_vm *vm;
+    int rc = vc_vm_open(store, id, VC_VM_WRITE, &vm, err);
+
+    if (rc)
+        return rc;
+    h->state = VC_HANDOVER_SETTLED;
+    rc = vc_handover_begin(vm, h, err);
+    vc_vm_close(vm);
+    return rc;
+}
+
+int vecycle_resolve(const struct vecycle_context *c, const char *vm, enum vecycle_resolution how,
+                    const struct vecycle_migrate_options *o, const char *socket_dir,
+                    struct vecycle_error *err)
+{
+    struct vc_err e = VC_ERR_INIT;
+    struct vc_store *store;
+    struct vc_handover h = {0};
+    struct vc_vm *v = NULL;
+    struct vc_id id;
+    int rc = open_both(c, vm, &store, &id, &e);
+
+    if (!rc)
+        rc = vc_vm_open(store, &id, VC_VM_READ, &v, &e);
+    if (!rc)
+        rc = vc_handover_get(v, &h, &e);
+    vc_vm_close(v);
+    if (rc == VC_NOT_FOUND ||
+        (!rc && (h.state == VC_HANDOVER_NONE || h.state == VC_HANDOVER_SETTLED)))
+        rc = vc_err_set(&e, VC_E_NO_SUCH_VM, "nothing about this VM is open here");
+    if (!rc && how == VECYCLE_RESOLVE_RETRY) {
+        rc = retry(store, &id, o, &h, &e);
+    } else if (!rc) {
+        if (how == VECYCLE_RESOLVE_RUN)
+            rc = run_here(&h, socket_dir ? socket_dir : vecycle_default_socket_dir(), &e);
+        if (!rc)
+            rc = settle(store, &id, &h, &e);
+    }
+    vc_store_close(store);
+    return vc_public_error(rc, &e, err);
+}

@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/clock.h"
+#include "base/fdio.h"
+#include "base/units.h"
+#include "qmp/qmp.h"
+
+/* Lines are read into one growing buffer with a named maximum. While an answer is awaited events
+ * may come: they wait in a list until they are asked for. */
+
+#define MAX_EVENTS 256
+
+struct vc_qmp {
+    int fd;
+    char name[128];
+    char *buf;
+    size_t have, cap;
+    struct json_object *events[MAX_EVENTS]; /* oldest first */
+    unsigned n_events;
+    uint64_t next_id;
+};
+
+const char *vc_qmp_name(const struct vc_qmp *q)
+{
+    return q->name;
+}
+
+int vc_qmp_fd(const struct vc_qmp *q)
+{
+    return q->fd;
+}
+
+void vc_qmp_shutdown(struct vc_qmp *q)
+{
+    shutdown(q->fd, SHUT_RDWR);
+}
+
+void vc_qmp_free(struct vc_qmp *q)
+{
+    if (!q)
+        return;
+    for (unsigned i = 0; i < q->n_events; i++)
+        json_object_put(q->events[i]);
+    close(q->fd);
+    free(q->buf);
+    free(q);
+}
+
+static int grow(struct vc_qmp *q, struct vc_err *err)
+{
+    size_t cap = q->cap ? q->cap * 2 : 16384;
+    char *more;
+
+    if (cap > VC_QMP_MAX_LINE_BYTES)
+        return vc_err_set(err, VC_E_QMP, "'%s' sent a line of more than %u bytes", q->name,
+                          VC_QMP_MAX_LINE_BYTES / 2);
+    more = realloc(q->buf, cap);
+    if (!more)
+        return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
+    q->buf = more;
+    q->cap = cap;
+    return 0;
+}
+
+/* Takes one whole line out of the buffer as an object: 0, VC_AGAIN. */
+static int take_line(struct vc_qmp *q, struct json_object **out, struct vc_err *err)
+{
+    for (;;) {
+        char *end = q->have ? memchr(q->buf, '\n', q->have) : NULL;
+        size_t n, skip;
+        struct json_object *o;
+
+        if (!end)
+            return VC_AGAIN;
+        n = (size_t)(end - q->buf);
+        skip = n + 1;
+        while (n && (q->buf[n - 1] == '\r' || q->buf[n - 1] == ' '))
+            n--;
+        o = n ? vc_json_parse(q->buf, n) : NULL;
+        q->have -= skip;
+        memmove(q->buf, q->buf + skip, q->have);
+        if (!n)
+            continue;
+        if (!json_object_is_type(o, json_type_object)) {
+            json_object_put(o);
+            return vc_err_set_hint(err, VC_E_QMP, "give the path of a QMP socket (-qmp unix:PATH)",
+                                   "'%s' does not speak QMP", q->name);
+        }
+        *out = o;
+        return 0;
+    }
+}
+
+/* Reads once. 0, VC_AGAIN: time is up. */
+static int fill(struct vc_qmp *q, int timeout_ms, struct vc_err *err)
+{
+    ssize_t n;
+    int rc = vc_wait_readable(q->fd, timeout_ms);
+
+    if (rc == 0)
+        return VC_AGAIN;
+    if (q->have == q->cap) {
+        rc = grow(q, err);
+        if (rc < 0)
+            return rc;
+    }
+    n = vc_read_some(q->fd, q->buf + q->have, q->cap - q->have);
+    if (n <= 0)
+        return vc_err_set(err, VC_E_QMP, "QEMU closed its QMP socket '%s'", q->name);
+    q->have += (size_t)n;
+    return 0;
+}
+
+/* The next object, waiting until the deadline: 0, VC_AGAIN. */
+static int next_object(struct vc_qmp *q, uint64_t deadline_ns, struct json_object **out,
+                       struct vc_err *err)
+{
+    for (;;) {
+        uint64_t now = vc_now_ns();
+        int rc = take_line(q, out, err);
+
+        if (rc != VC_AGAIN)
+            return rc;
+        rc = fill(q, now < deadline_ns ? (int)((deadline_ns - now) / VC_NS_PER_MS) + 1 : 0, err);
+        if (rc)
+            return rc;
+    }
+}
+
+static void keep_event(struct vc_qmp *q, struct json_object *event)
+{
+    if (q->n_events == MAX_EVENTS) { /* nobody listens: the oldest is the least interesting */
+        json_object_put(q->events[0]);
+        memmove(q->events, q->events + 1, --q->n_events * sizeof(q->events[0]));
+    }
+    q->events[q->n_events++] = event;
+}
+
+int vc_qmp_event(struct vc_qmp *q, struct json_object **out, struct vc_err *err)
+{
+    if (!q->n_events) {
+        struct json_object *o;
+        int rc = next_object(q, 0, &o, err);
+
+        if (rc)
+            return rc;
+        if (!vc_json_get(o, "event")) { /* an answer that nobody waits for any more */
+            json_object_put(o);
+            return VC_AGAIN;
+        }
+        keep_event(q, o);
+    }
+    *out = q->events[0];
+    memmove(q->events, q->events + 1, --q->n_events * sizeof(q->events[0]));
+    return 0;
+}
+
+/* Waits for the answer with that id; events are kept. */
+static int await_answer(struct vc_qmp *q, const char *command, uint64_t id,
+                        struct json_object **ret_out, struct vc_err *err)
+{
+    uint64_t deadline = vc_now_ns() + VC_QMP_TIMEOUT_MS * VC_NS_PER_MS;
+
+    for (;;) {
+        vc_auto_json struct json_object *o = NULL;
+        struct json_object *error;
+        int rc = next_object(q, deadline, &o, err);
+
+        if (rc == VC_AGAIN)
+            return vc_err_set_hint(err, VC_E_QMP, "is another client connected to this QMP socket?",
+                                   "'%s' did not answer %s within %u s", q->name, command,
+                                   VC_QMP_TIMEOUT_MS / 1000);
+        if (rc)
+            return rc;
+        if (vc_json_get(o, "event")) {
+            keep_event(q, vc_steal_ptr(o));
+            continue;
+        }
+        error = vc_json_get(o, "error");
+        if (error && (!vc_json_get(o, "id") || vc_json_u64(o, "id", 0) == id))
+            return vc_err_set(err, VC_E_QMP, "QEMU refused %s: %.160s", command,
+                              vc_json_str(error, "desc", "?"));
+        if (vc_json_u64(o, "id", 0) != id)
+            continue;
+        if (ret_out)
+            *ret_out = json_object_get(vc_json_get(o, "return"));
+        return 0;
+    }
+}
+
+int vc_qmp_execute(struct vc_qmp *q, const char *command, struct json_object *args, int fd,
+                   struct json_object **ret_out, struct vc_err *err)
+{
+    vc_auto_json struct json_object *o = json_object_new_object();
+    vc_auto_free char *line = NULL;
+    uint64_t id = ++q->next_id;
+    int n;
+
+    if (!o) {
+        json_object_put(args);
+        return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
+    }
+    vc_json_add_str(o, "execute", command);
+    vc_json_add_u64(o, "id", id);
+    if (args)
+        json_object_object_add(o, "arguments", args);
+    n = asprintf(&line, "%s\n", vc_json_line(o));
+    if (n < 0) {
+        line = NULL;
+        return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
+    }
+    if (vc_send_fds(q->fd, line, (size_t)n, &fd, fd >= 0 ? 1 : 0) < 0)
+        return vc_err_set_errno(err, VC_E_QMP, "cannot write to '%s'", q->name);
+    return await_answer(q, command, id, ret_out, err);
+}
+
+static int negotiate(struct vc_qmp *q, struct vc_err *err)
+{
+    vc_auto_json struct json_object *greeting = NULL;
+    int rc = next_object(q, vc_now_ns() + VC_QMP_TIMEOUT_MS * VC_NS_PER_MS, &greeting, err);
+
+    if (rc == VC_AGAIN)
+        return vc_err_set_hint(
+            err, VC_E_QMP, "QEMU serves one client at a time: is another one connected?",
+            "'%s' sent no QMP greeting within %u s", q->name, VC_QMP_TIMEOUT_MS / 1000);
+    if (rc)
+        return rc;
+    if (!vc_json_get(greeting, "QMP"))
+        return vc_err_set_hint(err, VC_E_QMP, "give the path of a QMP socket (-qmp unix:PATH)",
+                               "'%s' does not speak QMP", q->name);
+    return vc_qmp_simple(q, "qmp_capabilities", err);
+}
+
+int vc_qmp_from_fd(int fd, const char *name, struct vc_qmp **out, struct vc_err *err)
+{
+    struct vc_qmp *q = calloc(1, sizeof(*q));
+    int rc;
+
+    if (!q) {
+        close(fd);
+        return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
+    }
+    q->fd = fd;
+    snprintf(q->name, sizeof(q->name), "%s", name);
+    rc = negotiate(q, err);
+    if (rc) {
+        vc_qmp_free(q);
+        return rc;
+    }
+    *out = q;
+    return 0;
+}
+
+int vc_qmp_connect(const char *path, struct vc_qmp **out, struct vc_err *err)
+{
+    int fd = vc_unix_connect(path);
+
+    if (fd < 0)
+        return vc_err_set_errno_hint(err, VC_E_QMP_CONNECT,
+                                     "start QEMU with -qmp unix:PATH,server=on,wait=off",
+                                     "cannot connect to the QMP socket '%.120s'", path);
+    return vc_qmp_from_fd(fd, path, out, err);
+}

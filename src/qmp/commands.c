@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "qmp/qmp.h"
+
+int vc_qmp_simple(struct vc_qmp *q, const char *command, struct vc_err *err)
+{
+    return vc_qmp_execute(q, command, NULL, -1, NULL, err);
+}
+
+int vc_qmp_uuid(struct vc_qmp *q, struct vc_id *out, struct vc_err *err)
+{
+    vc_auto_json struct json_object *ret = NULL;
+    int rc = vc_qmp_execute(q, "query-uuid", NULL, -1, &ret, err);
+
+    if (rc)
+        return rc;
+    return vc_id_parse(vc_json_str(ret, "UUID", ""), out)
+               ? 0
+               : vc_err_set(err, VC_E_QMP, "'%s' gave no UUID", vc_qmp_name(q));
+}
+
+int vc_qmp_run_state(struct vc_qmp *q, char out[32], struct vc_err *err)
+{
+    vc_auto_json struct json_object *ret = NULL;
+    int rc = vc_qmp_execute(q, "query-status", NULL, -1, &ret, err);
+
+    if (!rc)
+        snprintf(out, 32, "%s", vc_json_str(ret, "status", "?"));
+    return rc;
+}
+
+int vc_qmp_version(struct vc_qmp *q, unsigned *out, struct vc_err *err)
+{
+    vc_auto_json struct json_object *ret = NULL;
+    int rc = vc_qmp_execute(q, "query-version", NULL, -1, &ret, err);
+    struct json_object *v = vc_json_get(ret, "qemu");
+
+    if (!rc)
+        *out = (unsigned)(vc_json_u64(v, "major", 0) * 100 + vc_json_u64(v, "minor", 0));
+    return rc;
+}
+
+int vc_qmp_set_capability(struct vc_qmp *q, const char *name, bool on, struct vc_err *err)
+{
+    struct json_object *args = json_object_new_object();
+    struct json_object *list = json_object_new_array();
+    struct json_object *one = json_object_new_object();
+
+    vc_json_add_str(one, "capability", name);
+    vc_json_add_bool(one, "state", on);
+    json_object_array_add(list, one);
+    json_object_object_add(args, "capabilities", list);
+    return vc_qmp_execute(q, "migrate-set-capabilities", args, -1, NULL, err);
+}
+
+int vc_qmp_set_parameter(struct vc_qmp *q, const char *name, uint64_t v, struct vc_err *err)
+{
+    struct json_object *args = json_object_new_object();
+
+    vc_json_add_u64(args, name, v);
+    return vc_qmp_execute(q, "migrate-set-parameters", args, -1, NULL, err);
+}
+
+int vc_qmp_get_parameter(struct vc_qmp *q, const char *name, uint64_t missing, uint64_t *out,
+                         struct vc_err *err)
+{
+    vc_auto_json struct json_object *ret = NULL;
+    int rc = vc_qmp_execute(q, "query-migrate-parameters", NULL, -1, &ret, err);
+
+    if (!rc)
+        *out = vc_json_u64(ret, name, missing);
+    return rc;
+}
+
+int vc_qmp_migrate_fd(struct vc_qmp *q, bool incoming, int *fd_out, struct vc_err *err)
+{
+    struct json_object *args = json_object_new_object();
+    vc_auto_close int theirs = -1;
+    vc_auto_close int ours = -1;
+    int pair[2], rc;
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) {
+        json_object_put(args);
+        return vc_err_set_errno(err, VC_E_FAILED, "cannot make a socket pair");
+    }
+    ours = pair[0];
+    theirs = pair[1];
+    vc_json_add_str(args, "fdname", "vecycle");
+    rc = vc_qmp_execute(q, "getfd", args, theirs, NULL, err);
+    if (rc)
+        return rc;
+    args = json_object_new_object();
+    vc_json_add_str(args, "uri", "fd:vecycle");
+    rc = vc_qmp_execute(q, incoming ? "migrate-incoming" : "migrate", args, -1, NULL, err);
+    if (!rc)
+        *fd_out = vc_steal_fd(&ours);
+    return rc;
+}
+
+int vc_qmp_migration(struct vc_qmp *q, struct vc_qmp_migration *out, struct vc_err *err)
+{
+    vc_auto_json struct json_object *ret = NULL;
+    int rc = vc_qmp_execute(q, "query-migrate", NULL, -1, &ret, err);
+    struct json_object *ram = vc_json_get(ret, "ram");
+
+    if (rc)
+        return rc;
+    *out = (struct vc_qmp_migration){
+        .total_ms = vc_json_u64(ret, "total-time", 0),
+        .downtime_ms = vc_json_u64(ret, "downtime", 0),
+        .setup_ms = vc_json_u64(ret, "setup-time", 0),
+        .ram_total = vc_json_u64(ram, "total", 0),
+        .ram_remaining = vc_json_u64(ram, "remaining", 0),
+        .ram_transferred = vc_json_u64(ram, "transferred", 0),
+        .rounds = vc_json_u64(ram, "dirty-sync-count", 0),
+    };
+    snprintf(out->status, sizeof(out->status), "%s", vc_json_str(ret, "status", ""));
+    snprintf(out->error, sizeof(out->error), "%s", vc_json_str(ret, "error-desc", ""));
+    return 0;
+}

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_QMP_QMP_H
+#define VC_QMP_QMP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/json.h"
+#include "base/units.h"
+
+/* A client of QEMU's machine protocol (QEMU: docs/interop/qmp-spec.rst), and the few commands that
+ * a migration needs.
+ *
+ * Thread rule: one thread at a time; vc_qmp_shutdown() from any. */
+
+struct vc_qmp;
+
+/** Time a command may take, and longest line that is accepted. */
+#define VC_QMP_TIMEOUT_MS 15000
+#define VC_QMP_MAX_LINE_BYTES (4u << 20)
+
+/** Connects and negotiates. VC_E_QMP_CONNECT: no socket, or nobody listens; VC_E_QMP: not QMP. */
+int vc_qmp_connect(const char *path, struct vc_qmp **out, struct vc_err *err) VC_NODISCARD;
+/** The same on a connected socket, which is taken; @name is for messages. */
+int vc_qmp_from_fd(int fd, const char *name, struct vc_qmp **out, struct vc_err *err) VC_NODISCARD;
+/** Frees; NULL is fine. */
+void vc_qmp_free(struct vc_qmp *q);
+/** Wakes a call that waits, for good. Any thread. */
+void vc_qmp_shutdown(struct vc_qmp *q);
+/** For poll: readable when an event may have come. */
+int vc_qmp_fd(const struct vc_qmp *q);
+/** How it is called in messages. */
+const char *vc_qmp_name(const struct vc_qmp *q);
+
+/** Runs a command. @args is taken (NULL: none). @fd: sent along, or -1; stays the caller's.
+ *  *ret_out (may be NULL) is the caller's. VC_E_QMP: QEMU refused, or broke off; the message holds
+ *  QEMU's own words. */
+int vc_qmp_execute(struct vc_qmp *q, const char *command, struct json_object *args, int fd,
+                   struct json_object **ret_out, struct vc_err *err) VC_NODISCARD;
+
+/** The next event that came, without waiting: 0 (*out is the caller's), VC_AGAIN: none now;
+ * VC_E_QMP: QEMU is gone. */
+int vc_qmp_event(struct vc_qmp *q, struct json_object **out, struct vc_err *err) VC_NODISCARD;
+
+/* ---- commands.c ---- */
+
+/** The VM's UUID; nil if it has none. */
+int vc_qmp_uuid(struct vc_qmp *q, struct vc_id *out, struct vc_err *err) VC_NODISCARD;
+/** Its run state ("running", "inmigrate", ...). */
+int vc_qmp_run_state(struct vc_qmp *q, char out[32], struct vc_err *err) VC_NODISCARD;
+/** QEMU's version, major * 100 + minor. */
+int vc_qmp_version(struct vc_qmp *q, unsigned *out, struct vc_err *err) VC_NODISCARD;
+
+int vc_qmp_set_capability(struct vc_qmp *q, const char *name, bool on,
+                          struct vc_err *err) VC_NODISCARD;
+int vc_qmp_set_parameter(struct vc_qmp *q, const char *name, uint64_t v,
+                         struct vc_err *err) VC_NODISCARD;
+/** A numeric migration parameter; @missing if this QEMU has none of that name. */
+int vc_qmp_get_parameter(struct vc_qmp *q, const char *name, uint64_t missing, uint64_t *out,
+                         struct vc_err *err) VC_NODISCARD;
+
+/** Hands QEMU one end of a new socket pair and starts a migration over it: `migrate` or
+ *  `migrate-incoming`. *fd_out is the other end, the caller's. */
+int vc_qmp_migrate_fd(struct vc_qmp *q, bool incoming, int *fd_out,
+                      struct vc_err *err) VC_NODISCARD;
+
+/** A command without arguments or answer ("stop", "cont", "migrate_cancel"). */
+int vc_qmp_simple(struct vc_qmp *q, const char *command, struct vc_err *err) VC_NODISCARD;
+
+struct vc_qmp_migration {
+    char status[32]; /* "" before the first migration */
+    char error[200]; /* of a failed one, or "" */
+    uint64_t total_ms, downtime_ms, setup_ms;
+    uint64_t ram_total, ram_remaining, ram_transferred;
+    uint64_t rounds; /* dirty-sync-count */
+};
+int vc_qmp_migration(struct vc_qmp *q, struct vc_qmp_migration *out,
+                     struct vc_err *err) VC_NODISCARD;
+
+#endif

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_SESSION_COMMON_H
+#define VC_SESSION_COMMON_H
+
+#include "base/bytes.h"
+#include "base/queue.h"
+#include "link/link.h"
+#include "session/session.h"
+
+/* Private to src/session: what both sides do alike. */
+
+/** Frames that the pipelines hand up (WORD, WORD_DONE, COMMITTED, CLOSE), in order. */
+struct vc_inbox {
+    struct vc_queue q;
+    int fd; /* readable when something came, or nothing will come any more */
+};
+int vc_inbox_init(struct vc_inbox *in, struct vc_err *err) VC_NODISCARD;
+void vc_inbox_fini(struct vc_inbox *in);
+/** The pipelines' on_frame; NULL closes. */
+void vc_inbox_put(void *inbox, struct vc_link_frame *f);
+/** The next frame: 0; VC_AGAIN: not within the time; VC_CLOSED: none will come. */
+int vc_inbox_get(struct vc_inbox *in, uint64_t timeout_ms, struct vc_link_frame **out) VC_NODISCARD;
+
+/** This host's part in a VM's store for one session. */
+struct vc_holding {
+    struct vc_vm *vm;   /* locked, or NULL: no store */
+    struct vc_gen *gen; /* the newest generation, or NULL */
+    bool has_lineage;
+    struct vc_lineage lineage;
+};
+/** Opens the VM for writing and its newest generation. A damaged generation counts as none (with a
+ *  warning). @plaintext: kind of the connection, which the lineage must fit: another one is left
+ *  aside. VC_E_BUSY, VC_E_STORE. */
+int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct vc_id *uuid,
+                    bool plaintext, const struct vc_log *log, struct vc_err *err) VC_NODISCARD;
+/** Makes that lineage the VM's, if it is not yet: everything under another one is dropped. */
+int vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l,
+                     struct vc_err *err) VC_NODISCARD;
+/** Nothing of it is to be trusted any more: a new lineage, the generations are dropped. */
+void vc_holding_quarantine(struct vc_holding *h, const struct vc_log *log);
+void vc_holding_close(struct vc_holding *h);
+/** A new lineage with a random key. */
+int vc_lineage_random(struct vc_lineage *l, bool exposed, struct vc_err *err) VC_NODISCARD;
+
+/** The end of a session, after the switch: exchanges COMMITTED, notes in the store whether both
+ * ends have the same, and says CLOSE. @root: NULL if this host keeps nothing. */
+void vc_session_confirm(struct vc_link *link, struct vc_inbox *in, struct vc_holding *h,
+                        const struct vc_id *gen, const uint8_t *root, bool *confirmed,
+                        const struct vc_log *log);
+
+/** Says CLOSE and waits (not for long) until the other end has hung up. */
+void vc_session_bye(struct vc_link *link, struct vc_inbox *in);
+
+/** Sends a record of up to 8 KiB that @encode writes. VC_E_PEER_LOST. */
+#define VC_SESSION_SEND(link, type, encode, msg, err)                   \
+    ({                                                                  \
+        uint8_t _buf[8192];                                             \
+        struct vc_writer _w = vc_writer(_buf, sizeof(_buf));            \
+        encode(&_w, (msg));                                             \
+        vc_session_send((link), (type), _buf, (uint32_t)_w.len, (err)); \
+    })
+int vc_session_send(struct vc_link *link, uint8_t type, const void *p, uint32_t n,
+                    struct vc_err *err) VC_NODISCARD;
+/** The next frame, which must be of that type. VC_E_PEER_LOST, VC_E_PROTOCOL, the peer's error. */
+int vc_session_expect(struct vc_link *link, uint8_t type, struct vc_link_frame **out,
+                      struct vc_err *err) VC_NODISCARD;
+
+#endif

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_SESSION_SESSION_H
+#define VC_SESSION_SESSION_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "net/net.h"
+#include "store/store.h"
+#include "wire/wire.h"
+
+/* One migration, seen from one host: who may do what when, and every abort (docs/internals/
+ * phases.md). Each function runs a session from beginning to end in the calling thread.
+ *
+ * Thread rule: a call uses its store by itself; several sessions may use one store at a time. */
+
+/** A flag with a descriptor, to end a session from elsewhere. */
+struct vc_cancel {
+    int fd; /* eventfd; readable once cancelled */
+};
+int vc_cancel_init(struct vc_cancel *c, struct vc_err *err) VC_NODISCARD;
+/** Any thread, also a signal handler. */
+void vc_cancel_now(struct vc_cancel *c);
+bool vc_cancel_is_set(const struct vc_cancel *c);
+void vc_cancel_fini(struct vc_cancel *c);
+
+enum vc_session_phase {
+    VC_PHASE_CONNECT = 0, /* QEMU and the other host */
+    VC_PHASE_FIRST_PASS = 1,
+    VC_PHASE_ROUNDS = 2, /* pages that the guest dirtied */
+    VC_PHASE_SWITCH = 3, /* the guest is paused */
+    VC_PHASE_COMMIT = 4, /* it runs at the destination; checkpoints are completed */
+    VC_PHASE_DONE = 5,
+};
+
+/** What happened, so far or in the end. */
+struct vc_session_result {
+    uint32_t phase; /* vc_session_phase */
+    uint32_t base;  /* vc_wire_base: what could be reused */
+    struct vc_id vm, generation;
+    uint64_t total_ms, downtime_ms, rounds;
+    uint64_t ram_bytes, remaining_bytes;
+    uint64_t pages_same, pages_moved, pages_zero, pages_data, pages_unknown;
+    uint64_t stream_bytes; /* what QEMU sent: what would have crossed the wire without us */
+    uint64_t wire_sent_bytes, wire_received_bytes;
+    uint64_t repaired_pages, resent_batches;
+    double wire_rate; /* bytes/s */
+    bool committed;   /* this host keeps a checkpoint */
+    bool confirmed;   /* and the other host has the same */
+    bool passthrough; /* the stream was not understood: reuse was off */
+    char reason[160]; /* why */
+    char peer[128];
+};
+
+typedef void (*vc_progress_fn)(void *opaque, const struct vc_session_result *now);
+
+struct vc_source_session {
+    struct vc_store *store; /* NULL: neither reuse nor checkpoint */
+    const struct vc_log *log;
+    struct vc_cancel *cancel; /* may be NULL */
+    vc_progress_fn progress;  /* may be NULL; a few times a second */
+    void *opaque;
+
+    const char *to;       /* address of the destination's vecycle, for the handover record */
+    struct vc_conn *conn; /* to it; taken */
+    const char *name;     /* socket name there; "" = the VM's UUID */
+
+    /* Driven: QEMU's QMP socket. */
+    int qmp_fd;                 /* connected; taken; -1: proxy */
+    const char *qmp_name;       /* for messages and the handover record */
+    uint64_t max_bandwidth;     /* bytes/s; 0: unlimited */
+    uint64_t downtime_limit_ms; /* 0: as QEMU has it */
+
+    /* Proxy: who the VM is, and its migration stream. */
+    struct vc_id vm;
+    int stream_fd; /* taken; -1: driven */
+};
+
+/** Runs a migration from the source's side. *result is filled in as far as things went. */
+int vc_session_source(const struct vc_source_session *o, struct vc_session_result *result,
+                      struct vc_err *err) VC_NODISCARD;
+
+struct vc_dest_session {
+    struct vc_store *store; /* NULL: neither reuse nor checkpoint */
+    const struct vc_log *log;
+    struct vc_cancel *cancel; /* may be NULL */
+    struct vc_conn *conn;     /* taken */
+    const char *socket_dir;   /* QEMU's sockets are looked for here, and nowhere else */
+};
+
+/** Runs a migration (or the repetition of a word) from the destination's side. */
+int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *result,
+                    struct vc_err *err) VC_NODISCARD;
+
+/** Repeats the word of a migration whose end got lost: the source side of mode 3.
+ *  0: the destination runs the VM and the record is settled. */
+int vc_session_repeat_word(struct vc_store *store, const struct vc_id *vm, struct vc_conn *conn,
+                           struct vc_err *err) VC_NODISCARD;
+
+/* ---- target.c: sockets of the destination QEMU ---- */
+
+/** Connects to NAME + suffix in the directory, without following links out of it. Returns a
+ *  descriptor; VC_E_NO_SUCH_VM (illegal name), VC_E_DEST_QEMU (no such socket, nobody listens). */
+int vc_target_connect(const char *dir, const char *name, const char *suffix,
+                      struct vc_err *err) VC_NODISCARD;
+/** Whether there is a socket of that name. 0 or as above. */
+int vc_target_exists(const char *dir, const char *name, const char *suffix,
+                     struct vc_err *err) VC_NODISCARD;
+
+#endif
