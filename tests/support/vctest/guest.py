@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The two guests, as the tests see them over their serial consoles."""
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .proc import readable, wait_for
+
+GUEST = Path(__file__).resolve().parents[2] / "guest"
+BUILD = Path(os.environ.get("VC_BUILD_DIR", Path(__file__).resolve().parents[3] / "build"))
+
+
+def build(*argv):
+    subprocess.run(["/usr/bin/python3", GUEST / "build.py", *map(str, argv)], check=True,
+                   stdout=sys.stderr)
+
+
+def linux_options():
+    """QEMU options that boot the Linux guest."""
+    where = BUILD / "guest"
+    build("linux", where)
+    return ["-kernel", where / "kernel", "-initrd", where / "initrd",
+            "-append", "console=ttyS0 quiet panic=-1 mitigations=off"]
+
+
+def selfcheck_options(end_mib, delay=0):
+    """QEMU options that boot the self-checking boot sector."""
+    image = BUILD / "guest" / f"selfcheck-{end_mib}-{delay}.img"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    build("selfcheck", image, "--end-mib", end_mib, "--delay", delay)
+    return ["-drive", f"file={image},format=raw,if=ide,file.locking=off,snapshot=on"]
+
+
+class Serial:
+    def __init__(self, qemu):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(qemu.serial_path)
+        self.sock.settimeout(60)
+
+    def close(self):
+        self.sock.close()
+
+
+class LinuxGuest:
+    """Speaks to tests/guest/agent.c; attach() follows it to another QEMU."""
+
+    def __init__(self, qemu):
+        self.serial = None
+        self.attach(qemu)
+
+    def attach(self, qemu):
+        if self.serial:
+            self.serial.close()
+        self.serial = Serial(qemu)
+        self.buffer = b""
+
+    def _answer(self, timeout):
+        deadline = time.monotonic() + timeout
+        while True:
+            while b"\n" in self.buffer:
+                line, self.buffer = self.buffer.split(b"\n", 1)
+                if b"@@ " in line:
+                    return line[line.index(b"@@ ") + 3:].decode().strip()
+            left = deadline - time.monotonic()
+            assert left > 0 and readable(self.serial.sock, left), "the guest does not answer"
+            data = self.serial.sock.recv(65536)
+            assert data, "the guest's serial console was closed"
+            self.buffer += data
+
+    def wait_ready(self, timeout=60):
+        """Its greeting may have gone by before we listened."""
+        def ready():
+            self.serial.sock.sendall(b"ping\n")
+            try:
+                return self._answer(2).startswith("OK")
+            except AssertionError:
+                return False
+        wait_for(ready, timeout, "the guest to boot")
+        while readable(self.serial.sock, 0.3):
+            self.serial.sock.recv(65536)
+        self.buffer = b""
+
+    def command(self, text, timeout=120):
+        self.serial.sock.sendall(text.encode() + b"\n")
+        answer = self._answer(timeout)
+        assert answer.startswith("OK"), f"guest: {text}: {answer}"
+        return answer[3:]
+
+
+class SelfCheck:
+    """Watches the boot sector: a B for every pass, an X when a page was wrong."""
+
+    def __init__(self, qemu):
+        self.passes = 0
+        self.serial = None
+        self.attach(qemu)
+
+    def attach(self, qemu):
+        if self.serial:
+            self.serial.close()
+        self.serial = Serial(qemu)
+
+    def poll(self, timeout=0.0):
+        while readable(self.serial.sock, timeout):
+            data = self.serial.sock.recv(4096)
+            assert b"X" not in data, "the guest found a wrong page in its memory"
+            self.passes += data.count(b"B")
+            if not data:
+                break
+            timeout = 0.0
+        return self.passes
+
+    def wait_passes(self, n, timeout=60):
+        """Until it has gone n times more over its memory."""
+        goal = self.poll() + n
+        wait_for(lambda: self.poll(0.1) >= goal, timeout, f"{n} passes of the guest")

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A QEMU on a host. It has two QMP sockets: one for vecycle (NAME.qmp), one for the test."""
+import hashlib
+import os
+import shutil
+import uuid
+
+from .proc import wait_for
+from .qmp import Qmp
+
+BINARY = os.environ.get("VC_TEST_QEMU", "qemu-system-x86_64")
+
+
+def available():
+    return bool(shutil.which(BINARY)), f"{BINARY} is missing"
+
+
+class Qemu:
+    def __init__(self, host, name, ram_mib, vm, incoming=None, extra=(), machine="pc"):
+        self.host, self.name, self.ram_mib, self.vm = host, name, ram_mib, vm
+        self.qmp_path = host.path(f"{name}.qmp")
+        self.serial_path = host.path(f"{name}.serial")
+        test_path = host.path(f"{name}.test")
+        argv = [BINARY, "-machine", f"{machine},accel=tcg", "-m", ram_mib, "-nodefaults",
+                "-display", "none", "-vga", "none", "-uuid", vm,
+                "-chardev", f"socket,id=serial,path={self.serial_path},server=on,wait=off",
+                "-serial", "chardev:serial",
+                "-qmp", f"unix:{self.qmp_path},server=on,wait=off",
+                "-qmp", f"unix:{test_path},server=on,wait=off", *extra]
+        if incoming:
+            argv += ["-incoming", incoming]
+        self.process = host.start(argv, log=host.dir / f"{name}.log")
+        self.qmp = Qmp(test_path)
+
+    def status(self):
+        return self.qmp.execute("query-status")["status"]
+
+    def wait_status(self, status, timeout=30):
+        wait_for(lambda: self.status() == status, timeout, f"{self.name} to be {status}")
+
+    def ram_digest(self):
+        """SHA-256 of all of its memory; it has to be paused."""
+        path = self.host.path(f"{self.name}.ram")
+        self.qmp.execute("pmemsave", val=0, size=self.ram_mib << 20, filename=path)
+        digest = hashlib.sha256()
+        with open(path, "rb") as f:
+            while chunk := f.read(1 << 20):
+                digest.update(chunk)
+        os.unlink(path)
+        return digest.hexdigest()
+
+    def nonzero_bytes(self):
+        """Bytes in pages that are not all zero; it has to be paused."""
+        path = self.host.path(f"{self.name}.ram")
+        self.qmp.execute("pmemsave", val=0, size=self.ram_mib << 20, filename=path)
+        zero, n = bytes(4096), 0
+        with open(path, "rb") as f:
+            while page := f.read(4096):
+                n += page != zero
+        os.unlink(path)
+        return n * 4096
+
+    def migrate_plain(self, uri, downtime_limit=300, capabilities=("return-path", "events")):
+        """Starts a migration as a user of plain QEMU would."""
+        self.qmp.execute("migrate-set-capabilities",
+                         capabilities=[{"capability": c, "state": True} for c in capabilities])
+        self.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 40,
+                         downtime_limit=downtime_limit)
+        self.qmp.execute("migrate", uri=uri)
+
+    def wait_migrated(self, timeout=120):
+        def done():
+            info = self.qmp.execute("query-migrate")
+            assert info["status"] not in ("failed", "cancelled"), info
+            return info if info["status"] == "completed" else None
+        return wait_for(done, timeout, f"{self.name} to be migrated")
+
+    def stop(self):
+        self.qmp.close()
+        self.process.stop()
+
+
+def new_uuid():
+    return str(uuid.uuid4())
