@@ -30,6 +30,7 @@ struct json_object *vc_job_to_json(const struct vc_job *j)
     vc_json_add_str(o, "vm", j->vm);
     vc_json_add_u64(o, "max-bandwidth", j->max_bandwidth);
     vc_json_add_u64(o, "downtime-limit-ms", j->downtime_limit_ms);
+    vc_json_add_bool(o, "suspend", j->suspend);
     return o;
 }
 
@@ -55,15 +56,17 @@ int vc_job_from_json(struct json_object *o, struct vc_job *j, struct vc_err *err
     get_text(o, "vm", j->vm, sizeof(j->vm));
     j->max_bandwidth = vc_json_u64(o, "max-bandwidth", 0);
     j->downtime_limit_ms = vc_json_u64(o, "downtime-limit-ms", 0);
+    j->suspend = vc_json_bool(o, "suspend", false);
     return 0;
 }
 
 /* One list of the numbers in a result, for both directions. */
-#define NUMBERS(X)                                                                               \
-    X(total_ms)                                                                                  \
-    X(downtime_ms)                                                                               \
-    X(rounds) X(ram_bytes) X(remaining_bytes) X(pages_same) X(pages_moved) X(pages_zero)         \
-        X(pages_data) X(pages_unknown) X(stream_bytes) X(wire_sent_bytes) X(wire_received_bytes) \
+#define NUMBERS(X)                                                                           \
+    X(total_ms)                                                                              \
+    X(downtime_ms)                                                                           \
+    X(rounds)                                                                                \
+    X(ram_bytes) X(remaining_bytes) X(pages_same) X(pages_moved) X(pages_zero) X(pages_data) \
+        X(pages_unknown) X(stream_bytes) X(wire_sent_bytes) X(wire_received_bytes)           \
             X(repaired_pages) X(resent_batches)
 
 struct json_object *vc_result_to_json(const struct vc_session_result *r)

@@ -33,6 +33,7 @@ static int run_source(struct vc_job *j, struct vc_conn *conn, struct vc_store *s
         .qmp_name = j->qmp,
         .max_bandwidth = j->max_bandwidth,
         .downtime_limit_ms = j->downtime_limit_ms,
+        .suspend = j->suspend,
         .stream_fd = driven ? -1 : fd,
     };
 

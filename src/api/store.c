@@ -27,7 +27,6 @@ static void describe_generation(struct vc_vm *vm, struct vecycle_vm *out)
         snprintf(out->root + 2 * i, 3, "%02x", g->root[i]);
     out->created_unix = g->created_unix;
     out->ram_bytes = g->ram_bytes;
-    out->disk_bytes = g->disk_bytes;
     out->zero_pages = g->zero_pages;
     out->held_pages = g->held_pages;
     out->unknown_pages = g->unknown_pages;
@@ -81,6 +80,8 @@ static int describe(struct vc_store *store, const struct vc_id *id, struct vecyc
         describe_handover(vm, out, &trouble);
         if (out->n_generations)
             rc = vc_gen_open(vm, &vc_vm_generation(vm, 0)->id, &gen, &trouble);
+        if (gen)
+            out->disk_bytes = vc_gen_info(gen)->disk_bytes;
         vc_gen_close(gen);
         vc_vm_close(vm);
     }

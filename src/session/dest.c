@@ -264,11 +264,11 @@ static int obey(struct arrival *a, const struct vc_link_frame *f, struct vc_err 
     vc_dest_status(a->pipeline, &st);
     if (!vc_id_equal(&word.session, &a->open.session) || !a->qmp)
         return vc_err_set(err, VC_E_PROTOCOL, "WORD: about another session");
-    if (word.word != VC_WIRE_WORD_CONTINUE)
+    if (word.word == VC_WIRE_WORD_ABANDON)
         return vc_err_set(err, VC_E_CANCELLED, "the source gave the migration up");
     if (!st.shut || st.shut_status)
         return vc_err_set(err, VC_E_PROTOCOL, "WORD: came before the VM had arrived");
-    rc = vc_qmp_simple(a->qmp, "cont", err);
+    rc = word.word == VC_WIRE_WORD_CONTINUE ? vc_qmp_simple(a->qmp, "cont", err) : 0;
     if (rc) {
         done.code = (uint32_t)-rc;
         snprintf(done.text, sizeof(done.text), "%s", err->message);

@@ -74,6 +74,7 @@ struct vc_source_session {
     const char *qmp_name;       /* for messages and the handover record */
     uint64_t max_bandwidth;     /* bytes/s; 0: unlimited */
     uint64_t downtime_limit_ms; /* 0: as QEMU has it */
+    bool suspend;               /* leave it paused at the destination */
 
     /* Proxy: who the VM is, and its migration stream. */
     struct vc_id vm;

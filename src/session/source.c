@@ -508,7 +508,9 @@ static int perform_proxy(struct migration *m, struct vc_err *err)
 
 static int give_word(struct migration *m, struct vc_err *err)
 {
-    struct vc_wire_word_msg word = {.word = VC_WIRE_WORD_CONTINUE, .session = m->session};
+    struct vc_wire_word_msg word = {.word = m->o->suspend ? VC_WIRE_WORD_SUSPEND
+                                                          : VC_WIRE_WORD_CONTINUE,
+                                    .session = m->session};
     struct vc_wire_status done;
     struct vc_link_frame *f;
     int rc = 0;

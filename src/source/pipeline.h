@@ -68,10 +68,17 @@ int vc_source_window_ack(struct vc_source *s, uint64_t seq, struct vc_err *err) 
 /** A reference to a batch in the window, or NULL. */
 struct vc_src_batch *vc_source_window_find(struct vc_source *s, uint64_t seq);
 
-struct vc_wire_codec;
+/** What building a frame needs: of one thread. */
+struct vc_source_packer {
+    struct vc_wire_codec *codec;
+    uint8_t *body;
+    size_t cap;
+};
+int vc_source_packer_init(struct vc_source_packer *p, int level, struct vc_err *err) VC_NODISCARD;
+void vc_source_packer_fini(struct vc_source_packer *p);
 /** Builds the BATCH frame. NULL: no memory. */
-struct vc_link_frame *vc_source_batch_frame(const struct vc_src_batch *b, bool self_contained,
-                                            struct vc_wire_codec *codec);
+struct vc_link_frame *vc_source_batch_frame(struct vc_source_packer *p,
+                                            const struct vc_src_batch *b, bool self_contained);
 
 static inline void vc_count(atomic_ullong *c, uint64_t n)
 {

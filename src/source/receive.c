@@ -81,7 +81,7 @@ static int on_repair(struct vc_source *s, const struct vc_link_frame *f, struct 
 /* The seal did not fit at the destination: once more, without any reference to a checkpoint. */
 static int on_resend(struct vc_source *s, const struct vc_link_frame *f, struct vc_err *err)
 {
-    struct vc_wire_codec *codec = NULL;
+    struct vc_source_packer packer;
     struct vc_src_batch *b;
     struct vc_link_frame *again = NULL;
     uint64_t seq;
@@ -98,10 +98,10 @@ static int on_resend(struct vc_source *s, const struct vc_link_frame *f, struct 
     b->resent = true;
     vc_log(s->o.log, VC_LOG_WARNING, "batch %llu failed its seal and is sent again",
            (unsigned long long)seq);
-    rc = vc_wire_codec_new(s->o.zstd_level, &codec, err);
+    rc = vc_source_packer_init(&packer, s->o.zstd_level, err);
     if (!rc)
-        again = vc_source_batch_frame(b, true, codec);
-    vc_wire_codec_free(codec);
+        again = vc_source_batch_frame(&packer, b, true);
+    vc_source_packer_fini(&packer);
     vc_src_batch_unref(b);
     if (rc)
         return rc;

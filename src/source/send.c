@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -9,8 +10,35 @@
 /* The sending stage: takes batches in order, waits until another one may be on its way, compresses,
  * puts the batch into the repair window and hands its frame to the link. */
 
-struct vc_link_frame *vc_source_batch_frame(const struct vc_src_batch *b, bool self_contained,
-                                            struct vc_wire_codec *codec)
+int vc_source_packer_init(struct vc_source_packer *p, int level, struct vc_err *err)
+{
+    *p = (struct vc_source_packer){0};
+    return vc_wire_codec_new(level, &p->codec, err);
+}
+
+void vc_source_packer_fini(struct vc_source_packer *p)
+{
+    vc_wire_codec_free(p->codec);
+    free(p->body);
+}
+
+/* The body's buffer lives on from batch to batch: fresh memory costs more than filling it. */
+static bool reserve(struct vc_source_packer *p, size_t n)
+{
+    uint8_t *more;
+
+    if (n <= p->cap)
+        return true;
+    more = realloc(p->body, n);
+    if (!more)
+        return false;
+    p->body = more;
+    p->cap = n;
+    return true;
+}
+
+struct vc_link_frame *vc_source_batch_frame(struct vc_source_packer *p,
+                                            const struct vc_src_batch *b, bool self_contained)
 {
     uint32_t page_bytes = b->ram ? b->ram->page_bytes : 0;
     size_t cap = vc_src_batch_body_bound(b, self_contained, page_bytes);
@@ -21,22 +49,22 @@ struct vc_link_frame *vc_source_batch_frame(const struct vc_src_batch *b, bool s
         .codec = VC_WIRE_CODEC_ZSTD,
         .flags = self_contained ? VC_WIRE_BATCH_SELF_CONTAINED : 0,
     };
-    vc_auto_free uint8_t *body = malloc(cap ? cap : 1);
     vc_auto_frame struct vc_link_frame *f = NULL;
     size_t n, packed;
 
-    if (!body)
+    if (!reserve(p, cap + 1))
         return NULL;
-    n = vc_src_batch_body(b, self_contained, page_bytes, body, cap, &h.runs_bytes);
+    n = vc_src_batch_body(b, self_contained, page_bytes, p->body, cap, &h.runs_bytes);
     h.body_bytes = (uint32_t)n;
     memcpy(h.seal, b->seal.b, sizeof(h.seal));
     f = vc_link_frame_new(VC_WIRE_BATCH, 0, (uint32_t)(VC_WIRE_BATCH_HEADER_BYTES + n));
     if (!f)
         return NULL;
-    packed = vc_wire_body_compress(codec, body, n, f->payload + VC_WIRE_BATCH_HEADER_BYTES, n);
+    packed =
+        vc_wire_body_compress(p->codec, p->body, n, f->payload + VC_WIRE_BATCH_HEADER_BYTES, n);
     if (!packed) {
         h.codec = VC_WIRE_CODEC_NONE;
-        memcpy(f->payload + VC_WIRE_BATCH_HEADER_BYTES, body, n);
+        memcpy(f->payload + VC_WIRE_BATCH_HEADER_BYTES, p->body, n);
         packed = n;
     }
     f->bytes = (uint32_t)(VC_WIRE_BATCH_HEADER_BYTES + packed);
@@ -71,7 +99,7 @@ static void into_window(struct vc_source *s, struct vc_src_batch *b, uint32_t wi
     s->window_tail = b;
 }
 
-static int send_batch(struct vc_source *s, struct vc_src_batch *b, struct vc_wire_codec *codec)
+static int send_batch(struct vc_source *s, struct vc_src_batch *b, struct vc_source_packer *packer)
 {
     struct vc_link_frame *f;
     bool limited;
@@ -80,7 +108,7 @@ static int send_batch(struct vc_source *s, struct vc_src_batch *b, struct vc_wir
         vc_src_batch_unref(b);
         return VC_CLOSED;
     }
-    f = vc_source_batch_frame(b, false, codec);
+    f = vc_source_batch_frame(packer, b, false);
     if (!f) {
         vc_src_batch_unref(b);
         return VC_CLOSED;
@@ -103,7 +131,7 @@ static int send_blocks(struct vc_source *s, const struct vc_ram *ram)
     return vc_link_send(s->o.link, f, false);
 }
 
-static int send_item(struct vc_source *s, struct vc_src_batch *b, struct vc_wire_codec *codec)
+static int send_item(struct vc_source *s, struct vc_src_batch *b, struct vc_source_packer *packer)
 {
     struct vc_link_frame *eof;
     int rc;
@@ -121,7 +149,7 @@ static int send_item(struct vc_source *s, struct vc_src_batch *b, struct vc_wire
         }
         break;
     default:
-        return send_batch(s, b, codec);
+        return send_batch(s, b, packer);
     }
     vc_src_batch_unref(b);
     return rc;
@@ -131,12 +159,12 @@ void *vc_source_send_main(void *arg)
 {
     struct vc_source *s = arg;
     struct vc_queue_node *node;
-    struct vc_wire_codec *codec = NULL;
+    struct vc_source_packer packer;
     struct vc_err err = VC_ERR_INIT;
-    int rc = vc_wire_codec_new(s->o.zstd_level, &codec, &err);
+    int rc = vc_source_packer_init(&packer, s->o.zstd_level, &err);
 
     while (!rc && vc_queue_pop(&s->to_send, UINT64_MAX, &node) == 0) {
-        rc = send_item(s, (struct vc_src_batch *)node, codec);
+        rc = send_item(s, (struct vc_src_batch *)node, &packer);
         atomic_fetch_sub(&s->unsent, 1);
     }
     if (rc) {
@@ -145,7 +173,7 @@ void *vc_source_send_main(void *arg)
                        vc_link_peer(s->o.link));
         vc_source_abort(s, &err);
     }
-    vc_wire_codec_free(codec);
+    vc_source_packer_fini(&packer);
     vc_source_notify(s);
     return NULL;
 }

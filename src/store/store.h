@@ -83,7 +83,7 @@ struct vc_gen_info {
     uint8_t root[VC_ROOT_BYTES];
     uint64_t created_unix; /* seconds */
     uint64_t ram_bytes, zero_pages, held_pages, unknown_pages;
-    uint64_t disk_bytes; /* allocated on disk by its files (shared files counted in full) */
+    uint64_t disk_bytes; /* allocated on disk by its files; only of an open generation */
     uint32_t n_layers;
     uint64_t same_pages; /* of the migration that made it: pages reused */
     uint64_t data_pages; /* ... and pages newly written */

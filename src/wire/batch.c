@@ -7,6 +7,7 @@
 
 /* Below this compression gains nothing. */
 #define COMPRESS_MIN_BYTES 64
+#define SAMPLE_BYTES 16384
 
 void vc_wire_batch_encode(uint8_t out[VC_WIRE_BATCH_HEADER_BYTES], const struct vc_wire_batch *b)
 {
@@ -88,6 +89,19 @@ size_t vc_wire_body_bound(size_t n)
     return ZSTD_compressBound(n);
 }
 
+/* Whether a sample from the middle says that trying is worth it: most of a guest's memory either
+ * shrinks well or, being compressed or encrypted already, not at all. */
+static bool looks_compressible(struct vc_wire_codec *c, const uint8_t *body, size_t n)
+{
+    uint8_t out[SAMPLE_BYTES];
+    size_t k;
+
+    if (n < 4 * SAMPLE_BYTES)
+        return true;
+    k = ZSTD_compressCCtx(c->c, out, sizeof(out), body + n / 2, SAMPLE_BYTES, c->level);
+    return !ZSTD_isError(k) && k < SAMPLE_BYTES - SAMPLE_BYTES / 32;
+}
+
 /* A context is made when it is first needed: a side compresses or expands, rarely both. */
 size_t vc_wire_body_compress(struct vc_wire_codec *c, const uint8_t *body, size_t n, uint8_t *out,
                              size_t cap)
@@ -95,6 +109,8 @@ size_t vc_wire_body_compress(struct vc_wire_codec *c, const uint8_t *body, size_
     size_t k;
 
     if (n < COMPRESS_MIN_BYTES || (!c->c && !(c->c = ZSTD_createCCtx())))
+        return 0;
+    if (!looks_compressible(c, body, n))
         return 0;
     k = ZSTD_compressCCtx(c->c, out, cap, body, n, c->level);
     return ZSTD_isError(k) || k >= n ? 0 : k;

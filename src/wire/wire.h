@@ -72,7 +72,11 @@ enum vc_wire_phase {
 enum vc_wire_security { VC_WIRE_LOCAL = 0, VC_WIRE_ENCRYPTED = 1, VC_WIRE_PLAINTEXT = 2 };
 enum vc_wire_mode { VC_WIRE_MODE_PROXY = 1, VC_WIRE_MODE_DRIVEN = 2, VC_WIRE_MODE_WORD = 3 };
 enum vc_wire_base { VC_WIRE_BASE_NONE = 0, VC_WIRE_BASE_PING_PONG = 1, VC_WIRE_BASE_ANNOUNCE = 2 };
-enum vc_wire_word { VC_WIRE_WORD_CONTINUE = 1, VC_WIRE_WORD_ABANDON = 2 };
+enum vc_wire_word {
+    VC_WIRE_WORD_CONTINUE = 1,
+    VC_WIRE_WORD_ABANDON = 2,
+    VC_WIRE_WORD_SUSPEND = 3,
+};
 
 #define VC_WIRE_FEATURE_ANNOUNCE (1ull << 0)
 #define VC_WIRE_FEATURE_MOVED (1ull << 1)   /* reserved */
