@@ -26,19 +26,30 @@ const struct cmd cmd_migrate = {
             "      --name NAME          the destination's socket is NAME.qmp (default: the UUID)\n"
             "      --max-bandwidth SIZE bytes a second that QEMU may send (default: no limit)\n"
             "      --downtime-limit MS  longest pause to aim at (default: as QEMU has it, 300)\n"
+            "      --suspend            leave the VM paused at the destination\n"
             "      --insecure           allow tcp://: memory crosses the network in the clear\n"
             "      --ssh PROGRAM        the ssh program\n"
             "      --remote COMMAND     what ssh runs there (default: vecycle recv)\n",
     .run = run,
 };
 
-enum { OPT_QMP = 256, OPT_NAME, OPT_BANDWIDTH, OPT_DOWNTIME, OPT_INSECURE, OPT_SSH, OPT_REMOTE };
+enum {
+    OPT_QMP = 256,
+    OPT_NAME,
+    OPT_BANDWIDTH,
+    OPT_DOWNTIME,
+    OPT_INSECURE,
+    OPT_SUSPEND,
+    OPT_SSH,
+    OPT_REMOTE
+};
 
 static const struct option options[] = {
     {"qmp", required_argument, NULL, OPT_QMP},
     {"name", required_argument, NULL, OPT_NAME},
     {"max-bandwidth", required_argument, NULL, OPT_BANDWIDTH},
     {"downtime-limit", required_argument, NULL, OPT_DOWNTIME},
+    {"suspend", no_argument, NULL, OPT_SUSPEND},
     {"insecure", no_argument, NULL, OPT_INSECURE},
     {"ssh", required_argument, NULL, OPT_SSH},
     {"remote", required_argument, NULL, OPT_REMOTE},
@@ -68,6 +79,9 @@ static int parse(struct cmd_common *c, struct vecycle_migrate_options *o, int ar
             break;
         case OPT_INSECURE:
             o->insecure = true;
+            break;
+        case OPT_SUSPEND:
+            o->suspend = true;
             break;
         case OPT_SSH:
             o->ssh = optarg;

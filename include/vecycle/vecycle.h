@@ -141,6 +141,7 @@ struct vecycle_migrate_options {
     const char *to;             /* HOST or ssh://[USER@]HOST[:PORT], unix:PATH, tcp://HOST[:PORT] */
     const char *name;           /* the destination's socket NAME.qmp; NULL: the VM's UUID */
     bool insecure;              /* plain TCP is allowed */
+    bool suspend;               /* leave the VM paused at the destination */
     const char *ssh;            /* ssh program; NULL: "ssh" */
     const char *remote;         /* command at the other end of ssh; NULL: "vecycle recv" */
     uint64_t max_bandwidth;     /* bytes/s; 0: unlimited */

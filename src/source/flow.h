@@ -17,7 +17,9 @@
  *
  * Thread rule: one caller at a time (the pipeline's lock). */
 
-/** Queue allowed on the wire: 10 ms of the link, at least 128 KiB (promise 8). */
+/** What may be unacknowledged beyond one round trip: 10 ms of the link for the queue on the wire
+ * and 20 ms for what the destination has not expanded yet, at least 128 KiB (promise 8). An
+ *  acknowledgement stands for both. */
 #define VC_FLOW_WIRE_SLACK_NS (30 * 1000000ull)
 #define VC_FLOW_WIRE_MIN_BYTES (128u << 10)
 /** Queue of stream bytes that the destination has not expanded yet: 20 ms, at least 4 MiB (it can

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`vecycle migrate` between two and three hosts, on real QEMU."""
+import signal
+import time
+
+from vctest.proc import wait_for
+
+
+def test_an_idle_vm_comes_home_for_less_than_a_hundredth(fleet):
+    f = fleet()
+    f.boot_linux(256, 100)
+    first = f.migrate(1)
+    assert first["confirmed"] and first["pages"]["data"] > 25000
+    nonzero = (first["pages"]["data"] + first["pages"]["same"]) * 4096
+    back = f.migrate(0)
+    assert back["base"] == 1, "nothing was announced: both hosts held the same"
+    assert back["wire_bytes"] < nonzero / 100
+    f.check_guest()
+
+
+def test_a_vm_wanders_there_and_back_four_times(fleet):
+    f = fleet()
+    f.boot_linux(192, 60)
+    for to in 1, 0, 1, 0:
+        r = f.migrate(to)
+        assert r["confirmed"]
+        f.guest.command("rewrite 10 spread")
+    assert r["pages"]["same"] > 3 * r["pages"]["data"]
+    f.check_guest()
+    for v in f.vecycles:
+        assert v.json("verify", f.vm)["bad_pages"] == 0
+
+
+def test_a_vm_returns_after_a_third_host(fleet):
+    f = fleet(3)
+    f.boot_linux(192, 60)
+    f.migrate(1)
+    f.migrate(2)
+    r = f.migrate(0)
+    assert r["base"] == 2, "the destination announced what it had"
+    # Pages pass before the announcement is there, so some are sent though they are held.
+    assert r["pages"]["same"] > r["pages"]["data"]
+    assert r["repaired_pages"] == 0 and r["resent_batches"] == 0
+    f.check_guest()
+
+
+def test_a_guest_that_dirties_memory_hard_stays_consistent(fleet, namespaces):
+    f = fleet(rate="1gbit")
+    f.boot_linux(256, 40)
+    f.guest.command("dirty 64 40")
+    for to in 1, 0:
+        f.migrate(to)
+        time.sleep(0.3)  # some more passes; nothing is asserted about how many
+    f.guest.command("stop")
+    f.check_guest()
+
+
+def test_the_boot_sector_finds_its_memory_right_all_the_way(fleet):
+    f = fleet()
+    f.boot_selfcheck(delay=2000)
+    for to in 1, 0, 1:
+        f.migrate(to, compare=False)
+        f.guest.wait_passes(3)
+    r = f.migrate(0)
+    assert r["confirmed"]
+    f.check_guest()
+
+
+def started(f, process):
+    """The migration has taken in some of the stream."""
+    def active():
+        info = f.qemu.qmp.execute("query-migrate")
+        return not process.alive() or info.get("ram", {}).get("transferred", 0) > 4 << 20
+    wait_for(active, 30, "the migration to be under way")
+    assert process.alive(), process.messages()
+
+
+def test_ctrl_c_leaves_the_vm_here_and_it_can_migrate_again(fleet, namespaces):
+    f = fleet(rate="100mbit")
+    f.boot_linux(256, 100)
+    dest = f.incoming(1)
+    p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name)
+    started(f, p)
+    p.popen.send_signal(signal.SIGINT)
+    assert p.wait() == 60, p.messages()
+    f.still_runs_here()
+    f.network.set_rate("2gbit")
+    assert f.migrate(1)["confirmed"]
+    f.check_guest()
+
+
+def test_the_destination_qemu_dies(fleet, namespaces):
+    f = fleet(rate="100mbit")
+    f.boot_linux(256, 100)
+    dest = f.incoming(1)
+    p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name)
+    started(f, p)
+    dest.process.kill()
+    assert p.wait() == 31, p.messages()
+    f.still_runs_here()
+    f.network.set_rate("2gbit")
+    assert f.migrate(1)["confirmed"]
+    f.check_guest()
+
+
+def test_the_destination_agent_dies(fleet, namespaces):
+    f = fleet(rate="100mbit")
+    f.boot_linux(256, 100)
+    dest = f.incoming(1)
+    p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name)
+    started(f, p)
+    f.vecycles[1].agent.kill()
+    assert p.wait() == 23, p.messages()
+    f.still_runs_here()
+    f.vecycles[1].start_agent([f.vecycles[1].address])
+    f.network.set_rate("2gbit")
+    assert f.migrate(1)["confirmed"]
+    f.check_guest()
+
+
+def test_the_source_agent_dies(fleet, namespaces):
+    f = fleet(rate="100mbit")
+    f.boot_linux(256, 100)
+    dest = f.incoming(1)
+    p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name)
+    started(f, p)
+    f.vecycles[0].agent.kill()
+    assert p.wait() == 1, p.messages()
+    f.still_runs_here()
+    f.vecycles[0].start_agent([f.vecycles[0].address])
+    f.network.set_rate("2gbit")
+    assert f.migrate(1)["confirmed"]
+    f.check_guest()
+
+
+def test_a_silent_network_counts_as_a_dead_peer(fleet, namespaces):
+    f = fleet(rate="100mbit")
+    f.boot_linux(192, 60)
+    dest = f.incoming(1)
+    p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name)
+    started(f, p)
+    f.hosts[1].run(["ip", "link", "set", "eth0", "down"])
+    assert p.wait() == 23, p.messages()
+    f.still_runs_here()
+
+
+def test_a_stream_not_understood_passes_as_it_is(fleet):
+    f = fleet()
+    f.boot_linux(192, 40)
+    # Without a shared backend x-ignore-shared changes nothing but the layout of the block list.
+    capability = [{"capability": "x-ignore-shared", "state": True}]
+    dest = f.incoming(1)
+    for q in f.qemu, dest:
+        q.qmp.execute("migrate-set-capabilities", capabilities=capability)
+    r = f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name, ["--suspend"])
+    assert r["passthrough"] and "x-ignore-shared" in r["reason"], r
+    assert r["pages"]["same"] == r["pages"]["data"] == 0
+    assert f.qemu.ram_digest() == dest.ram_digest()
+    dest.qmp.execute("cont")
+    f.arrived(1, dest)
+    f.check_guest()
+
+
+def test_xbzrle_records_pass_as_they_are(fleet, namespaces):
+    f = fleet(rate="1gbit")
+    f.boot_linux(192, 40)
+    f.guest.command("dirty 20 30")
+    dest = f.incoming(1)
+    dest.qmp.execute("migrate-set-capabilities",
+                     capabilities=[{"capability": "xbzrle", "state": True}])
+    proxy_path = f.hosts[0].path("out.sock")
+    # Somebody else drives QEMU here: `migrate` turns xbzrle off.
+    dest.stop()
+    dest = f.new_qemu(1, f"unix:{f.hosts[1].path('in.sock')}", ["-S"])
+    p, out = f.vecycle().start_proxy(proxy_path, f.vm, f.vecycles[1].address, "in")
+    f.qemu.migrate_plain(f"unix:{proxy_path}", capabilities=("return-path", "xbzrle"))
+    f.qemu.wait_migrated()
+    assert p.wait() == 0, p.messages()
+    assert f.qemu.ram_digest() == dest.ram_digest()
+    dest.qmp.execute("cont")
+    f.arrived(1, dest)
+    f.guest.command("stop")
+    f.check_guest()
