@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Relays between Unix sockets: one records what passes, one cuts a session at a frame."""
+import os
+import socket
+import struct
+import threading
+
+
+class Relay:
+    """Takes one connection on `listen` and carries it to `to`; what passes is kept."""
+
+    def __init__(self, listen, to):
+        self.listen, self.to = listen, to
+        self.forward, self.backward = bytearray(), bytearray()
+        if os.path.exists(listen):
+            os.unlink(listen)
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.bind(listen)
+        self.server.listen(1)
+        self.sockets, self.threads = [], []
+        self._start(self._serve)
+
+    def _start(self, fn, *args):
+        t = threading.Thread(target=fn, args=args, daemon=True)
+        t.start()
+        self.threads.append(t)
+
+    def _serve(self):
+        try:
+            a, _ = self.server.accept()
+            b = socket.socket(socket.AF_UNIX)
+            b.connect(self.to)
+        except OSError:
+            return
+        self.sockets = [a, b]
+        self._start(self._carry, b, a, self.backward)
+        self._carry(a, b, self.forward)
+
+    def passes(self, data, kept):
+        """What of the data goes on; None cuts the connection."""
+        return data
+
+    def _carry(self, source, sink, kept):
+        try:
+            while data := source.recv(1 << 18):
+                data = self.passes(data, kept)
+                if data is None:
+                    self.cut()
+                    return
+                kept += data
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def cut(self):
+        for s in self.sockets:
+            try:
+                s.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def close(self):
+        self.server.close()
+        self.cut()
+        for t in self.threads:
+            t.join(10)
+
+
+class FrameCutter(Relay):
+    """Lets a session of vecycle pass until the source or the destination sends a frame of that
+    type, which does not get through: the connection ends before it."""
+
+    def __init__(self, listen, to, frame_type, from_source=True):
+        self.frame_type, self.from_source = frame_type, from_source
+        self.state = {True: bytearray(), False: bytearray()}
+        self.left = {True: 0, False: 0}
+        self.was_cut = threading.Event()
+        super().__init__(listen, to)
+
+    def passes(self, data, kept):
+        side = kept is self.forward
+        buffer, out = self.state[side], bytearray()
+        buffer += data
+        while buffer:
+            if self.left[side]:
+                n = min(self.left[side], len(buffer))
+            else:
+                if len(buffer) < 8:
+                    break
+                length, kind = struct.unpack_from("<IB", buffer)
+                if kind == self.frame_type and side == self.from_source:
+                    self.was_cut.set()
+                    return None
+                n, self.left[side] = 8, length + 8
+            out += buffer[:n]
+            del buffer[:n]
+            self.left[side] -= n
+        return bytes(out)
