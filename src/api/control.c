@@ -61,14 +61,14 @@ int vc_job_from_json(struct json_object *o, struct vc_job *j, struct vc_err *err
 }
 
 /* One list of the numbers in a result, for both directions. */
-#define NUMBERS(X)                                                                               \
-    X(total_ms)                                                                                  \
-    X(downtime_ms)                                                                               \
-    X(rounds)                                                                                    \
-    X(ram_bytes)                                                                                 \
-    X(remaining_bytes) X(pages_same) X(pages_moved) X(pages_zero) X(pages_data) X(pages_unknown) \
-        X(stream_bytes) X(wire_sent_bytes) X(wire_received_bytes) X(repaired_pages)              \
-            X(resent_batches)
+#define NUMBERS(X)                                                                            \
+    X(total_ms)                                                                               \
+    X(downtime_ms)                                                                            \
+    X(rounds)                                                                                 \
+    X(ram_bytes)                                                                              \
+    X(remaining_bytes)                                                                        \
+    X(pages_same) X(pages_moved) X(pages_zero) X(pages_data) X(pages_unknown) X(stream_bytes) \
+        X(wire_sent_bytes) X(wire_received_bytes) X(repaired_pages) X(resent_batches)
 
 struct json_object *vc_result_to_json(const struct vc_session_result *r)
 {

@@ -393,11 +393,20 @@ static int ram_known(struct ingest *in)
     return push_mark(in, VC_SRC_BLOCKS);
 }
 
+static int not_qemu(struct ingest *in)
+{
+    return vc_err_set_hint(&in->err, VC_E_NOT_QEMU,
+                           "TLS inside QEMU, multifd and recovery streams are not taken",
+                           "this is not a migration stream of QEMU: %s", vc_qs_reason(in->parser));
+}
+
 static int lost_track(struct ingest *in)
 {
     struct vc_source *s = in->s;
     const char *reason = vc_qs_reason(in->parser);
 
+    if (!vc_qs_is_qemu(in->parser))
+        return not_qemu(in);
     vc_log(s->o.log, VC_LOG_WARNING,
            "reuse is off, the stream passes as it is: %s; the checkpoint will not hold what passes "
            "now",
@@ -479,10 +488,7 @@ static int parse(struct ingest *in, bool flush)
         if (rc)
             return rc;
         if (!vc_qs_is_qemu(in->parser) && in->position + in->parsed >= 8)
-            return vc_err_set_hint(&in->err, VC_E_NOT_QEMU,
-                                   "TLS inside QEMU, multifd and recovery streams are not taken",
-                                   "this is not a migration stream of QEMU: %s",
-                                   vc_qs_reason(in->parser));
+            return not_qemu(in);
     }
     return 0;
 }

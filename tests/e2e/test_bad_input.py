@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whatever is wrong: one clear line, an exit status of its own, and the VM runs on."""
+import json
+import os
+import re
+import socket
+import struct
+import threading
+
+import pytest
+from vctest.proc import wait_for
+from vctest.vecycle import BINARY
+
+
+@pytest.fixture
+def running(fleet):
+    """A fleet without namespaces, its VM in the firmware: enough for what never starts."""
+    f = fleet(namespaces=False)
+    f.boot_selfcheck(delay=20000)
+    return f
+
+
+def one_line(text):
+    lines = [x for x in text.strip().splitlines()
+             if not re.match(r"(first pass|rounds|connecting|switching)", x)]
+    assert len(lines) == 1, text
+    assert lines[0].startswith("vecycle: ")
+    return lines[0]
+
+
+def refused(f, status, *argv, words=()):
+    """Runs vecycle on the first host; returns its one line."""
+    r = f.vecycle().run(*argv)
+    assert r.returncode == status, (r.returncode, r.stderr)
+    line = one_line(r.stderr)
+    for w in words:
+        assert w in line, line
+    return line
+
+
+def migrate(f, status, to, *extra, words=(), qmp=None):
+    line = refused(f, status, "migrate", "--qmp", qmp or f.qemu.qmp_path, *extra, to, words=words)
+    f.still_runs_here()
+    return line
+
+
+class Server:
+    """A peer that misbehaves: runs `serve(connection)` for one connection."""
+
+    def __init__(self, path, serve):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.bind(path)
+        self.sock.listen(4)
+        self.thread = threading.Thread(target=self._run, args=(serve,), daemon=True)
+        self.thread.start()
+
+    def _run(self, serve):
+        try:
+            connection, _ = self.sock.accept()
+            with connection:
+                serve(connection)
+        except OSError:
+            pass
+
+    def close(self):
+        self.sock.close()
+
+
+def frame(kind, payload=b"", flags=0, channel=0):
+    return struct.pack("<IBBH", len(payload), kind, flags, channel) + payload
+
+
+def hello(role=2, low=1, high=1):
+    return frame(1, b"vecycle\n" + struct.pack("<HHBBHQ", low, high, role, 0, 0, 1) + b"\x01x\0")
+
+
+def misbehave(f, data, status, words=()):
+    path = f.hosts[0].path("rogue")
+    def serve(c):
+        c.sendall(data)
+        while c.recv(65536):
+            pass
+    server = Server(path, serve)
+    try:
+        return migrate(f, status, f"unix:{path}", words=words)
+    finally:
+        server.close()
+        os.unlink(path)
+
+
+def test_no_qmp_socket(running):
+    refused(running, 10, "migrate", "--qmp", "/nonexistent/qmp", "unix:/x", words=["/nonexistent/qmp"])
+
+
+def test_a_socket_that_is_not_qmp(running):
+    path = running.hosts[0].path("notqmp")
+    server = Server(path, lambda c: c.sendall(b"220 mail.example.org ESMTP\r\n"))
+    refused(running, 11, "migrate", "--qmp", path, running.vecycles[1].address, words=["QMP"])
+    server.close()
+
+
+def test_a_vm_without_uuid(running):
+    from vctest.qemu import Qemu
+    q = Qemu(running.hosts[0], "nil", 32, "00000000-0000-0000-0000-000000000000")
+    refused(running, 12, "migrate", "--qmp", q.qmp_path, running.vecycles[1].address,
+            words=["UUID", "-uuid"])
+
+
+def test_a_vm_that_is_paused(running):
+    running.qemu.qmp.execute("stop")
+    refused(running, 12, "migrate", "--qmp", running.qemu.qmp_path, running.vecycles[1].address,
+            words=["paused"])
+
+
+def test_an_unreachable_host(running):
+    migrate(running, 20, "unix:/nonexistent/agent", words=["/nonexistent/agent"])
+    migrate(running, 20, "tcp://127.0.0.1:9", "--insecure", words=["127.0.0.1"])
+
+
+def test_plain_tcp_has_to_be_asked_for(running):
+    migrate(running, 24, "tcp://127.0.0.1:9", words=["--insecure"])
+
+
+def test_an_address_that_is_none(running):
+    migrate(running, 2, "gopher://x", words=["gopher://x"])
+
+
+def test_no_destination_of_that_name(running):
+    migrate(running, 30, running.vecycles[1].address, "--name", "nobody", words=["nobody"])
+
+
+@pytest.mark.parametrize("name", ["../vm", "a/b", ".hidden", "/etc/passwd", "x" * 200, "a b"])
+def test_names_are_never_paths(running, name):
+    migrate(running, 30, running.vecycles[1].address, "--name", name, words=["name"])
+
+
+def test_a_link_out_of_the_socket_directory_is_not_followed(running):
+    os.symlink(running.qemu.qmp_path, running.hosts[1].path("linked.qmp"))
+    migrate(running, 31, running.vecycles[1].address, "--name", "linked", words=["linked"])
+
+
+def test_a_destination_qemu_that_does_not_wait(running):
+    other = running.new_qemu(1)
+    migrate(running, 31, running.vecycles[1].address, "--name", other.name, words=["defer"])
+
+
+def test_a_destination_that_is_another_vm(running):
+    from vctest.qemu import Qemu, new_uuid
+    other = Qemu(running.hosts[1], "other", running.ram_mib, new_uuid(), "defer", running.options)
+    migrate(running, 31, running.vecycles[1].address, "--name", other.name, words=["-uuid"])
+
+
+def test_a_destination_with_less_memory_fails_cleanly(running):
+    from vctest.qemu import Qemu
+    other = Qemu(running.hosts[1], "small", running.ram_mib // 2, running.vm, "defer",
+                 running.options)
+    r = running.vecycle().run("migrate", "--qmp", running.qemu.qmp_path, "--name", other.name,
+                              running.vecycles[1].address)
+    assert r.returncode in (31, 52), r.stderr
+    one_line(r.stderr)
+    running.still_runs_here()
+
+
+def test_a_peer_of_another_version(running):
+    misbehave(running, hello(low=7, high=9), 21, words=["version"])
+
+
+def test_a_peer_that_is_no_vecycle(running):
+    misbehave(running, b"HTTP/1.1 400 Bad Request\r\n\r\n" + b"x" * 600, 22)
+
+
+@pytest.mark.parametrize("data", [
+    hello(role=1),                                     # the same role as ours
+    hello() + frame(200),                              # unknown and not optional
+    hello() + frame(3, b"\xff" * 100),                 # ACCEPT full of nonsense
+    hello() + frame(17, b"\0" * 48),                   # BATCH is not for it to send
+    hello() + struct.pack("<IBBH", 1 << 31, 3, 0, 0),  # a length without measure
+    hello() + frame(3, b"\0" * 23, flags=0x80),        # unknown flags
+    hello() + frame(19, b"\0" * 16),                   # ACK in the wrong phase
+], ids=["role", "type", "accept", "direction", "length", "flags", "phase"])
+def test_an_illegal_frame(running, data):
+    misbehave(running, data, 22)
+
+
+def test_a_peer_that_hangs_up(running):
+    path = running.hosts[0].path("rogue")
+    server = Server(path, lambda c: c.sendall(hello()))
+    migrate(running, 23, f"unix:{path}", words=["hung up"])
+    server.close()
+
+
+def test_illegal_frames_do_not_hurt_the_agent(running):
+    f = running
+    for data in b"\0" * 4096, b"\xff" * 4096, hello(1) + frame(2, b"\xff" * 500), os.urandom(9000):
+        c = socket.socket(socket.AF_UNIX)
+        c.connect(f.vecycles[1].address.removeprefix("unix:"))
+        c.settimeout(20)
+        try:
+            c.sendall(data)
+            while c.recv(65536):
+                pass
+        except ConnectionError:
+            pass
+        c.close()
+    assert f.vecycles[1].agent.alive()
+    assert f.migrate(1, compare=False)["confirmed"]
+
+
+def test_rubbish_on_the_control_socket(running):
+    v = running.vecycles[0]
+    for data in b"hello\n", b'{"do":"migrate"}\n', b'{"do":7}\n', b"\xff" * 5000:
+        c = socket.socket(socket.AF_UNIX)
+        c.connect(v.control)
+        c.settimeout(20)
+        c.sendall(data)
+        answer = c.recv(65536)
+        while more := c.recv(65536):
+            answer += more
+        assert b"error" in answer
+        c.close()
+    assert v.agent.alive()
+
+
+def proxy_with(f, data, status, words=()):
+    listen = f.hosts[0].path("out.sock")
+    f.new_qemu(1, f"unix:{f.hosts[1].path('vm.sock')}")
+    p, _ = f.vecycle().start_proxy(listen, f.vm, f.vecycles[1].address, "vm")
+    c = socket.socket(socket.AF_UNIX)
+    c.connect(listen)
+    try:
+        c.sendall(data)
+        c.shutdown(socket.SHUT_WR)
+    except ConnectionError:
+        pass
+    assert p.wait() == status, p.messages()
+    c.close()
+    line = one_line(p.messages().replace("vecycle: waiting for a migration\n", ""))
+    for w in words:
+        assert w in line, line
+
+
+def test_a_stream_that_is_not_qemus(running):
+    proxy_with(running, b"GET / HTTP/1.1\r\n\r\n" * 10, 50, words=["not a migration stream"])
+
+
+def test_a_stream_without_return_path(running):
+    listen = running.hosts[0].path("out.sock")
+    running.new_qemu(1, f"unix:{running.hosts[1].path('vm.sock')}")
+    p, _ = running.vecycle().start_proxy(listen, running.vm, running.vecycles[1].address, "vm")
+    running.qemu.migrate_plain(f"unix:{listen}", capabilities=("events",))
+    assert p.wait() == 51, p.messages()
+    assert "return-path" in p.messages()
+    running.still_runs_here()
+
+
+def test_a_proxy_whose_destination_does_not_listen(running):
+    listen = running.hosts[0].path("out.sock")
+    p, _ = running.vecycle().start_proxy(listen, running.vm, running.vecycles[1].address, "vm")
+    running.qemu.migrate_plain(f"unix:{listen}")
+    assert p.wait() == 30, p.messages()
+    running.still_runs_here()
+
+
+def test_a_proxy_for_no_uuid(running):
+    refused(running, 2, "proxy", "--listen", "/tmp/x", "--vm", "vm1", "--to", "unix:/x",
+            words=["UUID"])
+
+
+def test_a_store_that_cannot_be_opened(running):
+    blocked = running.hosts[0].dir / "blocked"
+    blocked.write_text("a file")
+    running.incoming(1)
+    argv = ["migrate", "--store", blocked, "--control", "none", "--qmp", running.qemu.qmp_path,
+            running.vecycles[1].address]
+    r = running.hosts[0].run([BINARY, *argv])
+    assert r.returncode == 40, r.stderr
+    assert str(blocked) in one_line(r.stderr)
+    running.still_runs_here()
+    for argv in ["ls"], ["show", running.vm], ["serve", "--control", running.hosts[0].path("c2")]:
+        r = running.hosts[0].run([BINARY, argv[0], "--store", blocked, *argv[1:]], timeout=20)
+        assert r.returncode == 40, (argv, r.stderr)
+
+
+def test_two_migrations_of_one_vm(fleet, namespaces):
+    f = fleet(rate="50mbit")
+    f.boot_linux(192, 60)
+    dest = f.incoming(1)
+    p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name)
+    wait_for(lambda: f.qemu.qmp.execute("query-migrate").get("status") == "active", 20, "a start")
+    # QEMU serves one QMP client at a time; through the test's own socket it is the same VM.
+    r = f.vecycle().run("rm", f.vm)
+    assert r.returncode == 43, r.stderr
+    p.popen.terminate()
+    assert p.wait() == 60
+    f.still_runs_here()
+
+
+def test_unknown_vms(running):
+    none = "12345678-1234-1234-1234-123456789abc"
+    for command in "show", "verify", "rm", "resolve":
+        assert none in refused(running, 30, command, none) or command != "show"
+        refused(running, 30, command, "../../etc")
+    assert json.loads(running.vecycle().run("ls", "--json").stdout) == []
+
+
+@pytest.mark.parametrize("argv", [[], ["fly"], ["migrate"], ["migrate", "--qmp"], ["ls", "--wings"],
+                                  ["migrate", "--qmp", "x", "a", "b"], ["serve", "extra"],
+                                  ["migrate", "--qmp", "x", "--max-bandwidth", "fast", "y"]])
+def test_wrong_arguments(hosts, argv):
+    r = hosts[0].run([BINARY, *argv])
+    assert r.returncode == 2 and r.stderr

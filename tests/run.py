@@ -1,0 +1,103 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Runs all tests: lint and unit tests, the unit tests again under the sanitizers and with clang, and
+the end-to-end tests. Ends with one line: N passed, N failed, N skipped."""
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+passed, failed, skipped = 0, 0, 0
+
+
+def count(ok, bad=0, skip=0):
+    global passed, failed, skipped
+    passed, failed, skipped = passed + ok, failed + bad, skipped + skip
+
+
+def step(title):
+    print(f"== {title}", flush=True)
+
+
+def build(where, **settings):
+    """Configures and builds; the environment's CC counts when it is configured first."""
+    env = dict(os.environ, **({"CC": settings.pop("cc")} if "cc" in settings else {}))
+    if not (where / "build.ninja").exists():
+        options = [f"-D{k}={v}" for k, v in settings.items()]
+        subprocess.run(["meson", "setup", where, ROOT, *options], check=True, env=env,
+                       stdout=subprocess.DEVNULL)
+    r = subprocess.run(["ninja", "-C", where], capture_output=True, text=True)
+    if r.returncode:
+        print(r.stdout[-4000:])
+    count(r.returncode == 0, r.returncode != 0)
+    return r.returncode == 0
+
+
+def meson_tests(where, *suites):
+    argv = ["meson", "test", "-C", where, "--no-rebuild", "--print-errorlogs"]
+    for s in suites:
+        argv += ["--suite", s]
+    r = subprocess.run(argv, capture_output=True, text=True)
+    log = where / "meson-logs" / "testlog.json"
+    results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    for t in results:
+        if t["result"] == "SKIP":
+            print(f"skipped: {t['name']}: {(t.get('stdout') or '').strip()[-200:]}")
+    bad = [t for t in results if t["result"] not in ("OK", "SKIP", "EXPECTEDFAIL")]
+    skip = [t for t in results if t["result"] == "SKIP"]
+    count(len(results) - len(bad) - len(skip), len(bad), len(skip))
+    if r.returncode or bad:
+        print(r.stdout[-8000:])
+        if not bad:
+            count(0, 1)
+
+
+def end_to_end(build_dir, extra):
+    env = dict(os.environ, VC_BUILD_DIR=str(build_dir), PYTHONDONTWRITEBYTECODE="1")
+    env.pop("PYTHONPATH", None)
+    r = subprocess.run(["/usr/bin/python3", "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider",
+                        "--durations=5", ROOT / "tests" / "e2e", *extra],
+                       env=env, stdout=subprocess.PIPE, text=True)
+    print(r.stdout, flush=True)
+    last = r.stdout.strip().splitlines()[-1] if r.stdout.strip() else ""
+    found = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", last)}
+    bad = found.get("failed", 0) + found.get("error", 0) + found.get("errors", 0)
+    if r.returncode and not bad:
+        bad = 1
+    count(found.get("passed", 0), bad, found.get("skipped", 0))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--build", default="build")
+    p.add_argument("--only", choices=["unit", "sanitizers", "e2e"], help="one part")
+    p.add_argument("rest", nargs="*", help="arguments for pytest")
+    a = p.parse_args()
+    where = (ROOT / a.build).resolve()
+    start = time.monotonic()
+    if a.only in (None, "unit"):
+        step("gcc: build, lint, unit tests")
+        if build(where):
+            meson_tests(where)
+    if a.only in (None, "sanitizers"):
+        for name, cc, sanitize in (("clang, ASan and UBSan", "clang", "address,undefined"),
+                                   ("gcc, TSan", "gcc", "thread")):
+            step(f"{name}: build, unit tests")
+            d = where / f"{cc}-{sanitize.split(',')[0]}"
+            if build(d, cc=cc, b_sanitize=sanitize, b_lundef="false", buildtype="debugoptimized"):
+                meson_tests(d, "unit")
+    if a.only in (None, "e2e"):
+        step("end to end, on real QEMU")
+        end_to_end(where, a.rest)
+    print(f"{time.monotonic() - start:.0f} s")
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
