@@ -55,7 +55,7 @@ struct cmd {
 
 extern const struct cmd cmd_migrate, cmd_proxy, cmd_recv, cmd_ls, cmd_show, cmd_verify, cmd_rm,
     cmd_resolve;
-/** daemon/serve.c */
+
 extern const struct cmd cmd_serve;
 
 /** Handles a common option, and what getopt_long() did not understand. Returns true if `opt` was

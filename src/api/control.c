@@ -60,15 +60,36 @@ int vc_job_from_json(struct json_object *o, struct vc_job *j, struct vc_err *err
     return 0;
 }
 
-/* One list of the numbers in a result, for both directions. */
-#define NUMBERS(X)                                                                            \
-    X(total_ms)                                                                               \
-    X(downtime_ms)                                                                            \
-    X(rounds)                                                                                 \
-    X(ram_bytes)                                                                              \
-    X(remaining_bytes)                                                                        \
-    X(pages_same) X(pages_moved) X(pages_zero) X(pages_data) X(pages_unknown) X(stream_bytes) \
-        X(wire_sent_bytes) X(wire_received_bytes) X(repaired_pages) X(resent_batches)
+/* The numbers in a result, for both directions. */
+#define NUMBER(name)                                    \
+    {                                                   \
+#name, offsetof(struct vc_session_result, name) \
+    }
+static const struct {
+    const char *name;
+    size_t at;
+} numbers[] = {
+    NUMBER(total_ms),
+    NUMBER(downtime_ms),
+    NUMBER(rounds),
+    NUMBER(ram_bytes),
+    NUMBER(remaining_bytes),
+    NUMBER(pages_same),
+    NUMBER(pages_moved),
+    NUMBER(pages_zero),
+    NUMBER(pages_data),
+    NUMBER(pages_unknown),
+    NUMBER(stream_bytes),
+    NUMBER(wire_sent_bytes),
+    NUMBER(wire_received_bytes),
+    NUMBER(repaired_pages),
+    NUMBER(resent_batches),
+};
+
+static uint64_t *number(const struct vc_session_result *r, size_t i)
+{
+    return (uint64_t *)((char *)r + numbers[i].at);
+}
 
 struct json_object *vc_result_to_json(const struct vc_session_result *r)
 {
@@ -79,9 +100,8 @@ struct json_object *vc_result_to_json(const struct vc_session_result *r)
     vc_json_add_u64(o, "base", r->base);
     vc_id_format(&r->vm, id);
     vc_json_add_str(o, "vm", id);
-#define ADD(name) vc_json_add_u64(o, #name, r->name);
-    NUMBERS(ADD)
-#undef ADD
+    for (size_t i = 0; i < VC_ARRAY_LEN(numbers); i++)
+        vc_json_add_u64(o, numbers[i].name, *number(r, i));
     vc_json_add_u64(o, "wire_rate", (uint64_t)r->wire_rate);
     vc_json_add_bool(o, "committed", r->committed);
     vc_json_add_bool(o, "confirmed", r->confirmed);
@@ -101,9 +121,8 @@ void vc_result_from_json(struct json_object *o, struct vc_session_result *r)
         .confirmed = vc_json_bool(o, "confirmed", false),
         .passthrough = vc_json_bool(o, "passthrough", false),
     };
-#define GET(name) r->name = vc_json_u64(o, #name, 0);
-    NUMBERS(GET)
-#undef GET
+    for (size_t i = 0; i < VC_ARRAY_LEN(numbers); i++)
+        *number(r, i) = vc_json_u64(o, numbers[i].name, 0);
     if (!vc_id_parse(vc_json_str(o, "vm", ""), &r->vm))
         r->vm = (struct vc_id){{0}};
     get_text(o, "reason", r->reason, sizeof(r->reason));

@@ -253,41 +253,8 @@ int vc_dst_batch_parse(struct vc_dst_batch *b, struct vc_link_frame *frame,
 
 /* ---- the seal ---- */
 
-#define SEAL_SCRATCH 8192
-
-/* Headers and digests are short: they are gathered before they are digested. */
-struct seal {
-    struct vc_digester *d;
-    struct vc_err *err;
-    uint8_t scratch[SEAL_SCRATCH];
-    size_t n;
-};
-
-static int seal_flush(struct seal *s)
-{
-    int rc = s->n ? vc_digest_update(s->d, s->scratch, s->n, s->err) : 0;
-
-    s->n = 0;
-    return rc;
-}
-
-static int seal_feed(struct seal *s, const void *p, size_t n)
-{
-    if (n > SEAL_SCRATCH - s->n) {
-        int rc = seal_flush(s);
-
-        if (rc)
-            return rc;
-        if (n > SEAL_SCRATCH)
-            return vc_digest_update(s->d, p, n, s->err);
-    }
-    memcpy(s->scratch + s->n, p, n);
-    s->n += n;
-    return 0;
-}
-
 /* The stretch of the stream; contents of pages count as their digests. */
-static int seal_pieces(const struct vc_dst_batch *b, struct seal *s)
+static int seal_pieces(const struct vc_dst_batch *b, struct vc_digester *d, struct vc_err *err)
 {
     const uint8_t *h = b->headers;
     const uint8_t *opaque =
@@ -301,7 +268,7 @@ static int seal_pieces(const struct vc_dst_batch *b, struct seal *s)
 
         switch (r->run.kind) {
         case VC_RUN_OPAQUE:
-            rc = seal_feed(s, opaque, n);
+            rc = vc_digest_update(d, opaque, n, err);
             opaque += n;
             break;
         case VC_RUN_INVALIDATE:
@@ -310,7 +277,7 @@ static int seal_pieces(const struct vc_dst_batch *b, struct seal *s)
             if (!r->run.as_page) {
                 size_t bytes = header_bytes(b->ram, &r->run);
 
-                rc = seal_feed(s, h, bytes);
+                rc = vc_digest_update(d, h, bytes, err);
                 h += bytes;
                 break;
             }
@@ -321,10 +288,10 @@ static int seal_pieces(const struct vc_dst_batch *b, struct seal *s)
                     8 +
                     (r->run.named && k == 0 ? 1 + strlen(b->ram->blocks[r->run.block].name) : 0);
 
-                rc = seal_feed(s, h, bytes);
+                rc = vc_digest_update(d, h, bytes, err);
                 h += bytes;
                 if (!rc)
-                    rc = seal_feed(s, b->pages[r->first + k].digest.b, VC_DIGEST_BYTES);
+                    rc = vc_digest_update(d, b->pages[r->first + k].digest.b, VC_DIGEST_BYTES, err);
             }
             if (r->run.kind == VC_RUN_DATA)
                 opaque += n * page_bytes;
@@ -334,7 +301,8 @@ static int seal_pieces(const struct vc_dst_batch *b, struct seal *s)
     return rc;
 }
 
-static int seal_invalidations(const struct vc_dst_batch *b, struct seal *s)
+static int seal_invalidations(const struct vc_dst_batch *b, struct vc_digester *d,
+                              struct vc_err *err)
 {
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_wire_run *r = &b->runs[i].run;
@@ -347,7 +315,7 @@ static int seal_invalidations(const struct vc_dst_batch *b, struct seal *s)
         vc_store_le(buf + 1, r->block, 4);
         vc_store_le(buf + 5, r->page.n, 8);
         vc_store_le(buf + 13, r->count, 8);
-        rc = seal_feed(s, buf, sizeof(buf));
+        rc = vc_digest_update(d, buf, sizeof(buf), err);
         if (rc)
             return rc;
     }
@@ -358,23 +326,17 @@ int vc_dst_batch_seal(const struct vc_dst_batch *b, struct vc_digester *d,
                       const struct vc_digest *before, struct vc_digest *out, struct vc_err *err)
 {
     uint8_t place[16];
-    struct seal s;
     int rc = vc_digest_begin(d, err);
 
-    s.d = d;
-    s.err = err;
-    s.n = 0;
     vc_store_le(place, b->h.seq, 8);
     vc_store_le(place + 8, b->h.position, 8);
     if (!rc)
-        rc = seal_feed(&s, before->b, VC_DIGEST_BYTES);
+        rc = vc_digest_update(d, before->b, VC_DIGEST_BYTES, err);
     if (!rc)
-        rc = seal_feed(&s, place, sizeof(place));
+        rc = vc_digest_update(d, place, sizeof(place), err);
     if (!rc)
-        rc = seal_pieces(b, &s);
+        rc = seal_pieces(b, d, err);
     if (!rc)
-        rc = seal_invalidations(b, &s);
-    if (!rc)
-        rc = seal_flush(&s);
+        rc = seal_invalidations(b, d, err);
     return rc ? rc : vc_digest_end(d, out, err);
 }

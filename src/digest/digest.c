@@ -15,9 +15,13 @@ static const struct vc_digest_ops *const algorithms[] = {
     &vc_digest_gmac_ops,
 };
 
+#define SCRATCH_BYTES 4096
+
 struct vc_digester {
     const struct vc_digest_ops *ops;
     void *state;
+    size_t gathered; /* bytes of a message not yet passed on */
+    uint8_t scratch[SCRATCH_BYTES];
 };
 
 int vc_digest_openssl_error(struct vc_err *err, const char *what)
@@ -105,17 +109,40 @@ int vc_digest_pages(struct vc_digester *d, const uint8_t *const *pages, size_t n
 
 int vc_digest_begin(struct vc_digester *d, struct vc_err *err)
 {
+    d->gathered = 0;
     return d->ops->begin(d->state, err);
 }
 
+static int flush(struct vc_digester *d, struct vc_err *err)
+{
+    int rc = d->gathered ? d->ops->update(d->state, d->scratch, d->gathered, err) : 0;
+
+    d->gathered = 0;
+    return rc;
+}
+
+/* A seal is fed with headers and digests, a few bytes each: they are gathered, since a call into
+ * OpenSSL costs more than they do. */
 int vc_digest_update(struct vc_digester *d, const void *data, size_t n, struct vc_err *err)
 {
-    return d->ops->update(d->state, data, n, err);
+    if (n > SCRATCH_BYTES - d->gathered) {
+        int rc = flush(d, err);
+
+        if (rc)
+            return rc;
+        if (n > SCRATCH_BYTES)
+            return d->ops->update(d->state, data, n, err);
+    }
+    memcpy(d->scratch + d->gathered, data, n);
+    d->gathered += n;
+    return 0;
 }
 
 int vc_digest_end(struct vc_digester *d, struct vc_digest *out, struct vc_err *err)
 {
-    return d->ops->end(d->state, out, err);
+    int rc = flush(d, err);
+
+    return rc ? rc : d->ops->end(d->state, out, err);
 }
 
 bool vc_digest_equal(const struct vc_digest *a, const struct vc_digest *b)

@@ -7,53 +7,27 @@
 
 #include "base/clock.h"
 #include "qmp/qmp.h"
-#include "session/common.h"
-#include "source/source.h"
+#include "session/migration.h"
 
 /* The source's side of a migration: docs/internals/phases.md has the table of phases and of what
  * every abort does. In short: until QEMU says `completed` any trouble lets the guest go on here;
  * from then on it belongs to the destination, which runs it on our word alone. */
 
-#define TICK_MS 100
-/** Downtime limit given to QEMU while reuse makes its estimate of the bandwidth meaningless. */
-#define CAUTIOUS_LIMIT_MS 5
 /** What QEMU has when nobody set anything (QEMU: migration/options.c). */
 #define DEFAULT_LIMIT_MS 300
 /** "Unlimited" for max-bandwidth: 1 TiB/s. */
 #define UNLIMITED_BANDWIDTH (1ull << 40)
 #define WORD_TIMEOUT_MS 30000
-#define CANCEL_TIMEOUT_MS 30000
 #define ZSTD_LEVEL 1
 
-struct migration {
-    const struct vc_source_session *o;
-    struct vc_session_result *result;
-    struct vc_link *link;
-    struct vc_inbox inbox;
-    struct vc_holding holding;
-    struct vc_source *pipeline;
-    struct vc_qmp *qmp; /* NULL: proxy */
-    struct vc_id vm, session, generation;
-    enum vc_wire_base base;
-    uint64_t start_ns;
-    uint64_t old_bandwidth, old_limit; /* QEMU's parameters before */
-    bool parameters_changed;
-    bool completed;               /* QEMU said so */
-    uint64_t rate_bytes, rate_ns; /* last sample of the intake */
-    double intake_rate;
-    int stream_fd;      /* proxy: until the pipeline has it */
-    uint64_t limit_ms;  /* what QEMU has now */
-    uint64_t paused_ns; /* when the guest stopped here */
-};
-
-static bool is_plaintext(const struct migration *m)
+static bool is_plaintext(const struct vc_migration *m)
 {
     return vc_link_security(m->link) == VC_WIRE_PLAINTEXT;
 }
 
 /* ---- begin: QEMU ---- */
 
-static int check_qemu(struct migration *m, struct vc_err *err)
+static int check_qemu(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_qmp_migration now;
     char state[32];
@@ -75,7 +49,7 @@ static int check_qemu(struct migration *m, struct vc_err *err)
     return rc;
 }
 
-static int set_up_qemu(struct migration *m, struct vc_err *err)
+static int set_up_qemu(struct vc_migration *m, struct vc_err *err)
 {
     static const struct {
         const char *name;
@@ -95,7 +69,7 @@ static int set_up_qemu(struct migration *m, struct vc_err *err)
     if (!rc)
         rc = vc_qmp_get_parameter(m->qmp, "downtime-limit", DEFAULT_LIMIT_MS, &m->old_limit, err);
     m->parameters_changed = !rc;
-    m->limit_ms = CAUTIOUS_LIMIT_MS;
+    m->limit_ms = VC_CAUTIOUS_LIMIT_MS;
     if (!rc)
         rc = vc_qmp_set_parameter(m->qmp, "max-bandwidth",
                                   m->o->max_bandwidth ? m->o->max_bandwidth : UNLIMITED_BANDWIDTH,
@@ -103,7 +77,7 @@ static int set_up_qemu(struct migration *m, struct vc_err *err)
     return rc ? rc : vc_qmp_set_parameter(m->qmp, "downtime-limit", m->limit_ms, err);
 }
 
-static void restore_qemu(struct migration *m)
+static void restore_qemu(struct vc_migration *m)
 {
     struct vc_err err = VC_ERR_INIT;
 
@@ -116,7 +90,7 @@ static void restore_qemu(struct migration *m)
 
 /* ---- prepare: the other host ---- */
 
-static int refuse_unsettled(struct migration *m, struct vc_err *err)
+static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_handover h;
     int rc;
@@ -134,7 +108,7 @@ static int refuse_unsettled(struct migration *m, struct vc_err *err)
     return rc;
 }
 
-static int send_open(struct migration *m, struct vc_err *err)
+static int send_open(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_wire_open open = {
         .session = m->session,
@@ -164,7 +138,7 @@ static int send_open(struct migration *m, struct vc_err *err)
 }
 
 /* Settles on a lineage and a base, and tells the destination. */
-static int send_start(struct migration *m, const struct vc_wire_accept *a, struct vc_err *err)
+static int send_start(struct vc_migration *m, const struct vc_wire_accept *a, struct vc_err *err)
 {
     struct vc_holding *h = &m->holding;
     struct vc_lineage l;
@@ -210,7 +184,7 @@ static int send_start(struct migration *m, const struct vc_wire_accept *a, struc
     return rc;
 }
 
-static int negotiate(struct migration *m, struct vc_err *err)
+static int negotiate(struct vc_migration *m, struct vc_err *err)
 {
     vc_auto_frame struct vc_link_frame *f = NULL;
     struct vc_wire_accept a;
@@ -236,7 +210,7 @@ static int negotiate(struct migration *m, struct vc_err *err)
 
 /* ---- perform ---- */
 
-static int start_stream(struct migration *m, int qemu_fd, struct vc_err *err)
+static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
 {
     struct vc_source_options so = {
         .qemu_fd = qemu_fd,
@@ -262,7 +236,7 @@ static int start_stream(struct migration *m, int qemu_fd, struct vc_err *err)
     return vc_source_start(&so, &m->pipeline, err);
 }
 
-static int begin_handover(struct migration *m, struct vc_err *err)
+static int begin_handover(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_handover h = {
         .state = VC_HANDOVER_LEAVING,
@@ -277,236 +251,9 @@ static int begin_handover(struct migration *m, struct vc_err *err)
     return vc_handover_begin(m->holding.vm, &h, err);
 }
 
-/* Copies what the pipeline knows into the result. */
-static void note_status(struct migration *m, struct vc_source_status *st)
-{
-    struct vc_session_result *r = m->result;
-    uint64_t now = vc_now_ns();
-
-    vc_source_status(m->pipeline, st);
-    r->total_ms = (now - m->start_ns) / VC_NS_PER_MS;
-    r->ram_bytes = st->ram_bytes;
-    r->pages_same = st->pages_same;
-    r->pages_moved = st->pages_moved;
-    r->pages_zero = st->pages_zero;
-    r->pages_data = st->pages_data;
-    r->pages_unknown = st->pages_unknown;
-    r->stream_bytes = st->stream_bytes;
-    r->repaired_pages = st->repaired_pages;
-    r->resent_batches = st->resent_batches;
-    r->wire_sent_bytes = vc_link_bytes_sent(m->link);
-    r->wire_received_bytes = vc_link_bytes_received(m->link);
-    r->wire_rate = st->wire_rate;
-    r->passthrough = !st->knows_all;
-    snprintf(r->reason, sizeof(r->reason), "%s", st->reason);
-    if (!m->qmp)
-        r->remaining_bytes = st->first_pass_left_bytes;
-    if (now - m->rate_ns > 50 * VC_NS_PER_MS) {
-        m->intake_rate =
-            (double)(st->stream_bytes - m->rate_bytes) * 1e9 / (double)(now - m->rate_ns);
-        m->rate_bytes = st->stream_bytes;
-        m->rate_ns = now;
-    }
-    if (r->phase < VC_PHASE_ROUNDS)
-        r->phase = st->first_pass_done ? VC_PHASE_ROUNDS : VC_PHASE_FIRST_PASS;
-}
-
-static void report(struct migration *m)
-{
-    if (m->o->progress)
-        m->o->progress(m->o->opaque, m->result);
-}
-
-/* QEMU stops the guest when (its estimate of the bandwidth) x (downtime limit) covers what is left.
- * Its estimate counts reused pages; what is left to send at the end is new. So the limit shrinks by
- * the factor that the estimate is too high. */
-static int adjust_limit(struct migration *m, const struct vc_source_status *st, struct vc_err *err)
-{
-    uint64_t user = m->o->downtime_limit_ms ? m->o->downtime_limit_ms : m->old_limit;
-    double wire = st->wire_rate, share;
-    uint64_t limit;
-
-    if (!st->first_pass_done || m->completed)
-        return 0;
-    share = wire > 0 && m->intake_rate > wire ? wire / m->intake_rate : 1;
-    limit = (uint64_t)((double)user * share);
-    limit = VC_MIN(VC_MAX(limit, CAUTIOUS_LIMIT_MS), user);
-    if (limit == m->limit_ms || (limit > m->limit_ms && limit < m->limit_ms + m->limit_ms / 8))
-        return 0;
-    m->limit_ms = limit;
-    vc_source_set_pace(m->pipeline, limit * VC_NS_PER_MS);
-    return vc_qmp_set_parameter(m->qmp, "downtime-limit", limit, err);
-}
-
-static void on_event(struct migration *m, struct json_object *e)
-{
-    const char *name = vc_json_str(e, "event", "");
-
-    if (!strcmp(name, "STOP")) {
-        m->paused_ns = vc_now_ns();
-        m->result->phase = VC_PHASE_SWITCH;
-    } else if (!strcmp(name, "RESUME")) {
-        m->result->phase = VC_PHASE_ROUNDS;
-    } else if (!strcmp(name, "MIGRATION")) {
-        const char *status = vc_json_str(vc_json_get(e, "data"), "status", "");
-
-        if (!strcmp(status, "completed"))
-            m->completed = true;
-    }
-}
-
-static int drain_events(struct migration *m, struct vc_err *err)
-{
-    struct json_object *e;
-    int rc;
-
-    while ((rc = vc_qmp_event(m->qmp, &e, err)) == 0) {
-        on_event(m, e);
-        json_object_put(e);
-    }
-    return rc == VC_AGAIN ? 0 : rc;
-}
-
-/* 0: goes on; VC_EOF: completed; an error: failed or cancelled, and the guest goes on here. */
-static int check_migration(struct migration *m, struct vc_err *err)
-{
-    struct vc_qmp_migration now;
-    int rc = vc_qmp_migration(m->qmp, &now, err);
-
-    if (rc)
-        return rc;
-    m->result->rounds = now.rounds;
-    m->result->remaining_bytes = now.ram_remaining;
-    if (!strcmp(now.status, "completed")) {
-        m->completed = true;
-        m->result->downtime_ms = now.downtime_ms;
-        m->result->remaining_bytes = 0;
-        return VC_EOF;
-    }
-    if (!strcmp(now.status, "failed"))
-        return vc_err_set(err, VC_E_MIGRATION, "QEMU reports that the migration failed%s%.150s",
-                          now.error[0] ? ": " : "", now.error);
-    if (!strcmp(now.status, "cancelled"))
-        return vc_err_set(err, VC_E_CANCELLED, "the migration was cancelled in QEMU");
-    return 0;
-}
-
-static void wait_for_something(struct migration *m)
-{
-    struct pollfd fds[3];
-    nfds_t n = 0;
-
-    fds[n++] = (struct pollfd){.fd = vc_source_event_fd(m->pipeline), .events = POLLIN};
-    if (m->qmp)
-        fds[n++] = (struct pollfd){.fd = vc_qmp_fd(m->qmp), .events = POLLIN};
-    if (m->o->cancel)
-        fds[n++] = (struct pollfd){.fd = m->o->cancel->fd, .events = POLLIN};
-    poll(fds, n, TICK_MS);
-    vc_source_clear(m->pipeline);
-}
-
-static bool is_cancelled(const struct migration *m)
-{
-    return m->o->cancel && vc_cancel_is_set(m->o->cancel);
-}
-
-/* Lets go of QEMU's stream and waits until QEMU has given up, or has completed after all (0). */
-static int give_up(struct migration *m, bool cancel, struct vc_err *err)
-{
-    uint64_t deadline = vc_now_ns() + CANCEL_TIMEOUT_MS * VC_NS_PER_MS;
-    struct vc_err ignored = VC_ERR_INIT, end = VC_ERR_INIT;
-    int rc = 0;
-
-    if (cancel && vc_qmp_simple(m->qmp, "migrate_cancel", &ignored) == 0) {
-        /* A migration that completes at this very moment has been completed by the destination. */
-        rc = check_migration(m, &end);
-        if (rc == VC_EOF)
-            return 0;
-    }
-    vc_source_abort(m->pipeline, err);
-    while (rc == 0 && vc_now_ns() < deadline) {
-        rc = check_migration(m, &end);
-        if (rc == 0)
-            poll(NULL, 0, 10);
-    }
-    return rc == VC_EOF ? 0 : err->code;
-}
-
-static int perform_driven(struct migration *m, struct vc_err *err)
-{
-    uint64_t next_query = 0, next_report = 0;
-
-    for (;;) {
-        struct vc_source_status st;
-        int rc = drain_events(m, err);
-
-        note_status(m, &st);
-        if (!rc && (m->completed || vc_now_ns() >= next_query)) {
-            rc = check_migration(m, err);
-            next_query = vc_now_ns() + TICK_MS * VC_NS_PER_MS;
-        }
-        if (rc == VC_EOF)
-            return 0;
-        if (rc) { /* QEMU failed, or is gone: the stream ends; its own reason may be a better one */
-            if (st.failed && rc == VC_E_MIGRATION)
-                vc_source_error(m->pipeline, err);
-            vc_source_abort(m->pipeline, err);
-            return err->code;
-        }
-        if (st.failed) {
-            vc_source_error(m->pipeline, err);
-            return give_up(m, false, err);
-        }
-        if (is_cancelled(m)) {
-            vc_err_set(err, VC_E_CANCELLED, "cancelled; the VM runs on here");
-            return give_up(m, true, err);
-        }
-        rc = adjust_limit(m, &st, err);
-        if (rc) {
-            vc_source_abort(m->pipeline, err);
-            return rc;
-        }
-        if (vc_now_ns() >= next_report) {
-            report(m);
-            next_report = vc_now_ns() + 2 * TICK_MS * VC_NS_PER_MS;
-        }
-        vc_link_check_peer(m->link);
-        wait_for_something(m);
-    }
-}
-
-/* Nobody tells a proxy how the migration goes but the stream itself. */
-static int perform_proxy(struct migration *m, struct vc_err *err)
-{
-    for (;;) {
-        struct vc_source_status st;
-
-        note_status(m, &st);
-        report(m);
-        if (st.shut && st.shut_status == 0 && st.stream_ended)
-            return 0;
-        if (st.failed) {
-            vc_source_error(m->pipeline, err);
-            return err->code;
-        }
-        if (st.stream_ended && st.delivered) {
-            vc_err_set(err, VC_E_MIGRATION, "the source QEMU gave the migration up");
-            vc_source_abort(m->pipeline, err);
-            return err->code;
-        }
-        if (is_cancelled(m)) {
-            vc_err_set(err, VC_E_CANCELLED, "cancelled; the VM runs on here");
-            vc_source_abort(m->pipeline, err);
-            return err->code;
-        }
-        vc_link_check_peer(m->link);
-        wait_for_something(m);
-    }
-}
-
 /* ---- finish: the word ---- */
 
-static int give_word(struct migration *m, struct vc_err *err)
+static int give_word(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_wire_word_msg word = {.word = m->o->suspend ? VC_WIRE_WORD_SUSPEND
                                                           : VC_WIRE_WORD_CONTINUE,
@@ -547,7 +294,7 @@ static int give_word(struct migration *m, struct vc_err *err)
 
 /* ---- confirm: checkpoints ---- */
 
-static void commit(struct migration *m)
+static void commit(struct vc_migration *m)
 {
     struct vc_session_result *r = m->result;
     struct vc_source_status st;
@@ -573,16 +320,16 @@ static void commit(struct migration *m)
 }
 
 /* Waits until QEMU has closed the stream behind `completed`. */
-static void await_stream_end(struct migration *m)
+static void await_stream_end(struct vc_migration *m)
 {
     uint64_t deadline = vc_now_ns() + WORD_TIMEOUT_MS * VC_NS_PER_MS;
     struct vc_source_status st;
 
     for (;;) {
-        note_status(m, &st);
+        vc_migration_note(m, &st);
         if (st.stream_ended || st.failed || vc_now_ns() > deadline)
             break;
-        wait_for_something(m);
+        vc_migration_wait(m);
     }
     if (!st.stream_ended && !st.failed) {
         struct vc_err err = VC_ERR_INIT;
@@ -594,7 +341,7 @@ static void await_stream_end(struct migration *m)
 
 /* ---- the whole ---- */
 
-static int get_stream(struct migration *m, int *fd_out, struct vc_err *err)
+static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
 {
     int rc;
 
@@ -609,7 +356,7 @@ static int get_stream(struct migration *m, int *fd_out, struct vc_err *err)
 }
 
 /* Tells the destination that it came to nothing. */
-static void abandon(struct migration *m, const struct vc_err *why)
+static void abandon(struct vc_migration *m, const struct vc_err *why)
 {
     if (m->link)
         vc_link_fail(m->link, why);
@@ -621,7 +368,7 @@ static void abandon(struct migration *m, const struct vc_err *why)
     }
 }
 
-static int run(struct migration *m, struct vc_err *err)
+static int run(struct vc_migration *m, struct vc_err *err)
 {
     uint64_t features;
     int fd, rc = 0;
@@ -642,7 +389,7 @@ static int run(struct migration *m, struct vc_err *err)
         rc = start_stream(m, fd, err);
     if (rc)
         return rc;
-    rc = m->qmp ? perform_driven(m, err) : perform_proxy(m, err);
+    rc = m->qmp ? vc_migration_drive(m, err) : vc_migration_follow(m, err);
     if (rc)
         return rc;
     if (m->qmp)
@@ -651,7 +398,7 @@ static int run(struct migration *m, struct vc_err *err)
     if (rc)
         return rc;
     m->result->phase = VC_PHASE_COMMIT;
-    report(m);
+    vc_migration_report(m);
     await_stream_end(m);
     commit(m);
     return 0;
@@ -660,7 +407,7 @@ static int run(struct migration *m, struct vc_err *err)
 int vc_session_source(const struct vc_source_session *o, struct vc_session_result *result,
                       struct vc_err *err)
 {
-    struct migration m = {
+    struct vc_migration m = {
         .o = o,
         .result = result,
         .vm = o->vm,
@@ -688,7 +435,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     if (m.pipeline) {
         struct vc_source_status st;
 
-        note_status(&m, &st);
+        vc_migration_note(&m, &st);
         result->total_ms = total_ms ? total_ms : result->total_ms;
     }
     vc_source_free(m.pipeline);
@@ -703,7 +450,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     vc_holding_close(&m.holding);
     if (!rc) {
         result->phase = VC_PHASE_DONE;
-        report(&m);
+        vc_migration_report(&m);
     }
     return rc;
 }

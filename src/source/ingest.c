@@ -25,7 +25,6 @@
 #define SLAB_BYTES_LEFT_MIN (64u << 10)
 #define GROUP_ITEMS 64
 #define PARTIAL_NS (10 * VC_NS_PER_MS)
-#define SEAL_SCRATCH 8192
 
 struct group_item {
     struct vc_qs_item qs;
@@ -48,8 +47,6 @@ struct ingest {
     struct vc_src_batch *batch; /* open, or NULL */
     uint64_t next_seq, position;
     struct vc_digest seal; /* of the last closed batch */
-    uint8_t scratch[SEAL_SCRATCH];
-    size_t n_scratch;
 
     uint8_t *seen; /* first pass: one bit a page, blocks one behind the other */
     uint64_t block_first[VC_MAX_BLOCKS];
@@ -58,31 +55,6 @@ struct ingest {
     double credit_bytes; /* pacing: bytes that may be read now */
     uint64_t credit_ns;
 };
-
-/* ---- the seal ---- */
-
-static int seal_flush(struct ingest *in)
-{
-    int rc = in->n_scratch ? vc_digest_update(in->seals, in->scratch, in->n_scratch, &in->err) : 0;
-
-    in->n_scratch = 0;
-    return rc;
-}
-
-static int seal_feed(struct ingest *in, const void *p, size_t n)
-{
-    if (n > SEAL_SCRATCH - in->n_scratch) {
-        int rc = seal_flush(in);
-
-        if (rc)
-            return rc;
-        if (n > SEAL_SCRATCH)
-            return vc_digest_update(in->seals, p, n, &in->err);
-    }
-    memcpy(in->scratch + in->n_scratch, p, n);
-    in->n_scratch += n;
-    return 0;
-}
 
 /* ---- batches ---- */
 
@@ -99,7 +71,7 @@ static int open_batch(struct ingest *in)
     vc_store_le(head + VC_DIGEST_BYTES, in->next_seq, 8);
     vc_store_le(head + VC_DIGEST_BYTES + 8, in->position, 8);
     rc = vc_digest_begin(in->seals, &in->err);
-    return rc ? rc : seal_feed(in, head, sizeof(head));
+    return rc ? rc : vc_digest_update(in->seals, head, sizeof(head), &in->err);
 }
 
 /* Invalidate runs count into the seal after the content (docs/formats/wire.md, "The seal"). */
@@ -116,7 +88,7 @@ static int seal_invalidations(struct ingest *in)
         vc_store_le(buf + 1, r->block, 4);
         vc_store_le(buf + 5, r->page.n, 8);
         vc_store_le(buf + 13, r->count, 8);
-        rc = seal_feed(in, buf, sizeof(buf));
+        rc = vc_digest_update(in->seals, buf, sizeof(buf), &in->err);
         if (rc)
             return rc;
     }
@@ -149,8 +121,6 @@ static int close_batch(struct ingest *in)
     if (!b)
         return 0;
     rc = seal_invalidations(in);
-    if (!rc)
-        rc = seal_flush(in);
     if (!rc)
         rc = vc_digest_end(in->seals, &in->seal, &in->err);
     if (rc)
@@ -210,7 +180,7 @@ static int add_opaque(struct ingest *in, const uint8_t *p, size_t n)
         int rc = make_room(in, k);
 
         if (!rc)
-            rc = seal_feed(in, p, k);
+            rc = vc_digest_update(in->seals, p, k, &in->err);
         if (rc)
             return rc;
         vc_src_batch_add_opaque(in->batch, in->slab, p, (uint32_t)k);
@@ -289,9 +259,9 @@ static int add_page(struct ingest *in, const struct group_item *g, const struct 
             vc_count(&s->n.data_bytes, s->ram.page_bytes);
         }
     }
-    rc = seal_feed(in, g->p, g->qs.header_bytes);
+    rc = vc_digest_update(in->seals, g->p, g->qs.header_bytes, &in->err);
     if (!rc)
-        rc = seal_feed(in, digest->b, VC_DIGEST_BYTES);
+        rc = vc_digest_update(in->seals, digest->b, VC_DIGEST_BYTES, &in->err);
     if (rc)
         return rc;
     vc_src_batch_add_page(in->batch, in->slab, &run, g->qs.header_bytes, content, s->ram.page_bytes,
@@ -311,7 +281,7 @@ static int add_zero(struct ingest *in, const struct group_item *g)
     int rc = make_room(in, g->qs.bytes);
 
     if (!rc)
-        rc = seal_feed(in, g->p, g->qs.bytes);
+        rc = vc_digest_update(in->seals, g->p, g->qs.bytes, &in->err);
     if (rc)
         return rc;
     mark_seen(in, run.block, run.page);

@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "qmp/qmp.h"
+#include "session/migration.h"
+
+/* The source's side while the stream flows: watches QEMU, the pipeline, the peer and the user,
+ * keeps QEMU's downtime limit honest, and on any trouble sees to it that the guest goes on here. */
+
+#define TICK_MS 100
+#define CANCEL_TIMEOUT_MS 30000
+
+/* Copies what the pipeline knows into the result. */
+void vc_migration_note(struct vc_migration *m, struct vc_source_status *st)
+{
+    struct vc_session_result *r = m->result;
+    uint64_t now = vc_now_ns();
+
+    vc_source_status(m->pipeline, st);
+    r->total_ms = (now - m->start_ns) / VC_NS_PER_MS;
+    r->ram_bytes = st->ram_bytes;
+    r->pages_same = st->pages_same;
+    r->pages_moved = st->pages_moved;
+    r->pages_zero = st->pages_zero;
+    r->pages_data = st->pages_data;
+    r->pages_unknown = st->pages_unknown;
+    r->stream_bytes = st->stream_bytes;
+    r->repaired_pages = st->repaired_pages;
+    r->resent_batches = st->resent_batches;
+    r->wire_sent_bytes = vc_link_bytes_sent(m->link);
+    r->wire_received_bytes = vc_link_bytes_received(m->link);
+    r->wire_rate = st->wire_rate;
+    r->passthrough = !st->knows_all;
+    snprintf(r->reason, sizeof(r->reason), "%s", st->reason);
+    if (!m->qmp)
+        r->remaining_bytes = st->first_pass_left_bytes;
+    if (now - m->rate_ns > 50 * VC_NS_PER_MS) {
+        m->intake_rate =
+            (double)(st->stream_bytes - m->rate_bytes) * 1e9 / (double)(now - m->rate_ns);
+        m->rate_bytes = st->stream_bytes;
+        m->rate_ns = now;
+    }
+    if (r->phase < VC_PHASE_ROUNDS)
+        r->phase = st->first_pass_done ? VC_PHASE_ROUNDS : VC_PHASE_FIRST_PASS;
+}
+
+void vc_migration_report(struct vc_migration *m)
+{
+    if (m->o->progress)
+        m->o->progress(m->o->opaque, m->result);
+}
+
+/* QEMU stops the guest when (its estimate of the bandwidth) x (downtime limit) covers what is left.
+ * Its estimate counts reused pages; what is left to send at the end is new. So the limit shrinks by
+ * the factor that the estimate is too high. */
+static int adjust_limit(struct vc_migration *m, const struct vc_source_status *st,
+                        struct vc_err *err)
+{
+    uint64_t user = m->o->downtime_limit_ms ? m->o->downtime_limit_ms : m->old_limit;
+    double wire = st->wire_rate, share;
+    uint64_t limit;
+
+    if (!st->first_pass_done || m->completed)
+        return 0;
+    share = wire > 0 && m->intake_rate > wire ? wire / m->intake_rate : 1;
+    limit = (uint64_t)((double)user * share);
+    limit = VC_MIN(VC_MAX(limit, VC_CAUTIOUS_LIMIT_MS), user);
+    if (limit == m->limit_ms || (limit > m->limit_ms && limit < m->limit_ms + m->limit_ms / 8))
+        return 0;
+    m->limit_ms = limit;
+    vc_source_set_pace(m->pipeline, limit * VC_NS_PER_MS);
+    return vc_qmp_set_parameter(m->qmp, "downtime-limit", limit, err);
+}
+
+static void on_event(struct vc_migration *m, struct json_object *e)
+{
+    const char *name = vc_json_str(e, "event", "");
+
+    if (!strcmp(name, "STOP")) {
+        m->paused_ns = vc_now_ns();
+        m->result->phase = VC_PHASE_SWITCH;
+    } else if (!strcmp(name, "RESUME")) {
+        m->result->phase = VC_PHASE_ROUNDS;
+    } else if (!strcmp(name, "MIGRATION")) {
+        const char *status = vc_json_str(vc_json_get(e, "data"), "status", "");
+
+        if (!strcmp(status, "completed"))
+            m->completed = true;
+    }
+}
+
+static int drain_events(struct vc_migration *m, struct vc_err *err)
+{
+    struct json_object *e;
+    int rc;
+
+    while ((rc = vc_qmp_event(m->qmp, &e, err)) == 0) {
+        on_event(m, e);
+        json_object_put(e);
+    }
+    return rc == VC_AGAIN ? 0 : rc;
+}
+
+/* 0: goes on; VC_EOF: completed; an error: failed or cancelled, and the guest goes on here. */
+static int check_migration(struct vc_migration *m, struct vc_err *err)
+{
+    struct vc_qmp_migration now;
+    int rc = vc_qmp_migration(m->qmp, &now, err);
+
+    if (rc)
+        return rc;
+    m->result->rounds = now.rounds;
+    m->result->remaining_bytes = now.ram_remaining;
+    if (!strcmp(now.status, "completed")) {
+        m->completed = true;
+        m->result->downtime_ms = now.downtime_ms;
+        m->result->remaining_bytes = 0;
+        return VC_EOF;
+    }
+    if (!strcmp(now.status, "failed"))
+        return vc_err_set(err, VC_E_MIGRATION, "QEMU reports that the migration failed%s%.150s",
+                          now.error[0] ? ": " : "", now.error);
+    if (!strcmp(now.status, "cancelled"))
+        return vc_err_set(err, VC_E_CANCELLED, "the migration was cancelled in QEMU");
+    return 0;
+}
+
+void vc_migration_wait(struct vc_migration *m)
+{
+    struct pollfd fds[3];
+    nfds_t n = 0;
+
+    fds[n++] = (struct pollfd){.fd = vc_source_event_fd(m->pipeline), .events = POLLIN};
+    if (m->qmp)
+        fds[n++] = (struct pollfd){.fd = vc_qmp_fd(m->qmp), .events = POLLIN};
+    if (m->o->cancel)
+        fds[n++] = (struct pollfd){.fd = m->o->cancel->fd, .events = POLLIN};
+    poll(fds, n, TICK_MS);
+    vc_source_clear(m->pipeline);
+}
+
+static bool is_cancelled(const struct vc_migration *m)
+{
+    return m->o->cancel && vc_cancel_is_set(m->o->cancel);
+}
+
+/* Lets go of QEMU's stream and waits until QEMU has given up, or has completed after all (0). */
+static int give_up(struct vc_migration *m, bool cancel, struct vc_err *err)
+{
+    uint64_t deadline = vc_now_ns() + CANCEL_TIMEOUT_MS * VC_NS_PER_MS;
+    struct vc_err ignored = VC_ERR_INIT, end = VC_ERR_INIT;
+    int rc = 0;
+
+    if (cancel && vc_qmp_simple(m->qmp, "migrate_cancel", &ignored) == 0) {
+        /* A migration that completes at this very moment has been completed by the destination. */
+        rc = check_migration(m, &end);
+        if (rc == VC_EOF)
+            return 0;
+    }
+    vc_source_abort(m->pipeline, err);
+    while (rc == 0 && vc_now_ns() < deadline) {
+        rc = check_migration(m, &end);
+        if (rc == 0)
+            poll(NULL, 0, 10);
+    }
+    return rc == VC_EOF ? 0 : err->code;
+}
+
+int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
+{
+    uint64_t next_query = 0, next_report = 0;
+
+    for (;;) {
+        struct vc_source_status st;
+        int rc = drain_events(m, err);
+
+        vc_migration_note(m, &st);
+        if (!rc && (m->completed || vc_now_ns() >= next_query)) {
+            rc = check_migration(m, err);
+            next_query = vc_now_ns() + TICK_MS * VC_NS_PER_MS;
+        }
+        if (rc == VC_EOF)
+            return 0;
+        if (rc) { /* QEMU failed, or is gone: the stream ends; its own reason may be a better one */
+            if (st.failed && rc == VC_E_MIGRATION)
+                vc_source_error(m->pipeline, err);
+            vc_source_abort(m->pipeline, err);
+            return err->code;
+        }
+        if (st.failed) {
+            vc_source_error(m->pipeline, err);
+            return give_up(m, false, err);
+        }
+        if (is_cancelled(m)) {
+            vc_err_set(err, VC_E_CANCELLED, "cancelled; the VM runs on here");
+            return give_up(m, true, err);
+        }
+        rc = adjust_limit(m, &st, err);
+        if (rc) {
+            vc_source_abort(m->pipeline, err);
+            return rc;
+        }
+        if (vc_now_ns() >= next_report) {
+            vc_migration_report(m);
+            next_report = vc_now_ns() + 2 * TICK_MS * VC_NS_PER_MS;
+        }
+        vc_link_check_peer(m->link);
+        vc_migration_wait(m);
+    }
+}
+
+/* Nobody tells a proxy how the migration goes but the stream itself. */
+int vc_migration_follow(struct vc_migration *m, struct vc_err *err)
+{
+    for (;;) {
+        struct vc_source_status st;
+
+        vc_migration_note(m, &st);
+        vc_migration_report(m);
+        if (st.shut && st.shut_status == 0 && st.stream_ended)
+            return 0;
+        if (st.failed) {
+            vc_source_error(m->pipeline, err);
+            return err->code;
+        }
+        if (st.stream_ended && st.delivered) {
+            vc_err_set(err, VC_E_MIGRATION, "the source QEMU gave the migration up");
+            vc_source_abort(m->pipeline, err);
+            return err->code;
+        }
+        if (is_cancelled(m)) {
+            vc_err_set(err, VC_E_CANCELLED, "cancelled; the VM runs on here");
+            vc_source_abort(m->pipeline, err);
+            return err->code;
+        }
+        vc_link_check_peer(m->link);
+        vc_migration_wait(m);
+    }
+}
