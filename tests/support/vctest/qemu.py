@@ -45,27 +45,20 @@ class Qemu:
     def wait_status(self, status, timeout=30):
         wait_for(lambda: self.status() == status, timeout, f"{self.name} to be {status}")
 
-    def ram_digest(self):
-        """SHA-256 of all of its memory; it has to be paused."""
+    def ram_facts(self):
+        """(SHA-256 of all of its memory, bytes in pages that are not zero); it has to be paused."""
         path = self.host.path(f"{self.name}.ram")
         self.qmp.execute("pmemsave", val=0, size=self.ram_bytes, filename=path)
-        digest = hashlib.sha256()
+        digest, zero, nonzero = hashlib.sha256(), bytes(4096), 0
         with open(path, "rb") as f:
             while chunk := f.read(1 << 20):
                 digest.update(chunk)
+                nonzero += sum(chunk[i:i + 4096] != zero for i in range(0, len(chunk), 4096))
         os.unlink(path)
-        return digest.hexdigest()
+        return digest.hexdigest(), nonzero * 4096
 
-    def nonzero_bytes(self):
-        """Bytes in pages that are not all zero; it has to be paused."""
-        path = self.host.path(f"{self.name}.ram")
-        self.qmp.execute("pmemsave", val=0, size=self.ram_bytes, filename=path)
-        zero, n = bytes(4096), 0
-        with open(path, "rb") as f:
-            while page := f.read(4096):
-                n += page != zero
-        os.unlink(path)
-        return n * 4096
+    def ram_digest(self):
+        return self.ram_facts()[0]
 
     def migrate_plain(self, uri, downtime_limit=300, capabilities=("return-path", "events")):
         """Starts a migration as a user of plain QEMU would."""
