@@ -97,10 +97,16 @@ static void fill(size_t mib, uint64_t with)
         munmap(memory, pages * PAGE);
         munmap(versions, pages * 4);
     }
-    memory = map(n);
     pages = n / PAGE;
+    memory = map(n);
     versions = map(pages * 4);
     if (!memory || !versions) {
+        if (memory)
+            munmap(memory, n);
+        if (versions)
+            munmap(versions, pages * 4);
+        memory = NULL;
+        pages = 0;
         puts("@@ ERR no memory");
         return;
     }
@@ -114,6 +120,10 @@ static void rewrite(unsigned percent, int spread)
 {
     size_t n = pages * percent / 100;
 
+    if (percent > 100) {
+        puts("@@ ERR more than everything");
+        return;
+    }
     for (size_t i = 0; i < n; i++) {
         size_t page = spread ? i * pages / n : pages - n + i;
 
@@ -127,6 +137,10 @@ static void check(void)
 {
     size_t bad = 0;
 
+    if (!pages && !shared->passes) {
+        puts("@@ ERR nothing was filled");
+        return;
+    }
     for (size_t i = 0; i < pages; i++)
         bad += !page_is_right(i);
     if (bad || (shared && shared->errors))
@@ -164,6 +178,10 @@ static void dirty_loop(size_t mib, unsigned rate)
 
 static void dirty(size_t mib, unsigned rate)
 {
+    if (child > 0) {
+        puts("@@ ERR it runs already");
+        return;
+    }
     shared->stop = 0;
     shared->passes = shared->errors = 0;
     child = fork();

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The two guests, as the tests see them over their serial consoles."""
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -36,8 +35,7 @@ def selfcheck_options(end_mib, delay=0):
 
 class Serial:
     def __init__(self, qemu):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(qemu.serial_path)
+        self.sock = qemu.serial
         self.sock.settimeout(60)
 
     def close(self):
@@ -87,6 +85,7 @@ class LinuxGuest:
         self.serial.sock.sendall(text.encode() + b"\n")
         answer = self._answer(timeout)
         assert answer.startswith("OK"), f"guest: {text}: {answer}"
+        assert answer != "OK ready", f"guest: {text}: it booted anew"
         return answer[3:]
 
 
@@ -94,7 +93,7 @@ class SelfCheck:
     """Watches the boot sector: a B for every pass, an X when a page was wrong."""
 
     def __init__(self, qemu):
-        self.passes = 0
+        self.passes = self.starts = 0
         self.serial = None
         self.attach(qemu)
 
@@ -107,9 +106,10 @@ class SelfCheck:
         while readable(self.serial.sock, timeout):
             data = self.serial.sock.recv(4096)
             assert b"X" not in data, "the guest found a wrong page in its memory"
+            assert data, "the guest's serial console was closed"
             self.passes += data.count(b"B")
-            if not data:
-                break
+            self.starts += data.count(b"A")
+            assert self.starts <= 1, "the guest booted anew"
             timeout = 0.0
         return self.passes
 

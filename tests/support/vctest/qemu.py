@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import socket
 import uuid
 
 from .proc import wait_for
@@ -30,6 +31,7 @@ class Qemu:
         test_path = host.path(f"{name}.test")
         argv = [BINARY, "-machine", f"{machine},accel=tcg", "-m", f"{self.ram_bytes // 1024}K", "-nodefaults",
                 "-display", "none", "-vga", "none", "-uuid", vm,
+                "-no-reboot",  # a guest that crashed must not look like one that was carried over
                 "-chardev", f"socket,id=serial,path={self.serial_path},server=on,wait=off",
                 "-serial", "chardev:serial",
                 "-qmp", f"unix:{self.qmp_path},server=on,wait=off",
@@ -38,6 +40,10 @@ class Qemu:
             argv += ["-incoming", incoming]
         self.process = host.start(argv, log=host.dir / f"{name}.log")
         self.qmp = Qmp(test_path)
+        # Before anything migrates in: a UART that arrives in the middle of a retry and finds nobody
+        # connected never sends again.
+        self.serial = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.serial.connect(self.serial_path)
 
     def status(self):
         return self.qmp.execute("query-status")["status"]
@@ -76,6 +82,7 @@ class Qemu:
         return wait_for(done, timeout, f"{self.name} to be migrated")
 
     def stop(self):
+        self.serial.close()
         self.qmp.close()
         self.process.stop()
 

@@ -1,0 +1,525 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* The two pipelines against each other over an in-memory connection: QEMU's part is played by two
+ * threads with a synthetic stream. What must hold: the very bytes come out, both hosts hold the
+ * same generation afterwards, and damage is repaired or noticed. */
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "test_qstream.h"
+
+#include "base/fdio.h"
+#include "dest/dest.h"
+#include "link/link.h"
+#include "net/net.h"
+#include "source/source.h"
+#include "store/store.h"
+
+#define PAGES 2048u
+#define PAGE 4096u
+#define STREAM_TIMEOUT_S 60
+
+/* ---- the streams ---- */
+
+/* Memory of the pretended VM: a version number for each page, 0 is a page of zeroes. */
+struct memory {
+    uint32_t version[PAGES];
+};
+
+static void fill_page(uint8_t *p, unsigned page, uint32_t version)
+{
+    uint64_t x = page * 2654435761u + version * 40503u + 1;
+
+    for (unsigned i = 0; i < PAGE; i += 8) {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        memcpy(p + i, &x, 8);
+    }
+}
+
+static void put_memory_page(struct buf *b, const struct memory *m, unsigned page, bool named)
+{
+    const char *name = named ? "pc.ram" : NULL;
+
+    if (!m->version[page]) {
+        put_zero(b, (uint64_t)page * PAGE, name);
+        return;
+    }
+    put_record(b, 0x08, (uint64_t)page * PAGE, name);
+    fill_page(put(b, PAGE), page, m->version[page]);
+}
+
+/* A whole precopy stream: a pass over everything, then some pages again. */
+static void put_migration(struct buf *b, const struct memory *m)
+{
+    put_header(b);
+    put_config(b, "pc-i440fx-7.2");
+    put_command(b, 1, NULL, 0); /* OPEN_RETURN_PATH */
+    put_start(b, 1, RAM_ID, "ram", 4);
+    put_be(b, ((uint64_t)PAGES * PAGE) | 4, 8);
+    put_block(b, "pc.ram", (uint64_t)PAGES * PAGE);
+    put_ram_end(b);
+    put_part(b, 2, RAM_ID);
+    for (unsigned i = 0; i < PAGES; i++)
+        put_memory_page(b, m, i, i == 0);
+    put_ram_end(b);
+    put_part(b, 3, RAM_ID);
+    for (unsigned i = 0; i < PAGES; i += 97)
+        put_memory_page(b, m, i, i == 0);
+    put_ram_end(b);
+    put_tail(b);
+}
+
+/* ---- QEMU's two ends ---- */
+
+struct qemu {
+    int fd;
+    struct buf stream; /* source: what it sends; destination: what came */
+    size_t expected;   /* destination */
+    pthread_t thread;
+};
+
+static void *source_qemu(void *arg)
+{
+    struct qemu *q = arg;
+    uint8_t answer[8];
+
+    assert_int_equal(vc_write_full(q->fd, q->stream.d, q->stream.n), 0);
+    /* Like the real one: it waits for the answer before it closes. */
+    if (vc_read_full(q->fd, answer, sizeof(answer)) == 1)
+        assert_int_equal(answer[1], 1);
+    close(q->fd);
+    return NULL;
+}
+
+static void *dest_qemu(void *arg)
+{
+    static const uint8_t shut[8] = {0, 1, 0, 4, 0, 0, 0, 0};
+    struct qemu *q = arg;
+    uint8_t buf[65536];
+    ssize_t n;
+
+    while (q->stream.n < q->expected && (n = vc_read_some(q->fd, buf, sizeof(buf))) > 0)
+        put_bytes(&q->stream, buf, (size_t)n);
+    if (q->stream.n == q->expected) {
+        assert_int_equal(vc_write_full(q->fd, shut, sizeof(shut)), 0);
+        while (vc_read_some(q->fd, buf, sizeof(buf)) > 0) {
+            /* until the other side closes */
+        }
+    }
+    close(q->fd);
+    return NULL;
+}
+
+/* ---- hosts ---- */
+
+struct host {
+    char dir[64];
+    struct vc_store *store;
+    struct vc_vm *vm;
+    struct vc_gen *gen;
+};
+
+static struct vc_lineage lineage = {.algo = VC_DIGEST_GMAC, .key = "a key that no guest knows"};
+static const struct vc_id vm_id = {"the VM's UUID..."};
+
+static void open_vm(struct host *h)
+{
+    struct vc_err err;
+
+    assert_int_equal(vc_vm_open(h->store, &vm_id, VC_VM_CREATE, &h->vm, &err), 0);
+    assert_int_equal(vc_vm_set_lineage(h->vm, &lineage, &err), 0);
+    h->gen = NULL;
+    if (vc_vm_n_generations(h->vm))
+        assert_int_equal(vc_gen_open(h->vm, &vc_vm_generation(h->vm, 0)->id, &h->gen, &err), 0);
+}
+
+static void close_vm(struct host *h)
+{
+    vc_gen_close(h->gen);
+    vc_vm_close(h->vm);
+}
+
+static void host_init(struct host *h)
+{
+    struct vc_err err;
+
+    snprintf(h->dir, sizeof(h->dir), "/tmp/vc-pipelines-XXXXXX");
+    assert_non_null(mkdtemp(h->dir));
+    assert_int_equal(vc_store_open(h->dir, true, 0, &h->store, &err), 0);
+}
+
+static void remove_tree(const char *path)
+{
+    DIR *d = opendir(path);
+    struct dirent *e;
+
+    while (d && (e = readdir(d))) {
+        char name[600];
+        struct stat st;
+
+        snprintf(name, sizeof(name), "%s/%s", path, e->d_name);
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") || lstat(name, &st) < 0)
+            continue;
+        if (S_ISDIR(st.st_mode))
+            remove_tree(name);
+        else
+            unlink(name);
+    }
+    if (d)
+        closedir(d);
+    rmdir(path);
+}
+
+static void host_fini(struct host *h)
+{
+    vc_store_close(h->store);
+    remove_tree(h->dir);
+}
+
+/* ---- a session without its negotiation ---- */
+
+struct outcome {
+    struct vc_source_status source;
+    struct vc_dest_status dest;
+    uint8_t roots[2][VC_ROOT_BYTES];
+    bool delivered; /* the bytes that came out are those that went in */
+};
+
+static int dest_fd;
+
+static int connect_dest(void *opaque, struct vc_err *err)
+{
+    (void)opaque;
+    (void)err;
+    return dest_fd;
+}
+
+static void drop_frame(void *opaque, struct vc_link_frame *f)
+{
+    (void)opaque;
+    vc_link_frame_free(f);
+}
+
+static void wait_on(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+
+    assert_true(poll(&p, 1, STREAM_TIMEOUT_S * 1000) >= 0);
+}
+
+static void greet(struct vc_link *a, struct vc_link *b)
+{
+    /* Phases only: HELLO has its own tests. */
+    vc_link_set_phase(a, VC_WIRE_PHASE_STREAM);
+    vc_link_set_phase(b, VC_WIRE_PHASE_STREAM);
+}
+
+static struct outcome migrate(struct host *from, struct host *to, const struct memory *m,
+                              enum vc_wire_base base)
+{
+    struct outcome out = {0};
+    struct qemu sq = {0}, dq = {0};
+    struct vc_conn *ca, *cb;
+    struct vc_link *la, *lb;
+    struct vc_source *source;
+    struct vc_dest *dest;
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_id session = {"a session"}, gen;
+    struct vc_txn_note note = {.peer = "test"};
+    struct vc_txn *txn;
+    int a[2], b[2];
+
+    assert_true(vc_id_random(&gen));
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, a), 0);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, b), 0);
+    assert_int_equal(vc_conn_pair(&ca, &cb, &err), 0);
+    assert_int_equal(vc_link_new(ca, VC_WIRE_SOURCE, 0, &la, &err), 0);
+    assert_int_equal(vc_link_new(cb, VC_WIRE_DESTINATION, 0, &lb, &err), 0);
+    greet(la, lb);
+    open_vm(from);
+    open_vm(to);
+
+    put_migration(&sq.stream, m);
+    sq.fd = a[1];
+    dq.fd = b[1];
+    dq.expected = sq.stream.n;
+    dest_fd = b[0];
+    pthread_create(&dq.thread, NULL, dest_qemu, &dq);
+    pthread_create(&sq.thread, NULL, source_qemu, &sq);
+
+    struct vc_dest_options d = {
+        .link = lb,
+        .session = session,
+        .lineage = lineage,
+        .base = base,
+        .gen = to->gen,
+        .connect = connect_dest,
+        .on_frame = drop_frame,
+    };
+    struct vc_source_options s = {
+        .qemu_fd = a[0],
+        .link = la,
+        .session = session,
+        .lineage = lineage,
+        .base = base,
+        .shared_gen = base == VC_WIRE_BASE_PING_PONG ? from->gen : NULL,
+        .local_gen = from->gen,
+        .zstd_level = 1,
+        .needs_return_path = true,
+        .on_frame = drop_frame,
+    };
+    assert_int_equal(vc_txn_begin(from->vm, &gen, from->gen, &s.txn, &err), 0);
+    assert_int_equal(vc_txn_begin(to->vm, &gen, to->gen, &d.txn, &err), 0);
+    assert_int_equal(vc_dest_start(&d, &dest, &err), 0);
+    assert_int_equal(vc_source_start(&s, &source, &err), 0);
+
+    for (;;) {
+        vc_source_status(source, &out.source);
+        if (out.source.failed || out.source.stream_ended)
+            break;
+        wait_on(vc_source_event_fd(source));
+        vc_source_clear(source);
+    }
+    for (;;) {
+        vc_dest_status(dest, &out.dest);
+        if (out.dest.failed || out.dest.source_eof)
+            break;
+        wait_on(vc_dest_event_fd(dest));
+        vc_dest_clear(dest);
+    }
+    txn = vc_source_join(source);
+    if (txn)
+        assert_int_equal(vc_txn_commit(txn, &note, out.roots[0], &err), 0);
+    txn = vc_dest_join(dest);
+    if (txn)
+        assert_int_equal(vc_txn_commit(txn, &note, out.roots[1], &err), 0);
+    vc_source_status(source, &out.source);
+    vc_dest_status(dest, &out.dest);
+    vc_source_free(source);
+    vc_dest_free(dest);
+    pthread_join(sq.thread, NULL);
+    pthread_join(dq.thread, NULL);
+    out.delivered = dq.stream.n == sq.stream.n && !memcmp(dq.stream.d, sq.stream.d, sq.stream.n);
+    vc_link_free(la);
+    vc_link_free(lb);
+    close_vm(from);
+    close_vm(to);
+    buf_free(&sq.stream);
+    buf_free(&dq.stream);
+    return out;
+}
+
+static void assert_good_outcome(const struct outcome *o)
+{
+    assert_true(o->delivered);
+    assert_memory_equal(o->roots[0], o->roots[1], VC_ROOT_BYTES);
+    assert_true(o->source.shut && o->source.shut_status == 0);
+}
+
+static void some_memory(struct memory *m)
+{
+    for (unsigned i = 0; i < PAGES; i++)
+        m->version[i] = i % 5 == 0 ? 0 : 1 + (uint32_t)(rng() % 3);
+}
+
+static void verify_host(struct host *h, uint64_t bad)
+{
+    struct vc_verify_result r;
+    struct vc_err err;
+
+    open_vm(h);
+    assert_non_null(h->gen);
+    assert_int_equal(vc_gen_verify(h->gen, &lineage, NULL, NULL, &r, &err), 0);
+    assert_int_equal(r.bad_pages, bad);
+    close_vm(h);
+}
+
+/* ---- promises ---- */
+
+static void both_hosts_hold_the_same_after_a_first_visit(void **state)
+{
+    struct memory m;
+    struct host a, b;
+    struct outcome o;
+
+    (void)state;
+    host_init(&a);
+    host_init(&b);
+    some_memory(&m);
+    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+    assert_good_outcome(&o);
+    assert_int_equal(o.source.pages_same, 0);
+    assert_true(o.source.pages_data > PAGES / 2);
+    verify_host(&a, 0);
+    verify_host(&b, 0);
+    host_fini(&a);
+    host_fini(&b);
+}
+
+static void a_return_sends_only_what_changed(void **state)
+{
+    struct memory m;
+    struct host a, b;
+    struct outcome o;
+
+    (void)state;
+    host_init(&a);
+    host_init(&b);
+    some_memory(&m);
+    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+    assert_good_outcome(&o);
+    for (int round = 0; round < 12; round++) { /* more than a generation has layers */
+        for (unsigned i = 0; i < PAGES; i += 64)
+            m.version[i] = 10 + (uint32_t)round;
+        o = round % 2 ? migrate(&a, &b, &m, VC_WIRE_BASE_PING_PONG)
+                      : migrate(&b, &a, &m, VC_WIRE_BASE_PING_PONG);
+        assert_good_outcome(&o);
+        assert_true(o.source.pages_data >= PAGES / 64);
+        assert_true(o.source.pages_data < PAGES / 16);
+    }
+    verify_host(&a, 0);
+    verify_host(&b, 0);
+    host_fini(&a);
+    host_fini(&b);
+}
+
+static void a_third_host_is_told_by_announcement(void **state)
+{
+    struct memory m;
+    struct host a, b, c;
+    struct outcome o;
+
+    (void)state;
+    host_init(&a);
+    host_init(&b);
+    host_init(&c);
+    some_memory(&m);
+    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+    assert_good_outcome(&o);
+    o = migrate(&b, &c, &m, VC_WIRE_BASE_NONE);
+    assert_good_outcome(&o);
+    m.version[7] = 77;
+    o = migrate(&c, &a, &m, VC_WIRE_BASE_ANNOUNCE);
+    assert_good_outcome(&o);
+    /* How many are reused depends on when the announcement came; none may be wrong. */
+    assert_int_equal(o.source.repaired_pages, 0);
+    verify_host(&a, 0);
+    host_fini(&a);
+    host_fini(&b);
+    host_fini(&c);
+}
+
+/* Flips a byte in each of the first pages that the host's files hold. */
+static unsigned damage(const char *path)
+{
+    DIR *d = opendir(path);
+    struct dirent *e;
+    unsigned n = 0;
+
+    while (d && (e = readdir(d))) {
+        char name[600];
+        struct stat st;
+        const char *dot = strrchr(e->d_name, '.');
+
+        snprintf(name, sizeof(name), "%s/%s", path, e->d_name);
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") || lstat(name, &st) < 0)
+            continue;
+        if (S_ISDIR(st.st_mode)) {
+            n += damage(name);
+        } else if (dot && (!strcmp(dot, ".image") || !strcmp(dot, ".delta"))) {
+            int fd = open(name, O_RDWR);
+
+            for (unsigned i = 1; i < 40; i++) {
+                uint8_t byte;
+
+                if (i % 5 == 0 || pread(fd, &byte, 1, (off_t)i * PAGE + 5) != 1)
+                    continue;
+                byte ^= 0x40;
+                assert_int_equal(pwrite(fd, &byte, 1, (off_t)i * PAGE + 5), 1);
+                n++;
+            }
+            close(fd);
+        }
+    }
+    if (d)
+        closedir(d);
+    return n;
+}
+
+static void damaged_pages_are_repaired_from_the_window(void **state)
+{
+    struct memory m;
+    struct host a, b;
+    struct outcome o;
+    unsigned n;
+
+    (void)state;
+    host_init(&a);
+    host_init(&b);
+    some_memory(&m);
+    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+    assert_good_outcome(&o);
+    n = damage(a.dir);
+    assert_true(n > 10);
+    verify_host(&a, n);
+    o = migrate(&b, &a, &m, VC_WIRE_BASE_PING_PONG);
+    assert_good_outcome(&o);
+    assert_true(o.dest.repaired_pages >= n);
+    assert_int_equal(o.dest.repaired_pages, o.source.repaired_pages);
+    verify_host(&a, 0);
+    host_fini(&a);
+    host_fini(&b);
+}
+
+/* The source believes in a generation that the destination's differs from, digests and all: only
+ * the seal can notice. */
+static void a_wrong_belief_fails_the_seal_and_is_sent_again(void **state)
+{
+    struct memory m, other;
+    struct host a, b, c;
+    struct outcome o;
+
+    (void)state;
+    host_init(&a);
+    host_init(&b);
+    host_init(&c);
+    some_memory(&m);
+    other = m;
+    for (unsigned i = 1; i < PAGES; i += 100)
+        other.version[i] = 999;
+    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+    assert_good_outcome(&o);
+    o = migrate(&c, &a, &other, VC_WIRE_BASE_NONE); /* a holds something else now */
+    assert_good_outcome(&o);
+    o = migrate(&b, &a, &m, VC_WIRE_BASE_PING_PONG);
+    assert_true(o.delivered);
+    assert_true(o.dest.resent_batches > 0);
+    assert_memory_equal(o.roots[0], o.roots[1], VC_ROOT_BYTES);
+    verify_host(&a, 0);
+    host_fini(&a);
+    host_fini(&b);
+    host_fini(&c);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(both_hosts_hold_the_same_after_a_first_visit),
+        cmocka_unit_test(a_return_sends_only_what_changed),
+        cmocka_unit_test(a_third_host_is_told_by_announcement),
+        cmocka_unit_test(damaged_pages_are_repaired_from_the_window),
+        cmocka_unit_test(a_wrong_belief_fails_the_seal_and_is_sent_again),
+    };
+
+    rng_seed();
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
