@@ -31,7 +31,7 @@ enum { OPT_STORE = 1000, OPT_CONTROL, OPT_STORE_LIMIT, OPT_HELP, OPT_VERSION, OP
     {                                                                               \
         "version", no_argument, NULL, OPT_VERSION                                   \
     }
-#define CMD_COMMON_SHORT "+qvh"
+#define CMD_COMMON_SHORT "qvh"
 #define CMD_COMMON_HELP                                                                       \
     "\nOptions of every command:\n"                                                           \
     "      --store DIR          checkpoint store (default: /var/lib/vecycle for root,\n"      \

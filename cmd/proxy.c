@@ -61,7 +61,7 @@ static int parse(struct cmd_common *c, struct vecycle_proxy_options *o, int argc
 {
     int opt, status = -1;
 
-    while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT + 1, options, NULL)) != -1)
+    while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT, options, NULL)) != -1)
         switch (opt) {
         case OPT_LISTEN:
             o->listen = optarg;

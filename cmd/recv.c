@@ -48,7 +48,7 @@ static int run(struct cmd_common *c, int argc, char **argv)
     char peer[80];
     int opt, status = -1;
 
-    while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT + 1, options, NULL)) != -1)
+    while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT, options, NULL)) != -1)
         if (opt == OPT_SOCKET_DIR)
             o.socket_dir = optarg;
         else

@@ -55,7 +55,7 @@ static int parse(struct cmd_common *c, struct request *r, int argc, char **argv)
 {
     int opt, status = -1, asked = 0;
 
-    while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT + 1, options, NULL)) != -1)
+    while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT, options, NULL)) != -1)
         switch (opt) {
         case OPT_RETRY:
             r->how = VECYCLE_RESOLVE_RETRY;

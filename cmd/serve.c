@@ -48,7 +48,7 @@ static int parse(struct cmd_common *c, struct serve *s, int argc, char **argv)
 {
     int opt, status = -1;
 
-    while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT + 1, options, NULL)) != -1)
+    while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT, options, NULL)) != -1)
         switch (opt) {
         case OPT_LISTEN:
             if (s->o.n_listen == MAX_LISTEN)

@@ -66,7 +66,7 @@ static int parse(struct cmd_common *c, const struct cmd *cmd, const struct optio
 {
     int opt, status = -1;
 
-    while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT + 1, options, NULL)) != -1)
+    while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT, options, NULL)) != -1)
         if (opt == OPT_FORCE)
             *force = true;
         else
