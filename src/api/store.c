@@ -131,7 +131,7 @@ int vecycle_store_list(const struct vecycle_context *c, struct vecycle_vm **vms,
                        struct vecycle_error *err)
 {
     struct vc_err e = VC_ERR_INIT;
-    struct vc_store *store;
+    struct vc_store *store = NULL;
     vc_auto_free struct vc_id *ids = NULL;
     struct vecycle_vm *list = NULL;
     size_t n_ids = 0, k = 0;
