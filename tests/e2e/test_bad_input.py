@@ -185,7 +185,7 @@ def test_an_illegal_frame(running, data):
 def test_a_peer_that_hangs_up(running):
     path = running.hosts[0].path("rogue")
     server = Server(path, lambda c: c.sendall(hello()))
-    migrate(running, 23, f"unix:{path}", words=["hung up"])
+    migrate(running, 23, f"unix:{path}", words=["rogue"])
     server.close()
 
 
