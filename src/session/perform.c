@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "qmp/qmp.h"
 #include "session/migration.h"
+#include "source/flow.h"
 
 /* The source's side while the stream flows: watches QEMU, the pipeline, the peer and the user,
  * keeps QEMU's downtime limit honest, and on any trouble sees to it that the guest goes on here. */
@@ -60,14 +61,11 @@ static int adjust_limit(struct vc_migration *m, const struct vc_source_status *s
                         struct vc_err *err)
 {
     uint64_t user = m->o->downtime_limit_ms ? m->o->downtime_limit_ms : m->old_limit;
-    double wire = st->wire_rate, share;
     uint64_t limit;
 
     if (!st->first_pass_done || m->completed)
         return 0;
-    share = wire > 0 && m->intake_rate > wire ? wire / m->intake_rate : 1;
-    limit = (uint64_t)((double)user * share);
-    limit = VC_MIN(VC_MAX(limit, VC_CAUTIOUS_LIMIT_MS), user);
+    limit = vc_flow_downtime_limit(st->data_rate, m->intake_rate, user, VC_CAUTIOUS_LIMIT_MS);
     if (limit == m->limit_ms || (limit > m->limit_ms && limit < m->limit_ms + m->limit_ms / 8))
         return 0;
     m->limit_ms = limit;

@@ -26,7 +26,7 @@
  *  take some GB/s). */
 #define VC_FLOW_STREAM_SLACK_NS (20 * 1000000ull)
 #define VC_FLOW_STREAM_MIN_BYTES (4u << 20)
-/** New data in one batch: 4 ms of the link, within these. */
+/** New data in one batch: what is delivered in 4 ms, within these. */
 #define VC_FLOW_BATCH_SLACK_NS (4 * 1000000ull)
 #define VC_FLOW_BATCH_MIN_BYTES (32u << 10)
 #define VC_FLOW_BATCH_MAX_BYTES (1u << 20)
@@ -43,34 +43,54 @@ struct vc_flow {
     uint64_t sent_stream, acked_stream;
     uint64_t acked_ns;   /* time of the last acknowledgement */
     uint64_t min_rtt_ns; /* 0: not known yet */
-    struct vc_flow_rate wire, stream;
+    uint64_t acked_data;
+    struct vc_flow_rate wire, stream, data;
+};
+
+/** What one batch is made of, and what had held it up. */
+struct vc_flow_batch {
+    uint32_t wire_bytes, stream_bytes;
+    uint32_t data_bytes; /* of new pages, before compression */
+    bool wire_limited;   /* it had to wait for room on the wire */
+    bool backlogged;     /* it had to wait, or others wait behind it: the rate is not QEMU's */
 };
 
 /** What has to be remembered of a batch between its sending and its acknowledgement. */
 struct vc_flow_mark {
     uint64_t sent_ns;
-    uint64_t acked_wire, acked_stream; /* delivered when it was sent */
-    uint64_t acked_ns;                 /* when those were delivered */
-    uint32_t wire_bytes, stream_bytes;
-    bool wire_limited; /* it had to wait for room on the wire */
+    uint64_t acked_wire, acked_stream, acked_data; /* delivered when it was sent */
+    uint64_t acked_ns;                             /* when those were delivered */
+    struct vc_flow_batch batch;
 };
 
-/** A batch goes out now. Fills *mark. @wire_limited: it had to wait for vc_flow_may_send(). */
-void vc_flow_sent(struct vc_flow *f, uint64_t now_ns, uint32_t wire_bytes, uint32_t stream_bytes,
-                  bool wire_limited, struct vc_flow_mark *mark);
+/** A batch goes out now. Fills *mark. */
+void vc_flow_sent(struct vc_flow *f, uint64_t now_ns, const struct vc_flow_batch *batch,
+                  struct vc_flow_mark *mark);
 /** It was acknowledged. */
 void vc_flow_acked(struct vc_flow *f, uint64_t now_ns, const struct vc_flow_mark *mark);
 
 /** Bytes that may be unacknowledged. */
 uint64_t vc_flow_wire_limit(const struct vc_flow *f);
 uint64_t vc_flow_stream_limit(const struct vc_flow *f, uint64_t most);
+enum vc_flow_verdict {
+    VC_FLOW_GO,
+    VC_FLOW_WIRE_FULL,   /* enough is on the wire */
+    VC_FLOW_STREAM_FULL, /* the destination has enough to expand */
+};
 /** Whether another batch may go out: both below their limits. @most_stream: the memory window. */
-bool vc_flow_may_send(const struct vc_flow *f, uint64_t most_stream);
+enum vc_flow_verdict vc_flow_may_send(const struct vc_flow *f, uint64_t most_stream);
 /** New data that one batch should hold at most. */
 uint32_t vc_flow_batch_data(const struct vc_flow *f);
 
-/** The link's rate in bytes/s; 0 while unknown. */
+/** The link's rate in bytes/s; 0 while unknown. A lower bound as long as nothing had to wait. */
 double vc_flow_wire_rate(const struct vc_flow *f);
+/** How fast new pages are delivered, in bytes/s before compression: what the link, the compression,
+ *  and both processors make of them together. The wire rate while unknown. */
+double vc_flow_data_rate(const struct vc_flow *f);
+/** The downtime limit to give to a QEMU that takes in @intake_rate bytes/s, so that what it has
+ * left takes at most @user_ms if all of that is new. At least @least_ms, at most @user_ms. */
+uint64_t vc_flow_downtime_limit(double data_rate, double intake_rate, uint64_t user_ms,
+                                uint64_t least_ms);
 
 /* ---- pacing near the end of the first pass ----
  *
@@ -85,11 +105,11 @@ double vc_flow_wire_rate(const struct vc_flow *f);
 #define VC_FLOW_PAUSE_NS (20 * 1000000ull)
 /** Time over which QEMU's estimate forgets the fast part: two windows. */
 #define VC_FLOW_ESTIMATE_NS (200 * 1000000ull)
-/** Taken for the link's rate while nothing is known. */
+/** Taken for it while nothing is known. */
 #define VC_FLOW_UNKNOWN_RATE (12.5e6)
 
-/** The highest intake rate in bytes/s when @remaining_bytes of the first pass are left and QEMU's
- *  downtime limit is @limit_ns. */
-double vc_flow_pace(double wire_rate, uint64_t remaining_bytes, uint64_t limit_ns);
+/** The highest intake rate in bytes/s when @remaining_bytes of the first pass are left, QEMU's
+ *  downtime limit is @limit_ns, and new pages are delivered at @data_rate (0: unknown). */
+double vc_flow_pace(double data_rate, uint64_t remaining_bytes, uint64_t limit_ns);
 
 #endif

@@ -518,7 +518,7 @@ static size_t pace(struct ingest *in, size_t most, int *wait_ms)
         return most;
     {
         VC_LOCKED(&s->mu);
-        rate = vc_flow_pace(vc_flow_wire_rate(&s->flow), left, limit);
+        rate = vc_flow_pace(vc_flow_data_rate(&s->flow), left, limit);
     }
     now = vc_now_ns();
     in->credit_bytes += rate * (double)(now - in->credit_ns) / 1e9;

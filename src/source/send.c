@@ -72,26 +72,27 @@ struct vc_link_frame *vc_source_batch_frame(struct vc_source_packer *p,
     return vc_steal_ptr(f);
 }
 
-/* Waits for room on the wire; false if the pipeline is torn down. *limited: it had to wait. */
-static bool wait_for_room(struct vc_source *s, bool *limited)
+/* Waits for room on the wire; false if the pipeline is torn down. Notes what it waited for. */
+static bool wait_for_room(struct vc_source *s, struct vc_flow_batch *batch)
 {
+    enum vc_flow_verdict v;
     VC_LOCKED(&s->mu);
 
-    *limited = false;
-    while (!s->stop && !vc_flow_may_send(&s->flow, VC_SOURCE_WINDOW_BYTES)) {
-        *limited = true;
+    while (!s->stop && (v = vc_flow_may_send(&s->flow, VC_SOURCE_WINDOW_BYTES)) != VC_FLOW_GO) {
+        batch->backlogged = true;
+        batch->wire_limited |= v == VC_FLOW_WIRE_FULL;
         pthread_cond_wait(&s->changed, &s->mu);
     }
     return !s->stop;
 }
 
 /* The window's reference is the one that the queue handed over. */
-static void into_window(struct vc_source *s, struct vc_src_batch *b, uint32_t wire_bytes,
-                        bool limited)
+static void into_window(struct vc_source *s, struct vc_src_batch *b,
+                        const struct vc_flow_batch *batch)
 {
     VC_LOCKED(&s->mu);
 
-    vc_flow_sent(&s->flow, vc_now_ns(), wire_bytes, b->stream_bytes, limited, &b->mark);
+    vc_flow_sent(&s->flow, vc_now_ns(), batch, &b->mark);
     if (s->window_tail)
         s->window_tail->next_sent = b;
     else
@@ -101,10 +102,14 @@ static void into_window(struct vc_source *s, struct vc_src_batch *b, uint32_t wi
 
 static int send_batch(struct vc_source *s, struct vc_src_batch *b, struct vc_source_packer *packer)
 {
+    struct vc_flow_batch batch = {
+        .stream_bytes = b->stream_bytes,
+        .data_bytes = b->data_bytes,
+        .backlogged = atomic_load(&s->unsent) > 1,
+    };
     struct vc_link_frame *f;
-    bool limited;
 
-    if (!wait_for_room(s, &limited)) {
+    if (!wait_for_room(s, &batch)) {
         vc_src_batch_unref(b);
         return VC_CLOSED;
     }
@@ -113,7 +118,8 @@ static int send_batch(struct vc_source *s, struct vc_src_batch *b, struct vc_sou
         vc_src_batch_unref(b);
         return VC_CLOSED;
     }
-    into_window(s, b, f->bytes + VC_WIRE_HEADER_BYTES, limited);
+    batch.wire_bytes = f->bytes + VC_WIRE_HEADER_BYTES;
+    into_window(s, b, &batch);
     return vc_link_send(s->o.link, f, false);
 }
 

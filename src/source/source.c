@@ -94,6 +94,7 @@ void vc_source_status(struct vc_source *s, struct vc_source_status *out)
         .repaired_pages = atomic_load(&s->n.repaired_pages),
         .resent_batches = atomic_load(&s->n.resent_batches),
         .wire_rate = vc_flow_wire_rate(&s->flow),
+        .data_rate = vc_flow_data_rate(&s->flow),
         .ram_known = s->ram_known,
         .ram_bytes = s->ram_known ? vc_ram_bytes(&s->ram) : 0,
         .first_pass_done = s->first_pass_done,
