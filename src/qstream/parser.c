@@ -100,6 +100,8 @@ static void field_done(struct vc_qs_parser *p)
     p->have = 0;
     if (p->state <= VC_QS_ST_STREAM_LAST)
         vc_qs_stream_field(p);
+    else if (p->state <= VC_QS_ST_DISCARD_LAST)
+        vc_qs_discard_field(p);
     else if (p->state <= VC_QS_ST_BLOCKS_LAST)
         vc_qs_blocks_field(p);
     else if (p->state <= VC_QS_ST_RAM_LAST)
@@ -157,6 +159,7 @@ static void push(struct vc_qs_parser *p, const uint8_t *data, size_t len, struct
     unsigned events = p->pending;
     uint16_t unknown_block = p->unknown_block;
     struct vc_page unknown_page = p->unknown_page;
+    uint64_t unknown_count = p->unknown_count;
 
     p->ahead = 0;
     p->pending = 0;
@@ -180,7 +183,10 @@ static void push(struct vc_qs_parser *p, const uint8_t *data, size_t len, struct
     if (events & VC_QS_EV_UNKNOWN) {
         item->block = unknown_block;
         item->page = unknown_page;
+        item->count = unknown_count;
     }
+    if (events & VC_QS_EV_PACKAGED)
+        item->package_bytes = p->package_bytes;
     p->ready = at_record(p) && !p->ahead;
 }
 

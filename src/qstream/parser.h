@@ -12,6 +12,7 @@
  *
  *   parser.c     the push loop: bytes to fields, events to items
  *   stream.c     file header, configuration, commands, section headers and footers
+ *   discard.c    what a switch to postcopy takes back
  *   ram.c        records of the RAM section: the fast path, and the slow one field by field
  *   blocks.c     the list of RAM blocks, and looking them up
  *   pagesize.c   finding the page size where the stream does not say it
@@ -72,6 +73,12 @@ enum vc_qs_state {
     VC_QS_ST_VERSION,
     VC_QS_ST_FOOTER,
     VC_QS_ST_STREAM_LAST = VC_QS_ST_FOOTER,
+    /* discard.c */
+    VC_QS_ST_DISCARD_VERSION,
+    VC_QS_ST_DISCARD_NAME,
+    VC_QS_ST_DISCARD_ZERO,
+    VC_QS_ST_DISCARD_RANGE,
+    VC_QS_ST_DISCARD_LAST = VC_QS_ST_DISCARD_RANGE,
     /* blocks.c */
     VC_QS_ST_BLOCK_NAME,
     VC_QS_ST_BLOCK_BYTES,
@@ -151,6 +158,7 @@ struct vc_qs_parser {
     unsigned ahead;         /* bytes (0 or 1) that were taken in, but are not in an item yet */
     uint16_t unknown_block; /* of a pending EV_UNKNOWN */
     struct vc_page unknown_page;
+    uint64_t unknown_count;
 
     /* The stream. */
     bool is_qemu;
@@ -160,6 +168,9 @@ struct vc_qs_parser {
     bool page_bytes_said; /* the stream names its page size (target-page-bits) */
     uint32_t page_bytes_hint;
     enum { VC_QS_SUB_PAGE_BITS, VC_QS_SUB_CAPS, VC_QS_SUB_UUID } subsection;
+    uint16_t discard_left; /* bytes of a POSTCOPY_RAM_DISCARD not yet expected */
+    uint16_t discard_block;
+    uint32_t package_bytes;  /* of the last PACKAGED */
     uint64_t postcopy_sizes; /* POSTCOPY_ADVISE: all page sizes of blocks, OR-ed; 0: none seen */
 
     /* The section. */
@@ -252,6 +263,12 @@ static inline void vc_qs_set_block(struct vc_qs_parser *p, int block)
     p->block = block;
     p->block_bytes = block < 0 ? 0 : p->ram.blocks[block].bytes;
 }
+
+/* ---- discard.c ---- */
+
+/** The command's payload of @len bytes is next. */
+void vc_qs_discard_begin(struct vc_qs_parser *p, uint16_t len);
+void vc_qs_discard_field(struct vc_qs_parser *p);
 
 /* ---- ram.c ---- */
 

@@ -30,25 +30,29 @@ enum vc_qs_event {
     VC_QS_EV_RETURN_PATH = 1u << 0, /* OPEN_RETURN_PATH was seen */
     VC_QS_EV_RAM = 1u << 1,         /* the block list is complete: vc_qs_ram() is valid from here */
     VC_QS_EV_UNKNOWN = 1u << 2,     /* item->block/page: content not known from here on
-                                       (XBZRLE, COMPRESS_PAGE, odd fill byte, flushed record) */
+                                       (XBZRLE, COMPRESS_PAGE, odd fill byte, flushed record;
+                                       taken back by a switch to postcopy) */
     VC_QS_EV_LOST = 1u << 3,        /* parsing stopped (for good, or until an anchor is found):
                                        every page is unknown; vc_qs_reason() says why */
     VC_QS_EV_RESUMED = 1u << 4,     /* an anchor was found, parsing goes on */
     VC_QS_EV_SECTION = 1u << 5,     /* the first section (START) begins with this item */
     VC_QS_EV_RAM_END = 1u << 6,     /* the END of the RAM section was passed */
     VC_QS_EV_POSTCOPY = 1u << 7,    /* POSTCOPY_ADVISE was seen */
-    VC_QS_EV_PACKAGED = 1u << 8, /* a PACKAGED blob begins with this item: postcopy has switched */
-    VC_QS_EV_TAIL = 1u << 9,     /* device state begins: verbatim to the end, in good order */
+    VC_QS_EV_PACKAGED = 1u << 8,    /* a PACKAGED blob begins with this item: postcopy has switched
+                                       as soon as the destination has all of it */
+    VC_QS_EV_TAIL = 1u << 9,        /* device state begins: verbatim to the end, in good order */
 };
 
 struct vc_qs_item {
     enum vc_qs_kind kind;
-    unsigned events;       /* of enum vc_qs_event */
-    size_t bytes;          /* input bytes covered; 0 only for NEED */
-    uint32_t header_bytes; /* PAGE: bytes before the content */
-    uint16_t block;        /* PAGE, ZERO, EV_UNKNOWN: index into vc_qs_ram()->blocks */
-    bool named;            /* PAGE, ZERO: the record names its block (else CONTINUE) */
-    struct vc_page page;   /* PAGE, ZERO, EV_UNKNOWN */
+    unsigned events;        /* of enum vc_qs_event */
+    size_t bytes;           /* input bytes covered; 0 only for NEED */
+    uint32_t header_bytes;  /* PAGE: bytes before the content */
+    uint16_t block;         /* PAGE, ZERO, EV_UNKNOWN: index into vc_qs_ram()->blocks */
+    bool named;             /* PAGE, ZERO: the record names its block (else CONTINUE) */
+    struct vc_page page;    /* PAGE, ZERO, EV_UNKNOWN */
+    uint64_t count;         /* EV_UNKNOWN: pages from `page` on */
+    uint32_t package_bytes; /* EV_PACKAGED: length of the blob */
 };
 
 struct vc_qs_parser;

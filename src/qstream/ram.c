@@ -109,6 +109,7 @@ static void found(struct vc_qs_parser *p, const struct record *r, size_t body, c
     item->block = (uint16_t)r->block;
     item->named = r->named;
     item->page = vc_page(r->offset >> p->page_shift);
+    item->count = 1;
 }
 
 bool vc_qs_ram_record(struct vc_qs_parser *p, const uint8_t *data, size_t len, bool flush,
@@ -186,6 +187,7 @@ static void page_record(struct vc_qs_parser *p)
         p->quiet = false;
         p->unknown_block = (uint16_t)p->block;
         p->unknown_page = vc_page(p->record_offset >> p->page_shift);
+        p->unknown_count = 1;
     }
     if (p->record_flags & RAM_FLAG_XBZRLE)
         vc_qs_expect(p, VC_QS_ST_XBZRLE, 3);

@@ -7,6 +7,7 @@
 
 #define CMD_OPEN_RETURN_PATH 1
 #define CMD_POSTCOPY_ADVISE 3
+#define CMD_RAM_DISCARD 6
 #define CMD_PACKAGED 7
 #define CMD_ENABLE_COLO 8 /* QEMU 3.0: POSTCOPY_RESUME */
 #define CMD_POSTCOPY_RESUME 9
@@ -161,6 +162,9 @@ static void on_command(struct vc_qs_parser *p)
             return;
         }
         break;
+    case CMD_RAM_DISCARD:
+        vc_qs_discard_begin(p, len);
+        return;
     case CMD_PACKAGED:
         if (len != 4) {
             vc_qs_lose(p, false, "command PACKAGED has %u bytes", len);
@@ -416,7 +420,7 @@ void vc_qs_stream_field(struct vc_qs_parser *p)
         on_advise(p);
         break;
     case VC_QS_ST_PACKAGED:
-        p->skip = acc_u32(p);
+        p->skip = p->package_bytes = acc_u32(p);
         vc_qs_raise(p, VC_QS_EV_PACKAGED);
         next_type(p);
         break;

@@ -708,7 +708,7 @@ static void postcopy_stream_parses_on_behind_its_package(void **state)
     put_page(&b, 0, "pc.ram", 4096);
     put_ram_end(&b);
     put_command(&b, 11, NULL, 0);                           /* SWITCHOVER_START */
-    put_command(&b, 6, "\0\6pc.ram\0\0\0\0\0\0\0\0\0", 17); /* RAM_DISCARD */
+    put_command(&b, 6, "\0\6pc.ram\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\0", 25); /* RAM_DISCARD */
     put_command(&b, 2, "\0\0\0\2", 4);
     put_command(&b, 7, "\0\0\2\0", 4);
     blob = b.n;
@@ -1073,6 +1073,111 @@ static void bad_frames_stop_parsing(void **state)
     }
 }
 
+/* A POSTCOPY_RAM_DISCARD of n ranges. */
+static void put_discard(struct buf *b, const char *name, const uint64_t (*ranges)[2], unsigned n)
+{
+    struct buf p = {0};
+
+    put_u8(&p, 0);
+    put_str8(&p, name);
+    put_u8(&p, 0);
+    for (unsigned i = 0; i < n; i++) {
+        put_be(&p, ranges[i][0], 8);
+        put_be(&p, ranges[i][1], 8);
+    }
+    put_command(b, 6, p.d, (uint16_t)p.n);
+    buf_free(&p);
+}
+
+/* What the switch to postcopy takes back is unknown until it comes again. */
+static void discarded_pages_are_unknown(void **state)
+{
+    static const uint64_t ranges[][2] = {{0, 4096}, {3 << 12, 2 << 12}};
+    struct buf b = {0};
+    struct run r;
+    unsigned n = 0;
+
+    (void)state;
+    put_preamble(&b);
+    put_ram_start(&b, true);
+    put_part(&b, 2, RAM_ID);
+    put_page(&b, 0, "pc.ram", 4096);
+    put_ram_end(&b);
+    put_discard(&b, "vga.vram", NULL, 0);
+    put_discard(&b, "pc.ram", ranges, 2);
+    put_command(&b, 2, "\0\0\0\2", 4);
+    put_command(&b, 7, "\0\0\1\0", 4);
+    put_fill(&b, 0xee, 256);
+    put_part(&b, 2, RAM_ID);
+    put_page(&b, 0, "pc.ram", 4096);
+    put_ram_end(&b);
+    r = run_all(b);
+    assert_good(&r);
+    assert_int_equal(count_events(&r, VC_QS_EV_UNKNOWN), 2);
+    for (size_t i = 0; i < r.n; i++) {
+        const struct vc_qs_item *it = &r.items[i].item;
+
+        if (it->events & VC_QS_EV_UNKNOWN) {
+            assert_int_equal(it->block, 0);
+            assert_int_equal(it->page.n, ranges[n][0] >> 12);
+            assert_int_equal(it->count, ranges[n][1] >> 12);
+            n++;
+        }
+        if (it->events & VC_QS_EV_PACKAGED)
+            assert_int_equal(it->package_bytes, 256);
+    }
+    assert_int_equal(count_events(&r, VC_QS_EV_PACKAGED), 1);
+    ASSERT_RECORDS(&r, {VC_QS_PAGE, 0, 0, true}, {VC_QS_PAGE, 0, 0, true});
+    run_free(&r);
+    buf_free(&b);
+}
+
+static void impossible_discards_lose(void **state)
+{
+    static const struct {
+        const char *name;
+        uint64_t range[2];
+        const char *reason;
+    } cases[] = {
+        {"pc.rom", {0, 4096}, "unknown block"},
+        {"pc.ram", {1, 4096}, "impossible range"},
+        {"pc.ram", {0, 1}, "impossible range"},
+        {"pc.ram", {0, 1ull << 62}, "impossible range"},
+        {"pc.ram", {~0xfffull, 4096}, "impossible range"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct buf b = {0};
+        struct run r;
+
+        put_preamble(&b);
+        put_ram_start(&b, true);
+        put_discard(&b, cases[i].name, &cases[i].range, 1);
+        put_fill(&b, 0xee, 50);
+        r = run_all(b);
+        assert_lost(&r, cases[i].reason);
+        run_free(&r);
+        buf_free(&b);
+    }
+    for (uint16_t n = 0; n < 40; n++) { /* cut short, at every length but those that fit */
+        static const uint8_t payload[40] = "\0\6pc.ram";
+        struct buf b = {0};
+        struct run r;
+
+        if (n == 9 || n == 25)
+            continue;
+        put_preamble(&b);
+        put_ram_start(&b, true);
+        put_command(&b, 6, payload, n);
+        put_fill(&b, 0xee, 50);
+        r = run_all(b);
+        assert_lost(&r, "too short");
+        run_free(&r);
+        buf_free(&b);
+    }
+}
+
 static void unknown_commands_are_skipped(void **state)
 {
     struct buf b = {0};
@@ -1147,6 +1252,8 @@ int main(void)
         cmocka_unit_test(malformed_iterables_stop_parsing),
         cmocka_unit_test(sections_have_a_named_maximum),
         cmocka_unit_test(bad_frames_stop_parsing),
+        cmocka_unit_test(discarded_pages_are_unknown),
+        cmocka_unit_test(impossible_discards_lose),
         cmocka_unit_test(unknown_commands_are_skipped),
         cmocka_unit_test(trouble_behind_the_end_of_ram_is_the_tail),
     };

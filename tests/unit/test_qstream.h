@@ -293,6 +293,7 @@ static inline void check_item(struct run *r, const struct vc_qs_item *it, size_t
     if (it->events & VC_QS_EV_UNKNOWN) {
         assert_int_equal(it->kind, VC_QS_OPAQUE);
         check_page(r, it);
+        assert_in_range(it->count, 1, vc_ram_block_pages(vc_qs_ram(r->p), it->block) - it->page.n);
     }
     if (it->kind == VC_QS_OPAQUE)
         return;
