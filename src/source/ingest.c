@@ -395,6 +395,26 @@ static int lost_track(struct ingest *in)
     return 0;
 }
 
+/* Bytes of the stream up to here. */
+static uint64_t stream_position(const struct ingest *in)
+{
+    return in->position + (in->batch ? in->batch->stream_bytes : 0);
+}
+
+/* Every page was mentioned, or the guest is paused for good: nothing to pace any more. */
+static void first_pass_over(struct ingest *in)
+{
+    struct vc_source *s = in->s;
+
+    free(in->seen);
+    in->seen = NULL;
+    {
+        VC_LOCKED(&s->mu);
+        s->first_pass_done = true;
+    }
+    vc_source_notify(s);
+}
+
 static int events(struct ingest *in, const struct vc_qs_item *item)
 {
     struct vc_source *s = in->s;
@@ -412,11 +432,13 @@ static int events(struct ingest *in, const struct vc_qs_item *item)
     if (!rc && (item->events & VC_QS_EV_LOST))
         rc = lost_track(in);
     if (!rc && (item->events & VC_QS_EV_UNKNOWN))
-        rc = add_invalidate(in, item->block, item->page, 1);
-    if (item->events & (VC_QS_EV_RAM_END | VC_QS_EV_TAIL | VC_QS_EV_PACKAGED)) {
+        rc = add_invalidate(in, item->block, item->page, item->count);
+    if (item->events & VC_QS_EV_PACKAGED) {
         VC_LOCKED(&s->mu);
-        s->first_pass_done = true;
+        s->package_end = stream_position(in) + item->package_bytes;
     }
+    if (item->events & (VC_QS_EV_RAM_END | VC_QS_EV_TAIL | VC_QS_EV_PACKAGED))
+        first_pass_over(in);
     return rc;
 }
 
@@ -441,6 +463,8 @@ static int parse(struct ingest *in, bool flush)
                                     .events = item.events & ~(unsigned)VC_QS_EV_RAM,
                                     .block = item.block,
                                     .page = item.page,
+                                    .count = item.count,
+                                    .package_bytes = item.package_bytes,
                                 });
             if (!rc)
                 rc = add_opaque(in, p, item.bytes);
@@ -487,21 +511,6 @@ static int make_space(struct ingest *in)
     in->used = left;
     in->parsed = 0;
     return 0;
-}
-
-static void first_pass_over(struct ingest *in)
-{
-    struct vc_source *s = in->s;
-
-    if (!in->seen || atomic_load_explicit(&s->n.first_pass_left, memory_order_relaxed))
-        return;
-    free(in->seen);
-    in->seen = NULL;
-    {
-        VC_LOCKED(&s->mu);
-        s->first_pass_done = true;
-    }
-    vc_source_notify(s);
 }
 
 /* Bytes that may be read now; 0: not yet, *wait_ms says for how long. */
@@ -605,7 +614,8 @@ static int run(struct ingest *in)
         rc = parse(in, false);
         if (rc)
             return rc;
-        first_pass_over(in);
+        if (in->seen && !atomic_load_explicit(&in->s->n.first_pass_left, memory_order_relaxed))
+            first_pass_over(in);
     }
     if (rc != VC_EOF)
         return rc;

@@ -59,6 +59,7 @@ struct vc_source_status {
     bool shut;               /* the return path has carried SHUT ... */
     uint32_t shut_status;    /* ... with this status, 0 = success */
     bool delivered;          /* all batches acknowledged */
+    bool package_delivered;  /* postcopy: the destination QEMU was given the device state */
     bool failed;             /* vc_source_error() says why */
     bool peer_stream_failed; /* the destination's QEMU failed (also `failed`) */
     bool recording;          /* the new generation is still being written */
