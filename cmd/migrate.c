@@ -27,6 +27,10 @@ const struct cmd cmd_migrate = {
             "      --max-bandwidth SIZE bytes a second that QEMU may send (default: no limit)\n"
             "      --downtime-limit MS  longest pause to aim at (default: as QEMU has it, 300)\n"
             "      --suspend            leave the VM paused at the destination\n"
+            "      --postcopy           after the first pass let the VM run at the destination\n"
+            "                           while the rest of its memory follows\n"
+            "      --recover            go on with a postcopy that was interrupted\n"
+            "      --auto-converge      slow the VM down where it dirties memory too fast\n"
             "      --insecure           allow tcp://: memory crosses the network in the clear\n"
             "      --ssh PROGRAM        the ssh program\n"
             "      --remote COMMAND     what ssh runs there (default: vecycle recv)\n",
@@ -40,6 +44,9 @@ enum {
     OPT_DOWNTIME,
     OPT_INSECURE,
     OPT_SUSPEND,
+    OPT_POSTCOPY,
+    OPT_RECOVER,
+    OPT_AUTO_CONVERGE,
     OPT_SSH,
     OPT_REMOTE
 };
@@ -50,6 +57,9 @@ static const struct option options[] = {
     {"max-bandwidth", required_argument, NULL, OPT_BANDWIDTH},
     {"downtime-limit", required_argument, NULL, OPT_DOWNTIME},
     {"suspend", no_argument, NULL, OPT_SUSPEND},
+    {"postcopy", no_argument, NULL, OPT_POSTCOPY},
+    {"recover", no_argument, NULL, OPT_RECOVER},
+    {"auto-converge", no_argument, NULL, OPT_AUTO_CONVERGE},
     {"insecure", no_argument, NULL, OPT_INSECURE},
     {"ssh", required_argument, NULL, OPT_SSH},
     {"remote", required_argument, NULL, OPT_REMOTE},
@@ -83,6 +93,15 @@ static int parse(struct cmd_common *c, struct vecycle_migrate_options *o, int ar
         case OPT_SUSPEND:
             o->suspend = true;
             break;
+        case OPT_POSTCOPY:
+            o->postcopy = true;
+            break;
+        case OPT_RECOVER:
+            o->recover = true;
+            break;
+        case OPT_AUTO_CONVERGE:
+            o->auto_converge = true;
+            break;
         case OPT_SSH:
             o->ssh = optarg;
             break;
@@ -97,6 +116,8 @@ static int parse(struct cmd_common *c, struct vecycle_migrate_options *o, int ar
     status = cmd_check_words(&cmd_migrate, argc - optind, 1, 1);
     if (status < 0 && !o->qmp)
         status = cmd_usage(&cmd_migrate, "--qmp is missing");
+    if (status < 0 && o->suspend && (o->postcopy || o->recover))
+        status = cmd_usage(&cmd_migrate, "--suspend does not go with postcopy");
     if (status < 0)
         o->to = argv[optind];
     return status;

@@ -45,7 +45,8 @@ enum {
     VECYCLE_E_MIGRATION = -52,      /* QEMU reports that the migration failed */
     VECYCLE_E_SEAL = -53,           /* a batch failed its seal twice */
     VECYCLE_E_CANCELLED = -60,      /* cancelled */
-    VECYCLE_E_UNSETTLED = -61       /* the last word was lost: vecycle_resolve() */
+    VECYCLE_E_UNSETTLED = -61,      /* the last word was lost: vecycle_resolve() */
+    VECYCLE_E_POSTCOPY = -62        /* interrupted after the switch to postcopy: `recover` */
 };
 
 /** Filled on failure only. */
@@ -142,6 +143,9 @@ struct vecycle_migrate_options {
     const char *name;           /* the destination's socket NAME.qmp; NULL: the VM's UUID */
     bool insecure;              /* plain TCP is allowed */
     bool suspend;               /* leave the VM paused at the destination */
+    bool postcopy;              /* switch to postcopy after the first pass */
+    bool recover;               /* go on with a postcopy that was interrupted */
+    bool auto_converge;         /* slow the guest down where it dirties too much */
     const char *ssh;            /* ssh program; NULL: "ssh" */
     const char *remote;         /* command at the other end of ssh; NULL: "vecycle recv" */
     uint64_t max_bandwidth;     /* bytes/s; 0: unlimited */
@@ -153,7 +157,7 @@ struct vecycle_migrate_options {
 
 /** Migrates a running VM, driving QEMU through QMP. On success it runs at the destination, and this
  *  QEMU is paused (`postmigrate`). On failure it runs on here, unless the code is
- *  VECYCLE_E_UNSETTLED. *result (may be NULL) is filled in either case. */
+ *  VECYCLE_E_UNSETTLED or VECYCLE_E_POSTCOPY. *result (may be NULL) is filled in either case. */
 VECYCLE_API int vecycle_migrate(const struct vecycle_context *c,
                                 const struct vecycle_migrate_options *o,
                                 struct vecycle_result *result, struct vecycle_error *err);

@@ -24,7 +24,7 @@ struct vc_job {
     char vm[VC_ID_TEXT_BYTES];
     char socket_dir[VC_JOB_TEXT_BYTES]; /* receive; an agent uses its own */
     uint64_t max_bandwidth, downtime_limit_ms;
-    bool suspend;
+    bool suspend, postcopy, recover, auto_converge;
     int rfd, wfd; /* the connection; equal for a socket */
     int qemu_fd;  /* QMP socket (migrate) or migration stream (proxy); -1: none */
 };

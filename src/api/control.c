@@ -31,6 +31,9 @@ struct json_object *vc_job_to_json(const struct vc_job *j)
     vc_json_add_u64(o, "max-bandwidth", j->max_bandwidth);
     vc_json_add_u64(o, "downtime-limit-ms", j->downtime_limit_ms);
     vc_json_add_bool(o, "suspend", j->suspend);
+    vc_json_add_bool(o, "postcopy", j->postcopy);
+    vc_json_add_bool(o, "recover", j->recover);
+    vc_json_add_bool(o, "auto-converge", j->auto_converge);
     return o;
 }
 
@@ -57,6 +60,9 @@ int vc_job_from_json(struct json_object *o, struct vc_job *j, struct vc_err *err
     j->max_bandwidth = vc_json_u64(o, "max-bandwidth", 0);
     j->downtime_limit_ms = vc_json_u64(o, "downtime-limit-ms", 0);
     j->suspend = vc_json_bool(o, "suspend", false);
+    j->postcopy = vc_json_bool(o, "postcopy", false);
+    j->recover = vc_json_bool(o, "recover", false);
+    j->auto_converge = vc_json_bool(o, "auto-converge", false);
     return 0;
 }
 

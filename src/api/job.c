@@ -34,6 +34,9 @@ static int run_source(struct vc_job *j, struct vc_conn *conn, struct vc_store *s
         .max_bandwidth = j->max_bandwidth,
         .downtime_limit_ms = j->downtime_limit_ms,
         .suspend = j->suspend,
+        .postcopy = j->postcopy,
+        .recover = j->recover,
+        .auto_converge = j->auto_converge,
         .stream_fd = driven ? -1 : fd,
     };
 

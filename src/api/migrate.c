@@ -126,6 +126,9 @@ int vecycle_migrate(const struct vecycle_context *c, const struct vecycle_migrat
     j.kind = VC_JOB_MIGRATE;
     j.max_bandwidth = o->max_bandwidth;
     j.suspend = o->suspend;
+    j.postcopy = o->postcopy;
+    j.recover = o->recover;
+    j.auto_converge = o->auto_converge;
     j.downtime_limit_ms = o->downtime_limit_ms;
     if (!rc)
         rc = copy_text(j.qmp, realpath(o->qmp, absolute) ? absolute : o->qmp, "the QMP path", &e);

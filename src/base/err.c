@@ -75,6 +75,7 @@ const char *vc_err_name(int code)
         {VC_E_SEAL, "seal"},
         {VC_E_CANCELLED, "cancelled"},
         {VC_E_UNSETTLED, "unsettled"},
+        {VC_E_POSTCOPY, "postcopy-interrupted"},
     };
 
     for (size_t i = 0; i < VC_ARRAY_LEN(names); i++)

@@ -38,6 +38,7 @@ enum {
     VC_E_SEAL = -53,           /* a batch failed its seal twice */
     VC_E_CANCELLED = -60,      /* cancelled by the user */
     VC_E_UNSETTLED = -61,      /* the last word was lost: `vecycle resolve` settles it */
+    VC_E_POSTCOPY = -62,       /* interrupted after the switch to postcopy: `migrate --recover` */
 };
 
 /** Positive outcomes. Each function documents which of them it returns. */

@@ -97,6 +97,7 @@ void vc_dest_status(struct vc_dest *d, struct vc_dest_status *out)
         .return_eof = d->return_eof,
         .shut = d->shut,
         .shut_status = d->shut_status,
+        .ram_known = d->ram_known,
         .failed = d->failed,
         .qemu_failed = d->qemu_failed,
         .recording = atomic_load(&d->recording),

@@ -52,6 +52,7 @@ struct vc_dest_status {
     bool return_eof;      /* QEMU closed its end */
     bool shut;            /* QEMU has sent SHUT ... */
     uint32_t shut_status; /* ... with this status, 0 = success */
+    bool ram_known;       /* the block list came */
     bool failed;          /* vc_dest_error() says why */
     bool qemu_failed;     /* the destination QEMU failed (also `failed`) */
     bool recording;       /* the new generation is still being written */

@@ -39,9 +39,9 @@ struct vc_dest {
     int qemu_fd;                /* [lock: mu] -1 until connected; closed by vc_dest_free() */
     uint64_t awaited_seq;       /* [lock: mu] batch that repairs are awaited for, or 0 */
     struct vc_link_frame *mail; /* [lock: mu] REPAIRED or a resent BATCH for resolve */
-    bool source_eof, return_eof, shut, failed, qemu_failed, stop; /* [lock: mu] */
-    uint32_t shut_status;                                         /* [lock: mu] */
-    struct vc_err err;                                            /* [lock: mu] the first one */
+    bool ram_known, source_eof, return_eof, shut, failed, qemu_failed, stop; /* [lock: mu] */
+    uint32_t shut_status;                                                    /* [lock: mu] */
+    struct vc_err err; /* [lock: mu] the first one */
 
     atomic_bool recording;     /* [atomic] the transaction is alive */
     struct vc_dest_counters n; /* [atomic] */

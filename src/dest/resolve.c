@@ -349,6 +349,10 @@ static int on_blocks(struct resolve *r, const struct vc_link_frame *f)
     if (rc)
         return rc;
     r->have_ram = true;
+    {
+        VC_LOCKED(&d->mu);
+        d->ram_known = true;
+    }
     if (d->o.gen)
         vc_ram_map(&d->ram, vc_gen_ram(d->o.gen), r->map);
     return 0;

@@ -76,8 +76,14 @@ int vc_qmp_get_parameter(struct vc_qmp *q, const char *name, uint64_t missing, u
     return rc;
 }
 
-int vc_qmp_migrate_fd(struct vc_qmp *q, bool incoming, int *fd_out, struct vc_err *err)
+int vc_qmp_migrate_fd(struct vc_qmp *q, enum vc_qmp_stream kind, int *fd_out, struct vc_err *err)
 {
+    static const char *const commands[] = {
+        [VC_QMP_OUTGOING] = "migrate",
+        [VC_QMP_RESUME] = "migrate",
+        [VC_QMP_INCOMING] = "migrate-incoming",
+        [VC_QMP_RECOVER] = "migrate-recover",
+    };
     struct json_object *args = json_object_new_object();
     vc_auto_close int theirs = -1;
     vc_auto_close int ours = -1;
@@ -95,7 +101,9 @@ int vc_qmp_migrate_fd(struct vc_qmp *q, bool incoming, int *fd_out, struct vc_er
         return rc;
     args = json_object_new_object();
     vc_json_add_str(args, "uri", "fd:vecycle");
-    rc = vc_qmp_execute(q, incoming ? "migrate-incoming" : "migrate", args, -1, NULL, err);
+    if (kind == VC_QMP_RESUME)
+        vc_json_add_bool(args, "resume", true);
+    rc = vc_qmp_execute(q, commands[kind], args, -1, NULL, err);
     if (!rc)
         *fd_out = vc_steal_fd(&ours);
     return rc;

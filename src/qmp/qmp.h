@@ -60,9 +60,16 @@ int vc_qmp_set_parameter(struct vc_qmp *q, const char *name, uint64_t v,
 int vc_qmp_get_parameter(struct vc_qmp *q, const char *name, uint64_t missing, uint64_t *out,
                          struct vc_err *err) VC_NODISCARD;
 
-/** Hands QEMU one end of a new socket pair and starts a migration over it: `migrate` or
- *  `migrate-incoming`. *fd_out is the other end, the caller's. */
-int vc_qmp_migrate_fd(struct vc_qmp *q, bool incoming, int *fd_out,
+/** What a stream is for. */
+enum vc_qmp_stream {
+    VC_QMP_OUTGOING, /* `migrate` */
+    VC_QMP_RESUME,   /* `migrate` with resume: a postcopy that is paused */
+    VC_QMP_INCOMING, /* `migrate-incoming` */
+    VC_QMP_RECOVER,  /* `migrate-recover`: a postcopy that is paused */
+};
+/** Hands QEMU one end of a new socket pair and starts a migration over it. *fd_out is the other
+ * end, the caller's. */
+int vc_qmp_migrate_fd(struct vc_qmp *q, enum vc_qmp_stream kind, int *fd_out,
                       struct vc_err *err) VC_NODISCARD;
 
 /** A command without arguments or answer ("stop", "cont", "migrate_cancel"). */

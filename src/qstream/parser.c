@@ -53,6 +53,11 @@ bool vc_qs_is_qemu(const struct vc_qs_parser *p)
     return p->is_qemu;
 }
 
+bool vc_qs_is_recovery(const struct vc_qs_parser *p)
+{
+    return p->is_recovery;
+}
+
 bool vc_qs_is_parsing(const struct vc_qs_parser *p)
 {
     return p->state != VC_QS_ST_VERBATIM;

@@ -161,7 +161,7 @@ struct vc_qs_parser {
     uint64_t unknown_count;
 
     /* The stream. */
-    bool is_qemu;
+    bool is_qemu, is_recovery;
     bool in_configuration; /* subsections may follow */
     bool at_start;         /* nothing but the file header has passed */
     bool section_seen;

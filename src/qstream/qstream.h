@@ -80,6 +80,8 @@ const struct vc_ram *vc_qs_ram(const struct vc_qs_parser *p);
 /** Whether the first bytes were those of a QEMU main channel ("QEVM", version 3). Meaningful after
  *  8 bytes were parsed. */
 bool vc_qs_is_qemu(const struct vc_qs_parser *p);
+/** Whether they were those of a connection that recovers a postcopy: nothing of it can be told. */
+bool vc_qs_is_recovery(const struct vc_qs_parser *p);
 /** Whether RAM records are being parsed, or may yet be (false in verbatim state). */
 bool vc_qs_is_parsing(const struct vc_qs_parser *p);
 /** Why parsing stopped (EV_LOST): one phrase, lower case; "" if it did not. Belongs to the parser.

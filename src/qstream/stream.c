@@ -29,6 +29,12 @@ static void next_type(struct vc_qs_parser *p)
 
 /* ---- file header and configuration ---- */
 
+/* COMMAND with POSTCOPY_RESUME or RECV_BITMAP. */
+static bool is_recovery(uint64_t head)
+{
+    return head >> 40 == 0x080009 || head >> 40 == 0x08000a;
+}
+
 static const char *not_qemu(uint64_t head)
 {
     if (head >> 32 == 0x5145564d)
@@ -37,7 +43,7 @@ static const char *not_qemu(uint64_t head)
         return "this is a multifd channel";
     if (head >> 48 == 0x1603)
         return "the stream is encrypted (TLS)";
-    if (head >> 40 == 0x080009 || head >> 40 == 0x08000a)
+    if (is_recovery(head))
         return "this is a postcopy recovery";
     return "the stream does not begin as QEMU's does";
 }
@@ -47,6 +53,7 @@ static void on_header(struct vc_qs_parser *p)
     uint64_t head = vc_load_be(p->acc, 8);
 
     p->is_qemu = head == 0x5145564d00000003;
+    p->is_recovery = is_recovery(head);
     if (!p->is_qemu) {
         vc_qs_lose(p, true, "%s", not_qemu(head));
         return;

@@ -42,16 +42,49 @@ static bool is_plaintext(const struct arrival *a)
 
 /* ---- begin: QEMU ---- */
 
-static int check_qemu(struct arrival *a, struct vc_err *err)
+/* Whether it waits for a migration, or for the rest of one. */
+static int check_waits(struct arrival *a, struct vc_err *err)
 {
-    struct vc_id uuid;
-    char state[32], want[VC_ID_TEXT_BYTES], have[VC_ID_TEXT_BYTES];
-    int rc = vc_qmp_run_state(a->qmp, state, err);
+    struct vc_qmp_migration now;
+    char state[32];
+    int rc;
 
+    if (a->open.mode == VC_WIRE_MODE_RECOVER) {
+        rc = vc_qmp_migration(a->qmp, &now, err);
+        if (!rc && strcmp(now.status, "postcopy-paused") != 0)
+            return vc_err_set(err, VC_E_DEST_QEMU,
+                              "the destination QEMU '%s' has no interrupted postcopy ('%s')",
+                              a->name, now.status);
+        return rc;
+    }
+    rc = vc_qmp_run_state(a->qmp, state, err);
     if (!rc && strcmp(state, "inmigrate") != 0)
         return vc_err_set_hint(err, VC_E_DEST_QEMU, "start it with -incoming defer",
                                "the destination QEMU '%s' is not waiting for a migration but '%s'",
                                a->name, state);
+    return rc;
+}
+
+static int set_up_qemu(struct arrival *a, struct vc_err *err)
+{
+    bool postcopy = a->open.mode == VC_WIRE_MODE_POSTCOPY;
+    int rc;
+
+    if (a->open.mode == VC_WIRE_MODE_RECOVER)
+        return 0;
+    rc = vc_qmp_set_capability(a->qmp, "events", true, err);
+    if (!rc)
+        rc = vc_qmp_set_capability(a->qmp, "postcopy-ram", postcopy, err);
+    /* Not autostart: it is continued on the source's word (QEMU: qmp_stop() in inmigrate). */
+    return rc ? rc : vc_qmp_simple(a->qmp, "stop", err);
+}
+
+static int check_qemu(struct arrival *a, struct vc_err *err)
+{
+    struct vc_id uuid;
+    char want[VC_ID_TEXT_BYTES], have[VC_ID_TEXT_BYTES];
+    int rc = check_waits(a, err);
+
     if (!rc)
         rc = vc_qmp_uuid(a->qmp, &uuid, err);
     if (!rc && !vc_id_equal(&uuid, &a->open.vm)) {
@@ -61,10 +94,7 @@ static int check_qemu(struct arrival *a, struct vc_err *err)
                                "the destination QEMU '%s' is VM %s and not %s", a->name, have,
                                want);
     }
-    if (!rc)
-        rc = vc_qmp_set_capability(a->qmp, "events", true, err);
-    /* Not autostart: it is continued on the source's word (QEMU: qmp_stop() in inmigrate). */
-    return rc ? rc : vc_qmp_simple(a->qmp, "stop", err);
+    return rc ? rc : set_up_qemu(a, err);
 }
 
 static int find_qemu(struct arrival *a, struct vc_err *err)
@@ -170,7 +200,7 @@ static int begin_handover(struct arrival *a, struct vc_err *err)
     };
     int rc;
 
-    if (!a->holding.vm || !a->qmp)
+    if (!a->holding.vm || !a->qmp || a->open.mode == VC_WIRE_MODE_RECOVER)
         return 0;
     snprintf(h.peer, sizeof(h.peer), "%s", vc_link_peer(a->link));
     snprintf(h.socket, sizeof(h.socket), "%s", a->name);
@@ -188,7 +218,8 @@ static int connect_qemu(void *opaque, struct vc_err *err)
 
     if (!a->qmp)
         return vc_target_connect(a->o->socket_dir, a->name, ".sock", err);
-    rc = vc_qmp_migrate_fd(a->qmp, true, &fd, err);
+    rc = vc_qmp_migrate_fd(
+        a->qmp, a->open.mode == VC_WIRE_MODE_RECOVER ? VC_QMP_RECOVER : VC_QMP_INCOMING, &fd, err);
     if (rc)
         err->code = VC_E_DEST_QEMU;
     return rc ? VC_E_DEST_QEMU : fd;
@@ -217,7 +248,7 @@ static int start_stream(struct arrival *a, struct vc_err *err)
     };
     struct vc_err txn_err = VC_ERR_INIT;
 
-    if (a->holding.vm &&
+    if (a->holding.vm && a->open.mode != VC_WIRE_MODE_RECOVER &&
         vc_txn_begin(a->holding.vm, &a->start.generation, a->holding.gen, &d.txn, &txn_err))
         vc_log_err(a->o->log, VC_LOG_WARNING, "no checkpoint will be kept here", &txn_err);
     return vc_dest_start(&d, &a->pipeline, err);
@@ -266,7 +297,7 @@ static int obey(struct arrival *a, const struct vc_link_frame *f, struct vc_err 
         return vc_err_set(err, VC_E_PROTOCOL, "WORD: about another session");
     if (word.word == VC_WIRE_WORD_ABANDON)
         return vc_err_set(err, VC_E_CANCELLED, "the source gave the migration up");
-    if (!st.shut || st.shut_status)
+    if (a->open.mode == VC_WIRE_MODE_POSTCOPY ? !st.stream_bytes : !st.shut || st.shut_status)
         return vc_err_set(err, VC_E_PROTOCOL, "WORD: came before the VM had arrived");
     rc = word.word == VC_WIRE_WORD_CONTINUE ? vc_qmp_simple(a->qmp, "cont", err) : 0;
     if (rc) {
@@ -298,6 +329,30 @@ static int take_frames(struct arrival *a, struct vc_err *err)
     return 0;
 }
 
+static bool is_postcopy(const struct arrival *a)
+{
+    return a->open.mode == VC_WIRE_MODE_POSTCOPY || a->open.mode == VC_WIRE_MODE_RECOVER;
+}
+
+static bool has_arrived(const struct arrival *a, const struct vc_dest_status *st)
+{
+    bool complete = st->shut && st->shut_status == 0 && st->source_eof;
+
+    if (!a->qmp)
+        return complete;
+    return a->word_done && (complete || !is_postcopy(a));
+}
+
+/* The end of the session pauses QEMU's side of the migration. */
+static int interrupted(struct vc_err *err)
+{
+    struct vc_err cause = *err;
+
+    return vc_err_set_hint(err, VC_E_POSTCOPY,
+                           "`vecycle migrate --recover` at the source carries the rest",
+                           "a postcopy migration was interrupted: %.150s", cause.message);
+}
+
 /* Until the VM has arrived and, if it is driven, runs on the source's word. */
 static int perform(struct arrival *a, struct vc_err *err)
 {
@@ -308,10 +363,12 @@ static int perform(struct arrival *a, struct vc_err *err)
         if (rc)
             return rc;
         note_status(a, &st);
-        if (a->word_done || (!a->qmp && st.shut && st.shut_status == 0 && st.source_eof))
+        if (has_arrived(a, &st))
             return 0;
         if (st.failed) {
             vc_dest_error(a->pipeline, err);
+            if (is_postcopy(a) && st.connected)
+                return interrupted(err);
             if (st.shut && st.shut_status == 0 && a->qmp) /* the word may have been the last */
                 return take_frames(a, err) || a->word_done
                            ? 0
@@ -343,10 +400,19 @@ static bool await_stream_end(struct arrival *a)
     }
 }
 
+/* Not so in the recovery of a postcopy: what passes then cannot be told. */
+static bool knows_ram(struct arrival *a)
+{
+    struct vc_dest_status st;
+
+    note_status(a, &st);
+    return st.ram_known;
+}
+
 static void commit(struct arrival *a)
 {
     struct vc_session_result *r = a->result;
-    bool whole = await_stream_end(a);
+    bool whole = await_stream_end(a) && knows_ram(a);
     struct vc_txn *txn = vc_dest_join(a->pipeline);
     struct vc_err err = VC_ERR_INIT;
     uint8_t root[VC_ROOT_BYTES];
@@ -501,7 +567,8 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
         rc = run(&a, err);
     if (rc && rc != VC_E_UNSETTLED) {
         vc_link_fail(a.link, err);
-        settle(&a);
+        if (rc != VC_E_POSTCOPY)
+            settle(&a);
     }
     vc_dest_free(a.pipeline);
     if (rc == VC_E_SEAL)

@@ -32,6 +32,11 @@ struct vc_migration {
     int stream_fd;      /* proxy: until the pipeline has it */
     uint64_t limit_ms;  /* what QEMU has now */
     uint64_t paused_ns; /* when the guest stopped here */
+    char status[32];    /* what QEMU says of the migration */
+    bool stop_seen, user_paused;
+    bool has_record; /* a handover record that this session keeps up to date */
+    bool postcopy_asked, word_given;
+    bool owes_word; /* recover: the interrupted session had not given it */
 };
 
 /** Copies what the pipeline knows into the result, and samples the rate of the intake. */
@@ -44,5 +49,21 @@ void vc_migration_wait(struct vc_migration *m);
 int vc_migration_drive(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
 /** The same for a proxy, which is told by the stream alone. */
 int vc_migration_follow(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
+
+/* ---- word.c ---- */
+
+/** Records that the VM is the destination's, has it continued there, and records that it was. */
+int vc_migration_give_word(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
+
+/* ---- postcopy.c ---- */
+
+/** Whether QEMU has switched to postcopy: the guest cannot go on here any more. */
+bool vc_migration_has_switched(const struct vc_migration *m);
+/** Starts postcopy and gives the word where it is time for either. */
+int vc_migration_postcopy(struct vc_migration *m, const struct vc_source_status *st,
+                          struct vc_err *err) VC_NODISCARD;
+/** Something failed after the switch, *err says what: ends the stream, so that both QEMUs pause.
+ *  Returns VC_E_POSTCOPY, as *err then is. */
+int vc_migration_interrupted(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
 
 #endif

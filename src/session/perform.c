@@ -63,7 +63,7 @@ static int adjust_limit(struct vc_migration *m, const struct vc_source_status *s
     uint64_t user = m->o->downtime_limit_ms ? m->o->downtime_limit_ms : m->old_limit;
     uint64_t limit;
 
-    if (!st->first_pass_done || m->completed)
+    if (!st->first_pass_done || m->completed || m->o->recover || vc_migration_has_switched(m))
         return 0;
     limit = vc_flow_downtime_limit(st->data_rate, m->intake_rate, user, VC_CAUTIOUS_LIMIT_MS);
     if (limit == m->limit_ms || (limit > m->limit_ms && limit < m->limit_ms + m->limit_ms / 8))
@@ -79,8 +79,10 @@ static void on_event(struct vc_migration *m, struct json_object *e)
 
     if (!strcmp(name, "STOP")) {
         m->paused_ns = vc_now_ns();
+        m->stop_seen = true;
         m->result->phase = VC_PHASE_SWITCH;
     } else if (!strcmp(name, "RESUME")) {
+        m->user_paused = false;
         m->result->phase = VC_PHASE_ROUNDS;
     } else if (!strcmp(name, "MIGRATION")) {
         const char *status = vc_json_str(vc_json_get(e, "data"), "status", "");
@@ -102,6 +104,24 @@ static int drain_events(struct vc_migration *m, struct vc_err *err)
     return rc == VC_AGAIN ? 0 : rc;
 }
 
+/* A guest that somebody paused during the migration arrives paused, and stays so. */
+static int who_stopped_it(struct vc_migration *m, struct vc_err *err)
+{
+    char state[32];
+    int rc;
+
+    if (!m->stop_seen)
+        return 0;
+    m->stop_seen = false;
+    rc = vc_qmp_run_state(m->qmp, state, err);
+    if (!rc && !strcmp(state, "paused")) {
+        m->user_paused = true;
+        m->paused_ns = 0;
+        m->result->phase = VC_PHASE_ROUNDS;
+    }
+    return rc;
+}
+
 /* 0: goes on; VC_EOF: completed; an error: failed or cancelled, and the guest goes on here. */
 static int check_migration(struct vc_migration *m, struct vc_err *err)
 {
@@ -110,6 +130,7 @@ static int check_migration(struct vc_migration *m, struct vc_err *err)
 
     if (rc)
         return rc;
+    snprintf(m->status, sizeof(m->status), "%s", now.status);
     m->result->rounds = now.rounds;
     m->result->remaining_bytes = now.ram_remaining;
     if (!strcmp(now.status, "completed")) {
@@ -120,6 +141,9 @@ static int check_migration(struct vc_migration *m, struct vc_err *err)
     }
     if (!strcmp(now.status, "failed"))
         return vc_err_set(err, VC_E_MIGRATION, "QEMU reports that the migration failed%s%.150s",
+                          now.error[0] ? ": " : "", now.error);
+    if (!strcmp(now.status, "postcopy-paused"))
+        return vc_err_set(err, VC_E_POSTCOPY, "QEMU has paused the migration%s%.150s",
                           now.error[0] ? ": " : "", now.error);
     if (!strcmp(now.status, "cancelled"))
         return vc_err_set(err, VC_E_CANCELLED, "the migration was cancelled in QEMU");
@@ -158,12 +182,18 @@ static int give_up(struct vc_migration *m, bool cancel, struct vc_err *err)
         if (rc == VC_EOF)
             return 0;
     }
+    if (!rc)
+        rc = check_migration(m, &end);
+    if (rc == 0 && vc_migration_has_switched(m))
+        rc = VC_E_POSTCOPY;
     vc_source_abort(m->pipeline, err);
     while (rc == 0 && vc_now_ns() < deadline) {
         rc = check_migration(m, &end);
         if (rc == 0)
             poll(NULL, 0, 10);
     }
+    if (rc == VC_E_POSTCOPY)
+        return vc_migration_interrupted(m, err);
     return rc == VC_EOF ? 0 : err->code;
 }
 
@@ -175,6 +205,8 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
         struct vc_source_status st;
         int rc = drain_events(m, err);
 
+        if (!rc)
+            rc = who_stopped_it(m, err);
         vc_migration_note(m, &st);
         if (!rc && (m->completed || vc_now_ns() >= next_query)) {
             rc = check_migration(m, err);
@@ -183,8 +215,10 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
         if (rc == VC_EOF)
             return 0;
         if (rc) { /* QEMU failed, or is gone: the stream ends; its own reason may be a better one */
-            if (st.failed && rc == VC_E_MIGRATION)
+            if (st.failed && (rc == VC_E_MIGRATION || rc == VC_E_POSTCOPY))
                 vc_source_error(m->pipeline, err);
+            if (vc_migration_has_switched(m))
+                return vc_migration_interrupted(m, err);
             vc_source_abort(m->pipeline, err);
             return err->code;
         }
@@ -196,11 +230,11 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
             vc_err_set(err, VC_E_CANCELLED, "cancelled; the VM runs on here");
             return give_up(m, true, err);
         }
-        rc = adjust_limit(m, &st, err);
-        if (rc) {
-            vc_source_abort(m->pipeline, err);
-            return rc;
-        }
+        rc = vc_migration_postcopy(m, &st, err);
+        if (!rc)
+            rc = adjust_limit(m, &st, err);
+        if (rc)
+            return give_up(m, false, err);
         if (vc_now_ns() >= next_report) {
             vc_migration_report(m);
             next_report = vc_now_ns() + 2 * TICK_MS * VC_NS_PER_MS;

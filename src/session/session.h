@@ -75,6 +75,9 @@ struct vc_source_session {
     uint64_t max_bandwidth;     /* bytes/s; 0: unlimited */
     uint64_t downtime_limit_ms; /* 0: as QEMU has it */
     bool suspend;               /* leave it paused at the destination */
+    bool postcopy;              /* switch to postcopy after the first pass */
+    bool recover;               /* the rest of an interrupted postcopy */
+    bool auto_converge;         /* QEMU's capability of that name */
 
     /* Proxy: who the VM is, and its migration stream. */
     struct vc_id vm;

@@ -17,7 +17,7 @@
 #define DEFAULT_LIMIT_MS 300
 /** "Unlimited" for max-bandwidth: 1 TiB/s. */
 #define UNLIMITED_BANDWIDTH (1ull << 40)
-#define WORD_TIMEOUT_MS 30000
+#define END_TIMEOUT_MS 30000
 #define ZSTD_LEVEL 1
 
 static bool is_plaintext(const struct vc_migration *m)
@@ -26,6 +26,19 @@ static bool is_plaintext(const struct vc_migration *m)
 }
 
 /* ---- begin: QEMU ---- */
+
+/* The rest of a postcopy: the VM runs, or will, at the destination. */
+static int check_paused(struct vc_migration *m, struct vc_err *err)
+{
+    struct vc_qmp_migration now;
+    int rc = vc_qmp_migration(m->qmp, &now, err);
+
+    if (!rc && strcmp(now.status, "postcopy-paused") != 0)
+        return vc_err_set_hint(err, VC_E_QEMU_STATE, "migrate without --recover",
+                               "there is no interrupted postcopy to recover (it is '%s')",
+                               now.status);
+    return rc;
+}
 
 static int check_qemu(struct vc_migration *m, struct vc_err *err)
 {
@@ -36,22 +49,27 @@ static int check_qemu(struct vc_migration *m, struct vc_err *err)
     if (!rc && vc_id_is_nil(&m->vm))
         return vc_err_set_hint(err, VC_E_QEMU_STATE, "start QEMU with -uuid $(uuidgen)",
                                "the VM has no UUID to know it by");
-    if (!rc)
-        rc = vc_qmp_run_state(m->qmp, state, err);
-    if (!rc && strcmp(state, "running") != 0)
-        return vc_err_set_hint(err, VC_E_QEMU_STATE, "only a running VM is migrated",
-                               "the VM is not running but '%s'", state);
+    if (!rc && m->o->recover)
+        return check_paused(m, err);
     if (!rc)
         rc = vc_qmp_migration(m->qmp, &now, err);
     if (!rc && (!strcmp(now.status, "active") || !strcmp(now.status, "setup") ||
                 !strcmp(now.status, "device") || !strcmp(now.status, "cancelling")))
         return vc_err_set(err, VC_E_QEMU_STATE, "the VM is being migrated already");
+    if (!rc && !strncmp(now.status, "postcopy-", strlen("postcopy-")))
+        return vc_err_set_hint(err, VC_E_QEMU_STATE, "`vecycle migrate --recover` carries the rest",
+                               "the VM has gone already, by postcopy (it is '%s')", now.status);
+    if (!rc)
+        rc = vc_qmp_run_state(m->qmp, state, err);
+    if (!rc && strcmp(state, "running") != 0)
+        return vc_err_set_hint(err, VC_E_QEMU_STATE, "only a running VM is migrated",
+                               "the VM is not running but '%s'", state);
     return rc;
 }
 
 static int set_up_qemu(struct vc_migration *m, struct vc_err *err)
 {
-    static const struct {
+    const struct {
         const char *name;
         bool on;
     } capabilities[] = {
@@ -59,15 +77,20 @@ static int set_up_qemu(struct vc_migration *m, struct vc_err *err)
         {"events", true},
         {"xbzrle", false}, /* both do what we do, and hide pages from us */
         {"multifd", false},
+        {"postcopy-ram", m->o->postcopy}, /* the destination has it as OPEN says */
     };
     int rc = 0;
 
+    if (m->o->recover) /* all is as the interrupted session left it */
+        return 0;
     for (size_t i = 0; i < VC_ARRAY_LEN(capabilities) && !rc; i++)
         rc = vc_qmp_set_capability(m->qmp, capabilities[i].name, capabilities[i].on, err);
     if (!rc)
         rc = vc_qmp_get_parameter(m->qmp, "max-bandwidth", 0, &m->old_bandwidth, err);
     if (!rc)
         rc = vc_qmp_get_parameter(m->qmp, "downtime-limit", DEFAULT_LIMIT_MS, &m->old_limit, err);
+    if (!rc && m->o->auto_converge)
+        rc = vc_qmp_set_capability(m->qmp, "auto-converge", true, err);
     m->parameters_changed = !rc;
     m->limit_ms = VC_CAUTIOUS_LIMIT_MS;
     if (!rc)
@@ -102,10 +125,20 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
         vc_log_err(m->o->log, VC_LOG_WARNING, "an old record is overwritten", err);
         return 0;
     }
-    if (!rc && h.state == VC_HANDOVER_LEFT)
+    m->owes_word = m->has_record = !rc && m->o->recover && h.state == VC_HANDOVER_LEFT;
+    if (!rc && h.state == VC_HANDOVER_LEFT && !m->o->recover)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
                                "an earlier migration of the VM to '%.100s' is not settled", h.peer);
     return rc;
+}
+
+static enum vc_wire_mode mode_of(const struct vc_migration *m)
+{
+    if (!m->qmp)
+        return VC_WIRE_MODE_PROXY;
+    if (m->o->recover)
+        return VC_WIRE_MODE_RECOVER;
+    return m->o->postcopy ? VC_WIRE_MODE_POSTCOPY : VC_WIRE_MODE_DRIVEN;
 }
 
 static int send_open(struct vc_migration *m, struct vc_err *err)
@@ -113,7 +146,7 @@ static int send_open(struct vc_migration *m, struct vc_err *err)
     struct vc_wire_open open = {
         .session = m->session,
         .vm = m->vm,
-        .mode = m->qmp ? VC_WIRE_MODE_DRIVEN : VC_WIRE_MODE_PROXY,
+        .mode = mode_of(m),
         .window_bytes = VC_SOURCE_WINDOW_BYTES,
     };
     const struct vc_holding *h = &m->holding;
@@ -230,7 +263,7 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
     struct vc_err txn_err = VC_ERR_INIT;
 
     so.pace_limit_ns = (limit_ms ? limit_ms : DEFAULT_LIMIT_MS) * VC_NS_PER_MS;
-    if (m->holding.vm &&
+    if (m->holding.vm && !m->o->recover &&
         vc_txn_begin(m->holding.vm, &m->generation, m->holding.gen, &so.txn, &txn_err))
         vc_log_err(m->o->log, VC_LOG_WARNING, "no checkpoint will be kept here", &txn_err);
     return vc_source_start(&so, &m->pipeline, err);
@@ -243,53 +276,15 @@ static int begin_handover(struct vc_migration *m, struct vc_err *err)
         .session = m->session,
         .since_unix = vc_wall_s(),
     };
+    int rc;
 
-    if (!m->holding.vm || !m->qmp)
+    if (!m->holding.vm || !m->qmp || m->o->recover)
         return 0;
     snprintf(h.peer, sizeof(h.peer), "%s", m->o->to);
     snprintf(h.socket, sizeof(h.socket), "%s", m->o->qmp_name);
-    return vc_handover_begin(m->holding.vm, &h, err);
-}
-
-/* ---- finish: the word ---- */
-
-static int give_word(struct vc_migration *m, struct vc_err *err)
-{
-    struct vc_wire_word_msg word = {.word = m->o->suspend ? VC_WIRE_WORD_SUSPEND
-                                                          : VC_WIRE_WORD_CONTINUE,
-                                    .session = m->session};
-    struct vc_wire_status done;
-    struct vc_link_frame *f;
-    int rc = 0;
-
-    if (m->holding.vm)
-        rc = vc_handover_set(m->holding.vm, VC_HANDOVER_LEFT, err);
-    if (rc) /* the word counts more than its record */
-        vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", err);
-    rc = VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, err);
-    if (!rc)
-        rc = vc_inbox_get(&m->inbox, WORD_TIMEOUT_MS, &f);
-    if (rc)
-        return vc_err_set_hint(
-            err, VC_E_UNSETTLED, "the VM is paused on both sides: `vecycle resolve` settles it",
-            "the migration is complete, but '%.80s' was lost before it confirmed "
-            "that the VM runs",
-            vc_link_peer(m->link));
-    rc = f->type == VC_WIRE_WORD_DONE
-             ? vc_wire_status_decode(f->payload, f->bytes, &done, err)
-             : vc_err_set(err, VC_E_PROTOCOL, "%s came where WORD_DONE was expected",
-                          vc_wire_type_name(f->type));
-    vc_link_frame_free(f);
-    if (rc)
-        return rc;
-    if (done.code)
-        return vc_err_set_hint(err, VC_E_UNSETTLED, "`vecycle resolve` settles it",
-                               "the destination could not continue the VM: %.140s", done.text);
-    if (m->paused_ns)
-        m->result->downtime_ms = (vc_now_ns() - m->paused_ns) / VC_NS_PER_MS;
-    if (m->holding.vm && vc_handover_set(m->holding.vm, VC_HANDOVER_SETTLED, err))
-        vc_log_err(m->o->log, VC_LOG_WARNING, "the handover is not recorded", err);
-    return 0;
+    rc = vc_handover_begin(m->holding.vm, &h, err);
+    m->has_record = !rc;
+    return rc;
 }
 
 /* ---- confirm: checkpoints ---- */
@@ -303,7 +298,9 @@ static void commit(struct vc_migration *m)
     uint8_t root[VC_ROOT_BYTES];
 
     vc_source_status(m->pipeline, &st);
-    if (txn) {
+    if (txn && !st.ram_known) { /* the recovery of a postcopy, of which RAM cannot be told */
+        vc_txn_abort(txn);
+    } else if (txn) {
         struct vc_txn_note note = {
             .same_pages = st.pages_same,
             .data_pages = st.pages_data,
@@ -322,7 +319,7 @@ static void commit(struct vc_migration *m)
 /* Waits until QEMU has closed the stream behind `completed`. */
 static void await_stream_end(struct vc_migration *m)
 {
-    uint64_t deadline = vc_now_ns() + WORD_TIMEOUT_MS * VC_NS_PER_MS;
+    uint64_t deadline = vc_now_ns() + END_TIMEOUT_MS * VC_NS_PER_MS;
     struct vc_source_status st;
 
     for (;;) {
@@ -349,7 +346,9 @@ static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
         rc = begin_handover(m, err);
         if (!rc)
             rc = set_up_qemu(m, err);
-        return rc ? rc : vc_qmp_migrate_fd(m->qmp, false, fd_out, err);
+        return rc ? rc
+                  : vc_qmp_migrate_fd(m->qmp, m->o->recover ? VC_QMP_RESUME : VC_QMP_OUTGOING,
+                                      fd_out, err);
     }
     *fd_out = vc_steal_fd(&m->stream_fd);
     return 0;
@@ -360,7 +359,7 @@ static void abandon(struct vc_migration *m, const struct vc_err *why)
 {
     if (m->link)
         vc_link_fail(m->link, why);
-    if (m->holding.vm && m->qmp && m->pipeline) {
+    if (m->has_record && !m->o->recover && why->code != VC_E_POSTCOPY) {
         struct vc_err err = VC_ERR_INIT;
 
         if (vc_handover_set(m->holding.vm, VC_HANDOVER_SETTLED, &err))
@@ -392,8 +391,8 @@ static int run(struct vc_migration *m, struct vc_err *err)
     rc = m->qmp ? vc_migration_drive(m, err) : vc_migration_follow(m, err);
     if (rc)
         return rc;
-    if (m->qmp)
-        rc = give_word(m, err);
+    if (m->qmp && !m->word_given)
+        rc = vc_migration_give_word(m, err);
     m->result->total_ms = (vc_now_ns() - m->start_ns) / VC_NS_PER_MS;
     if (rc)
         return rc;

@@ -19,12 +19,14 @@
  * the way. A batch ends when it is full, when its new data would keep the link busy for longer than
  * a few milliseconds, or when QEMU has nothing more to say and the sender is idle.
  *
- * Nothing is held back: an unfinished record is kept for at most PARTIAL_NS after the input fell
- * silent and then goes as opaque bytes. */
+ * Nothing is held back for good: an unfinished record is kept for at most PARTIAL_NS after the
+ * input fell silent and then goes as opaque bytes. */
 
 #define SLAB_BYTES_LEFT_MIN (64u << 10)
 #define GROUP_ITEMS 64
-#define PARTIAL_NS (10 * VC_NS_PER_MS)
+/* Longer than QEMU sleeps when it has used up its bandwidth (migration.c, BUFFER_DELAY: 100 ms),
+ * which it does in the middle of a record: a page that is flushed is lost to the checkpoint. */
+#define PARTIAL_NS (150 * VC_NS_PER_MS)
 
 struct group_item {
     struct vc_qs_item qs;
@@ -49,6 +51,7 @@ struct ingest {
     struct vc_digest seal; /* of the last closed batch */
 
     uint8_t *seen; /* first pass: one bit a page, blocks one behind the other */
+    bool repeated; /* a page came again */
     uint64_t block_first[VC_MAX_BLOCKS];
     bool return_path;
     int local_map[VC_MAX_BLOCKS];
@@ -197,13 +200,20 @@ static int add_opaque(struct ingest *in, const uint8_t *p, size_t n)
 
 /* ---- pages ---- */
 
+/* The first pass ends when every page has come, or one comes again: QEMU goes over memory in order,
+ * so it has been at the end then. (Some pages never come: those that a balloon has reported free.)
+ */
 static void mark_seen(struct ingest *in, uint16_t block, struct vc_page page)
 {
     uint64_t bit = in->block_first[block] + page.n;
     uint8_t mask = (uint8_t)(1u << (bit & 7));
 
-    if (!in->seen || (in->seen[bit >> 3] & mask))
+    if (!in->seen)
         return;
+    if (in->seen[bit >> 3] & mask) {
+        in->repeated = true;
+        return;
+    }
     in->seen[bit >> 3] |= mask;
     /* Only this thread writes it. */
     atomic_store_explicit(&in->s->n.first_pass_left,
@@ -296,9 +306,25 @@ static int add_invalidate(struct ingest *in, uint16_t block, struct vc_page page
 
     if (rc || count == 0)
         return rc;
+    for (uint64_t i = 0; i < count && in->seen && !in->repeated; i++)
+        mark_seen(in, block, vc_page(page.n + i));
     vc_src_batch_add_invalidate(in->batch, block, page, count);
     vc_count(&in->s->n.pages_unknown, count);
     return 0;
+}
+
+/* Every page was mentioned, or the guest is paused for good: nothing to pace any more. */
+static void first_pass_over(struct ingest *in)
+{
+    struct vc_source *s = in->s;
+
+    free(in->seen);
+    in->seen = NULL;
+    {
+        VC_LOCKED(&s->mu);
+        s->first_pass_done = true;
+    }
+    vc_source_notify(s);
 }
 
 /* ---- the group ---- */
@@ -333,6 +359,9 @@ static int process_group(struct ingest *in)
             rc = add_page(in, g, at[i] < 0 ? NULL : &digests[at[i]]);
     }
     in->n_group = 0;
+    if (in->seen &&
+        (in->repeated || !atomic_load_explicit(&in->s->n.first_pass_left, memory_order_relaxed)))
+        first_pass_over(in);
     return rc;
 }
 
@@ -363,10 +392,14 @@ static int ram_known(struct ingest *in)
     return push_mark(in, VC_SRC_BLOCKS);
 }
 
+static bool carries_migration(const struct ingest *in)
+{
+    return vc_qs_is_qemu(in->parser) || vc_qs_is_recovery(in->parser);
+}
+
 static int not_qemu(struct ingest *in)
 {
-    return vc_err_set_hint(&in->err, VC_E_NOT_QEMU,
-                           "TLS inside QEMU, multifd and recovery streams are not taken",
+    return vc_err_set_hint(&in->err, VC_E_NOT_QEMU, "TLS inside QEMU and multifd are not taken",
                            "this is not a migration stream of QEMU: %s", vc_qs_reason(in->parser));
 }
 
@@ -375,7 +408,7 @@ static int lost_track(struct ingest *in)
     struct vc_source *s = in->s;
     const char *reason = vc_qs_reason(in->parser);
 
-    if (!vc_qs_is_qemu(in->parser))
+    if (!carries_migration(in))
         return not_qemu(in);
     vc_log(s->o.log, VC_LOG_WARNING,
            "reuse is off, the stream passes as it is: %s; the checkpoint will not hold what passes "
@@ -399,20 +432,6 @@ static int lost_track(struct ingest *in)
 static uint64_t stream_position(const struct ingest *in)
 {
     return in->position + (in->batch ? in->batch->stream_bytes : 0);
-}
-
-/* Every page was mentioned, or the guest is paused for good: nothing to pace any more. */
-static void first_pass_over(struct ingest *in)
-{
-    struct vc_source *s = in->s;
-
-    free(in->seen);
-    in->seen = NULL;
-    {
-        VC_LOCKED(&s->mu);
-        s->first_pass_done = true;
-    }
-    vc_source_notify(s);
 }
 
 static int events(struct ingest *in, const struct vc_qs_item *item)
@@ -481,7 +500,7 @@ static int parse(struct ingest *in, bool flush)
         }
         if (rc)
             return rc;
-        if (!vc_qs_is_qemu(in->parser) && in->position + in->parsed >= 8)
+        if (!carries_migration(in) && in->position + in->parsed >= 8)
             return not_qemu(in);
     }
     return 0;
@@ -572,8 +591,8 @@ static int when_idle(struct ingest *in, uint64_t idle_since, int *wait_ms)
 static int read_more(struct ingest *in)
 {
     int fd = in->s->o.qemu_fd;
+    int wait_ms, rc = make_space(in); /* may take long */
     uint64_t idle_since = vc_now_ns();
-    int wait_ms, rc = make_space(in);
     size_t most;
     ssize_t n;
 
@@ -595,6 +614,7 @@ static int read_more(struct ingest *in)
             vc_wait_readable(fd, wait_ms);
         } else {
             poll(NULL, 0, wait_ms);
+            idle_since = vc_now_ns(); /* it is not QEMU that is silent */
         }
     }
     n = vc_read_some(fd, in->slab->data + in->used, most);
@@ -614,8 +634,6 @@ static int run(struct ingest *in)
         rc = parse(in, false);
         if (rc)
             return rc;
-        if (in->seen && !atomic_load_explicit(&in->s->n.first_pass_left, memory_order_relaxed))
-            first_pass_over(in);
     }
     if (rc != VC_EOF)
         return rc;

@@ -70,7 +70,13 @@ enum vc_wire_phase {
 };
 
 enum vc_wire_security { VC_WIRE_LOCAL = 0, VC_WIRE_ENCRYPTED = 1, VC_WIRE_PLAINTEXT = 2 };
-enum vc_wire_mode { VC_WIRE_MODE_PROXY = 1, VC_WIRE_MODE_DRIVEN = 2, VC_WIRE_MODE_WORD = 3 };
+enum vc_wire_mode {
+    VC_WIRE_MODE_PROXY = 1,
+    VC_WIRE_MODE_DRIVEN = 2,
+    VC_WIRE_MODE_WORD = 3,
+    VC_WIRE_MODE_POSTCOPY = 4,
+    VC_WIRE_MODE_RECOVER = 5,
+};
 enum vc_wire_base { VC_WIRE_BASE_NONE = 0, VC_WIRE_BASE_PING_PONG = 1, VC_WIRE_BASE_ANNOUNCE = 2 };
 enum vc_wire_word {
     VC_WIRE_WORD_CONTINUE = 1,

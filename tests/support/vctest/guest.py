@@ -81,8 +81,15 @@ class LinuxGuest:
             self.serial.sock.recv(65536)
         self.buffer = b""
 
-    def command(self, text, timeout=120):
+    def start(self, text):
+        """Without waiting: answer() does that later, perhaps at another host."""
         self.serial.sock.sendall(text.encode() + b"\n")
+
+    def command(self, text, timeout=120):
+        self.start(text)
+        return self.answer(text, timeout)
+
+    def answer(self, text, timeout=120):
         answer = self._answer(timeout)
         assert answer.startswith("OK"), f"guest: {text}: {answer}"
         assert answer != "OK ready", f"guest: {text}: it booted anew"

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <string.h>
+
+#include "qmp/qmp.h"
+#include "session/migration.h"
+
+/* Postcopy, seen from the source. QEMU pauses the guest, sends the device state as one package, and
+ * the destination runs before the memory is complete. So the word is given in the middle: once QEMU
+ * says `postcopy-active` and the destination QEMU was given the whole package. From there on the
+ * VM is the destination's. A lost link then leaves both QEMUs `postcopy-paused`, and a new session
+ * carries the rest (docs/internals/phases.md). */
+
+bool vc_migration_has_switched(const struct vc_migration *m)
+{
+    return !strncmp(m->status, "postcopy-", strlen("postcopy-"));
+}
+
+int vc_migration_postcopy(struct vc_migration *m, const struct vc_source_status *st,
+                          struct vc_err *err)
+{
+    int rc = 0;
+
+    if (m->o->postcopy && !m->postcopy_asked && st->first_pass_done &&
+        !strcmp(m->status, "active")) {
+        m->postcopy_asked = true;
+        rc = vc_qmp_simple(m->qmp, "migrate-start-postcopy", err);
+    }
+    if (!rc && !m->word_given && st->package_delivered && vc_migration_has_switched(m))
+        rc = vc_migration_give_word(m, err);
+    return rc;
+}
+
+int vc_migration_interrupted(struct vc_migration *m, struct vc_err *err)
+{
+    struct vc_err cause = *err, record = VC_ERR_INIT;
+
+    vc_source_abort(m->pipeline, &cause);
+    if (!m->word_given && m->has_record &&
+        vc_handover_set(m->holding.vm, VC_HANDOVER_LEFT, &record))
+        vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", &record);
+    return vc_err_set_hint(err, VC_E_POSTCOPY,
+                           "`vecycle migrate --recover` carries the rest of its memory",
+                           "interrupted after the switch to postcopy: %.150s", cause.message);
+}

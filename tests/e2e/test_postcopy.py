@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Postcopy: the VM runs at the destination while its memory is still coming."""
+import json
+
+import pytest
+
+from vctest.proc import wait_for
+
+POSTCOPY = ("return-path", "events", "postcopy-ram")
+
+
+def transferred(qemu, n):
+    """Waits until so many bytes of the stream have gone over."""
+    def so_many():
+        info = qemu.qmp.execute("query-migrate")
+        assert info.get("status", "setup") in ("setup", "active"), info
+        return info.get("ram", {}).get("transferred", 0) > n
+    wait_for(so_many, 60, "the migration to be under way")
+
+
+def switch_to_postcopy(qemu):
+    """As soon as some of the memory has gone over."""
+    transferred(qemu, 8 << 20)
+    qemu.qmp.execute("migrate-start-postcopy")
+
+
+def proxied(f, to, capabilities=POSTCOPY):
+    """A postcopy migration through a proxy, both QEMUs being driven by this test."""
+    dst = f.hosts[to]
+    dest = f.new_qemu(to, "defer", ["-S"])
+    dest.qmp.execute("migrate-set-capabilities",
+                     capabilities=[{"capability": c, "state": True} for c in capabilities])
+    dest.qmp.execute("migrate-incoming", uri=f"unix:{dst.path('vm.sock')}")
+    listen = f.hosts[f.at].path("out.sock")
+    p, out = f.vecycle().start_proxy(listen, f.vm, f.vecycles[to].address, "vm")
+    f.qemu.migrate_plain(f"unix:{listen}", capabilities=capabilities)
+    switch_to_postcopy(f.qemu)
+    wait_for(lambda: f.qemu.qmp.execute("query-migrate")["status"] in
+             ("postcopy-active", "completed"), 30, "the switch to postcopy")
+    dest.qmp.execute("cont")
+    f.qemu.wait_migrated()
+    assert p.wait() == 0, p.messages()
+    dest.wait_status("running")
+    f.arrived(to, dest)
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("capabilities", [POSTCOPY], ids=["plain"])
+def test_postcopy_through_a_proxy_there_and_back(fleet, capabilities):
+    f = fleet()
+    f.boot_linux(256, 100)
+    f.guest.command("dirty 32 20")
+    for to in 1, 0:
+        r = proxied(f, to, capabilities)
+        assert r["confirmed"] and not r["passthrough"], r
+    assert r["base"] == 1 and r["pages"]["same"] > 12000
+    f.guest.command("stop")
+    f.check_guest()
+    # What both hold now is a whole checkpoint: the next return needs nothing else.
+    f.migrate(1)
+    r = f.migrate(0)
+    assert r["wire_bytes"] < r["stream_bytes"] / 50
+
+
+def driven(f, to, extra=()):
+    dest = f.incoming(to)
+    r = f.vecycle().migrate(f.qemu, f.vecycles[to].address, dest.name, ["--postcopy", *extra])
+    assert dest.status() == "running" and f.qemu.status() == "postmigrate"
+    f.arrived(to, dest)
+    return r
+
+
+def test_postcopy_driven_there_and_back(fleet):
+    f = fleet()
+    f.boot_linux(256, 100)
+    f.guest.command("dirty 32 20")
+    for to in 1, 0:
+        r = driven(f, to)
+        assert r["confirmed"] and not r["passthrough"], r
+    assert r["base"] == 1 and r["pages"]["same"] > 12000
+    f.guest.command("stop")
+    f.check_guest()
+    f.migrate(1)
+    r = f.migrate(0)
+    assert r["wire_bytes"] < r["stream_bytes"] / 50
+
+
+def test_the_boot_sector_stays_right_through_postcopy(fleet):
+    f = fleet()
+    f.boot_selfcheck(end_mib=24, delay=2000)
+    for to in 1, 0, 1:
+        driven(f, to)
+        f.guest.wait_passes(2)
+
+
+def test_an_interrupted_postcopy_is_recovered(fleet, namespaces):
+    f = fleet(rate="100mbit")
+    f.boot_linux(256, 100)
+    dest = f.incoming(1)
+    p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name, ["--postcopy"])
+    transferred(f.qemu, 64 << 20)
+    f.guest.start("rewrite 100")
+    wait_for(lambda: f.qemu.qmp.execute("query-migrate").get("status") == "postcopy-active" and
+             dest.status() == "running", 120, "the switch to postcopy")
+    f.vecycles[1].agent.kill()
+    assert p.wait(60) == 62, p.messages()
+    for q in f.qemu, dest:
+        wait_for(lambda: q.qmp.execute("query-migrate")["status"] == "postcopy-paused", 60,
+                 "the migration to pause")
+    assert f.qemu.status() != "running"
+    f.vecycles[1].start_agent([f.vecycles[1].address])
+    r = f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name, ok=False)
+    assert r["status"] == 12 and "--recover" in r["messages"], r
+    r = f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name, ["--recover"])
+    assert dest.status() == "running" and f.qemu.status() == "postmigrate"
+    f.arrived(1, dest)
+    f.check_guest()
+    f.migrate(0)
+    f.check_guest()
+
+
+def test_there_is_nothing_to_recover(fleet):
+    f = fleet()
+    f.boot_selfcheck()
+    dest = f.incoming(1)
+    r = f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name, ["--recover"], ok=False)
+    assert r["status"] == 12 and "no interrupted postcopy" in r["messages"], r
+    f.still_runs_here()
