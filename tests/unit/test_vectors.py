@@ -63,6 +63,23 @@ class Vectors(unittest.TestCase):
                     self.assertTrue(verdict.startswith("bad"), f"{x['name']} cut at {n}: {verdict}")
 
 
+class Frames(unittest.TestCase):
+    def test_the_table_of_the_page(self):
+        """The decoder's table was typed; it has to follow the page when that changes."""
+        text = (ROOT / "docs/formats/wire.md").read_text()
+        rows = re.findall(r"^\| (\d+) \| ([A-Z_]+) \| (\w+) \| ([\d.]+) \| ([^|]+?) \|$", text, re.M)
+        self.assertEqual(len(rows), len(vcwire.TYPES))
+        for (number, name, sender, length, phases), t in zip(rows, vcwire.TYPES):
+            least, _, most = length.partition("..")
+            allowed = phases.replace(" (reserved)", "").split(", ")
+            allowed = {"any": ["hello", "open", "stream", "end"],
+                       "any but hello": ["open", "stream", "end"]}.get(allowed[0], allowed)
+            self.assertEqual(
+                (int(number), name, [sender], int(least), int(most or least), allowed),
+                (t.number, t.name, ["both"] if len(t.senders) == 2 else list(t.senders), t.least,
+                 t.most, list(t.phases)))
+
+
 class Digests(unittest.TestCase):
     def test_the_table_of_the_page(self):
         text = (ROOT / "docs/internals/digest.md").read_text()
