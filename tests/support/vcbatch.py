@@ -138,8 +138,8 @@ def _fill(b, contents, page_size):
     for r in b.runs:
         if r.kind in (OPAQUE, DATA):
             r.content = contents.take(r.count * (page_size if r.kind == DATA else 1))
-        if r.kind == DATA and not all(any(r.content[i:i + page_size])
-                                      for i in range(0, len(r.content), page_size)):
+        if r.kind == DATA and any(r.content.count(0, i, i + page_size) == page_size
+                                  for i in range(0, len(r.content), page_size)):
             raise Bad("body", "a page of zeroes as data")
     contents.end()
 

@@ -38,4 +38,4 @@ class PageDigest(Digest):
         super().__init__(master, "page")
 
     def __call__(self, page):
-        return super().__call__(page) if any(page) else ZERO_DIGEST
+        return ZERO_DIGEST if page.count(0) == len(page) else super().__call__(page)
