@@ -205,9 +205,9 @@ class Session:
         self.committed[side.name] = m
         self._maybe_end(side)
 
-    def _on_word(self, side, m):
+    def _on_word(self, _, m):
         need(self.open["mode"] != 1 and m["session"] == self.open["session"], "WORD out of turn")
-        need("EOF" in side.seen, "WORD before the end of the stream")
+        need(self.shut_status() == 0, "WORD, though the destination QEMU failed")
 
     def _on_word_done(self, _, m):
         need("WORD" in self.sides[SOURCE].seen and m["code"] == 0, f"WORD_DONE {m}")
