@@ -351,7 +351,6 @@ static int peer_error(const struct vc_link *l, const struct vc_link_frame *f, st
 {
     struct vc_wire_status s;
     int rc = vc_wire_status_decode(f->payload, f->bytes, &s, err);
-    char *hint;
     int code;
 
     if (rc)
@@ -359,10 +358,8 @@ static int peer_error(const struct vc_link *l, const struct vc_link_frame *f, st
     code = s.code && s.code < 128 && strcmp(vc_err_name(-(int)s.code), "unknown") != 0
                ? -(int)s.code
                : VC_E_PROTOCOL;
-    hint = strchr(s.text, '\n');
-    if (hint)
-        *hint++ = '\0';
-    return vc_err_set_hint(err, code, hint, "peer '%.80s': %s", l->peer, s.text);
+    return vc_err_set_hint(err, code, s.hint[0] ? s.hint : NULL, "peer '%.80s': %s", l->peer,
+                           s.text);
 }
 
 int vc_link_recv(struct vc_link *l, struct vc_link_frame **out, struct vc_err *err)
@@ -435,8 +432,8 @@ void vc_link_fail(struct vc_link *l, const struct vc_err *why)
     uint8_t payload[512];
     struct vc_writer w = vc_writer(payload, sizeof(payload));
 
-    snprintf(s.text, sizeof(s.text), "%.160s%s%.90s", why->message, why->hint[0] ? "\n" : "",
-             why->hint);
+    snprintf(s.text, sizeof(s.text), "%.160s", why->message);
+    snprintf(s.hint, sizeof(s.hint), "%.90s", why->hint);
     vc_wire_status_encode(&w, &s);
     vc_link_send_small(l, VC_WIRE_ERROR, 0, payload, (uint32_t)w.len);
     vc_link_finish(l, FAIL_LINGER_NS / VC_NS_PER_MS);

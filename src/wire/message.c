@@ -302,20 +302,45 @@ int vc_wire_word_decode(const uint8_t *p, size_t n, struct vc_wire_word_msg *m, 
 
 void vc_wire_status_encode(struct vc_writer *w, const struct vc_wire_status *m)
 {
+    size_t text = strlen(m->text), hint = strlen(m->hint);
+    size_t both = hint ? text + 1 + hint : text;
+
     vc_write_u32(w, m->code);
-    vc_write_str8(w, m->text);
+    if (both > VC_WIRE_MAX_TEXT_BYTES) {
+        w->failed = true;
+        return;
+    }
+    vc_write_u8(w, (uint8_t)both);
+    vc_write_bytes(w, m->text, text);
+    if (hint)
+        vc_write_u8(w, '\n');
+    vc_write_bytes(w, m->hint, hint);
+}
+
+/* It ends up on terminals and in logs. */
+static void make_printable(char *text)
+{
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f)
+            *c = '?';
 }
 
 int vc_wire_status_decode(const uint8_t *p, size_t n, struct vc_wire_status *m, struct vc_err *err)
 {
     struct vc_reader r = vc_reader(p, n);
 
+    char *newline;
+
+    memset(m, 0, sizeof(*m));
     m->code = vc_read_u32(&r);
     vc_read_str8(&r, m->text);
-    /* It ends up on terminals and in logs. */
-    for (char *c = m->text; *c; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f)
-            *c = '?';
+    newline = strchr(m->text, '\n');
+    if (newline) {
+        strcpy(m->hint, newline + 1);
+        *newline = '\0';
+    }
+    make_printable(m->text);
+    make_printable(m->hint);
     return complete(&r, "status", err);
 }
 

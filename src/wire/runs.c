@@ -62,11 +62,16 @@ static int decode_pages(struct vc_reader *r, struct vc_wire_cursor *c, const str
         return illegal(err, "a run of pages before BLOCKS");
     if (head & BLOCK) {
         block = vc_read_varint(r);
+        if (block == c->block)
+            return illegal(err, "a run that names the block it is in");
         c->page = 0;
     }
     page = c->page;
-    if (head & PAGE)
+    if (head & PAGE) {
         page += (uint64_t)vc_unzigzag(vc_read_varint(r));
+        if (page == c->page)
+            return illegal(err, "a run that moves by no page");
+    }
     run->count = vc_read_varint(r);
     if (r->failed)
         return illegal(err, "a run is cut off");

@@ -170,10 +170,13 @@ struct vc_wire_word_msg {
     uint8_t word; /* vc_wire_word */
     struct vc_id session;
 };
-/** ERROR, STREAM_FAILED, WORD_DONE: a code (VC_E_* without sign, 0 for none) and a text. */
+/** ERROR, STREAM_FAILED, WORD_DONE: a code (VC_E_* without sign, 0 for none) and a text; behind a
+ *  newline in it what can be done about it. Both together have room in 255 bytes. Decoded ones hold
+ *  no control characters. */
 struct vc_wire_status {
     uint32_t code;
     char text[256];
+    char hint[256]; /* "": none */
 };
 
 struct vc_writer;

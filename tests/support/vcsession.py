@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Follows a recorded session of the wire protocol: every frame has to be legal where it stands, every
+seal right, and what comes out is QEMU's stream and the new generation as both hosts should have it."""
+import struct
+
+import vcbatch
+import vcwire
+from vcbatch import DATA, INVALIDATE, MOVED, SAME, ZERO
+from vcdigest import PageDigest
+from vcwire import DEST, SOURCE, Bad
+
+UNMENTIONED, STATE_ZERO, HELD, UNKNOWN = range(4)  # docs/formats/store.md section 3
+
+
+def need(condition, text):
+    if not condition:
+        raise Bad("session", text)
+
+
+class Generation:
+    """What a migration leaves on both hosts."""
+
+    def __init__(self, page_size, blocks, digest):
+        self.page_size, self.blocks, self.digest = page_size, blocks, digest
+        self.pages = {}  # (name, page) -> content; b"": zeroes; None: unknown
+
+    def state(self, name, page):
+        content = self.pages.get((name, page), 0)
+        return {0: UNMENTIONED, None: UNKNOWN, b"": STATE_ZERO}.get(content, HELD)
+
+    def content(self, name, page):
+        need(self.state(name, page) == HELD, f"a reference to page {page} of {name}, which is not held")
+        return self.pages[name, page]
+
+
+class Side:
+    def __init__(self, name):
+        self.name, self.buffer, self.phase = name, bytearray(), "hello"
+        self.seen = []  # names of frames
+        self.over = False
+
+
+class Session:
+    """feed() takes what each side sent, in the order in which it was seen on the way.
+
+    `keys`: keys of lineages and `generations`: generations by their id, from sessions before; both
+    are added to."""
+
+    def __init__(self, keys=None, generations=None):
+        self.keys = {} if keys is None else keys
+        self.generations = {} if generations is None else generations
+        self.sides = {s: Side(s) for s in (SOURCE, DEST)}
+        self.hello, self.open, self.accept, self.start = {}, None, None, None
+        self.page_size, self.blocks, self.announce_blocks = 4096, [], []
+        self.announced = {}
+        self.base, self.generation, self.seals = None, None, None
+        self.batches, self.asked, self.repaired = {}, {}, {}
+        self.position, self.acked = 0, 0
+        self.returned, self.committed = bytearray(), {}
+
+    def feed(self, sender, data):
+        side = self.sides[sender]
+        side.buffer += data
+        at = 0
+        while True:
+            f, at = vcwire.read_frame(side.buffer, at, sender, side.phase)
+            if f is None:
+                break
+            self._frame(side, f)
+        del side.buffer[:at]
+
+    def finish(self):
+        for side in self.sides.values():
+            need(not side.buffer, f"the {side.name} ends in the middle of a frame")
+            need(side.over, f"the {side.name} did not say CLOSE")
+
+    def stream(self):
+        """QEMU's stream; seals are checked and the new generation is filled on the way."""
+        out = bytearray()
+        for sequence in sorted(self.batches):
+            out += self._expand(self.batches[sequence])
+        return bytes(out)
+
+    # ---- frames ----
+
+    def _frame(self, side, f):
+        need(not side.over, f"{f.name} from the {side.name} after its last word")
+        if f.skipped:
+            return
+        need(f.channel == 0, f"{f.name} on channel {f.channel}")
+        side.seen.append(f.name)
+        if f.name == "BATCH":
+            self._batch(f.payload)
+            return
+        m = vcwire.decode(f.name, f.payload, self.page_size, self.announce_blocks)
+        handler = getattr(self, "_on_" + f.name.lower(), None)
+        need(handler or f.name in ("PING", "PONG"), f"{f.name} in a session that went well")
+        if handler:
+            handler(side, m)
+
+    def _on_hello(self, side, m):
+        need(m["role"] == (1 if side.name == SOURCE else 2), "a wrong role")
+        need(side.name not in self.hello, "HELLO came twice")
+        self.hello[side.name] = m
+        if len(self.hello) == 2:
+            need(vcwire.negotiate(*self.hello.values()) == 1, "another version")
+            for s in self.sides.values():
+                s.phase = "open"
+
+    def _features(self):
+        return self.hello[SOURCE]["features"] & self.hello[DEST]["features"]
+
+    def _on_open(self, _, m):
+        need(not self.open, "OPEN came twice")
+        self.open = m
+
+    def _on_accept(self, _, m):
+        need(self.open and not self.accept, "ACCEPT out of turn")
+        self.accept = m
+        if m["has_lineage"]:
+            self.keys[m["lineage"]] = m["key"]
+        held = {i: root for i, root in self.open["generations"]}
+        need(m["base_kind"] != 1 or m["generation"] in held, "ping-pong that was not offered")
+
+    def _on_start(self, _, m):
+        need(self.accept and not self.start, "START out of turn")
+        need(m["base_kind"] in (0, self.accept["base_kind"]), "another base than was accepted")
+        need(m["has_key"] or not self.accept["needs_key"] or
+             m["lineage"] != self.open.get("lineage"), "a key that was needed is missing")
+        self.start = m
+        if m["has_key"]:
+            self.keys[m["lineage"]] = m["key"]
+        key = self.keys[m["lineage"]]
+        self.seals = vcbatch.Seals(key, self.open["session"])
+        self.digest = PageDigest(key)
+        if m["base_kind"]:
+            self.base = self.generations[self.accept["generation"]]
+        for s in self.sides.values():
+            s.phase = "stream"
+
+    def _on_blocks(self, _, m):
+        need(not self.blocks, "BLOCKS came twice")
+        self.page_size, self.blocks = m["page_size"], m["blocks"]
+
+    def _on_eof(self, side, _):
+        need(side.seen.count("EOF") == 1, "EOF came twice")
+        self._maybe_end(side)
+
+    def _maybe_end(self, side):
+        if "EOF" in side.seen and "COMMITTED" in side.seen:
+            side.phase = "end"
+
+    def _on_ack(self, _, m):
+        need(m["sequence"] in self.batches and m["sequence"] >= self.acked, "ACK of nothing")
+        b = self.batches[m["sequence"]]
+        need(m["position"] == b.position + b.stream_bytes, "ACK with a wrong position")
+        self.acked = m["sequence"]
+
+    def _on_repair(self, _, m):
+        need(m["sequence"] in self.batches and m["sequence"] > self.acked, "REPAIR of nothing")
+        self.asked.setdefault(m["sequence"], []).extend(m["ordinals"])
+
+    def _on_repaired(self, _, m):
+        asked = self.asked[m["sequence"]]
+        need([i for i, _ in m["pages"]] == asked[:len(m["pages"])], "REPAIRED out of turn")
+        del asked[:len(m["pages"])]
+        self.repaired.setdefault(m["sequence"], {}).update(m["pages"])
+
+    def _on_resend(self, _, m):
+        need(m["sequence"] in self.batches and m["sequence"] > self.acked, "RESEND of nothing")
+        self.batches[m["sequence"]].again = True
+
+    def _on_return(self, _, m):
+        self.returned += m["data"]
+
+    def _on_announce_blocks(self, _, m):
+        need(self.start["base_kind"] == 2 and self._features() & 1, "nothing was to be announced")
+        need(not self.announce_blocks, "ANNOUNCE_BLOCKS came twice")
+        need([(n, size) for n, size in m["blocks"]] == self.base.blocks, "other blocks announced")
+        self.announce_blocks = m["blocks"]
+        self.page_size = m["page_size"]
+
+    def _on_announce(self, side, m):
+        need(self.announce_blocks and "ANNOUNCE_END" not in side.seen, "ANNOUNCE out of turn")
+        name, page = self.announce_blocks[m["block"]][0], m["page"]
+        for kind, count, prefixes in m["runs"]:
+            for i in range(count):
+                self._announced(name, page + i, kind, prefixes[i] if prefixes else None)
+            page += count
+
+    def _announced(self, name, page, kind, prefix):
+        need((name, page) not in self.announced, "announced twice")
+        self.announced[name, page] = kind
+        state = self.base.state(name, page)
+        need(kind == {STATE_ZERO: 1, HELD: 2}.get(state, 0), f"page {page} of {name} announced as {kind}")
+        if kind == 2:
+            need(prefix == self.digest(self.base.pages[name, page])[:8], "a wrong prefix")
+
+    def _on_announce_end(self, side, _):
+        need(self.announce_blocks and side.seen.count("ANNOUNCE_END") == 1, "ANNOUNCE_END out of turn")
+
+    def _on_committed(self, side, m):
+        need(m["generation"] == self.start["generation"], "another generation")
+        need(side.name not in self.committed, "COMMITTED came twice")
+        self.committed[side.name] = m
+        self._maybe_end(side)
+
+    def _on_word(self, _, m):
+        need(self.open["mode"] != 1 and m["session"] == self.open["session"], "WORD out of turn")
+        need(self.shut_status() == 0, "WORD, though the destination QEMU failed")
+
+    def _on_word_done(self, _, m):
+        need("WORD" in self.sides[SOURCE].seen and m["code"] == 0, f"WORD_DONE {m}")
+
+    def _on_close(self, side, _):
+        side.over = True
+
+    # ---- batches ----
+
+    def _batch(self, payload):
+        b = vcbatch.decode_batch(payload, self.blocks, self.page_size, bool(self._features() & 2))
+        b.again = False
+        need(b.stream_bytes <= self.accept["max_stream"], "a batch larger than accepted")
+        old = self.batches.get(b.sequence)
+        if old:
+            need(old.again and b.self_contained, "a batch that was not asked for again")
+            need((old.position, old.seal) == (b.position, b.seal), "another batch, sent again")
+            self.repaired.pop(b.sequence, None)
+        else:
+            need("EOF" not in self.sides[SOURCE].seen, "a batch after EOF")
+            need(b.sequence == len(self.batches) + 1 and b.position == self.position,
+                 "a gap between batches")
+            self.position += b.stream_bytes
+        self.batches[b.sequence] = b
+
+    def _expand(self, b):
+        need(self.base or all(r.kind not in (SAME, MOVED) for r in b.runs), "a reference to nothing")
+        stream, covered, pages = vcbatch.expand(
+            b, self.blocks, self.page_size, self.base and self.base.content,
+            self.repaired.get(b.sequence), self.digest)
+        need(len(stream) == b.stream_bytes, "wrong length")
+        need(self.seals.next(b.sequence, b.position, covered) == b.seal,
+             f"the seal of batch {b.sequence} is wrong")
+        self._record(b, pages)
+        return stream
+
+    def _record(self, b, pages):
+        if self.generation is None:
+            self.generation = Generation(self.page_size, self.blocks, self.digest)
+            self.generations[self.start["generation"]] = self.generation
+        g = self.generation
+        g.page_size, g.blocks = self.page_size, self.blocks
+        contents = iter(pages)
+        for r in b.runs:
+            name = self.blocks[r.block][0] if self.blocks else None
+            for i in range(0 if r.kind == vcbatch.OPAQUE else r.count):
+                if r.kind in (SAME, DATA, MOVED):
+                    g.pages[name, r.page + i] = next(contents)[2]
+                elif r.kind == ZERO:
+                    if r.as_page:
+                        next(contents)
+                    g.pages[name, r.page + i] = b""
+                elif r.kind == INVALIDATE:
+                    g.pages[name, r.page + i] = None
+
+    def shut_status(self):
+        """The status of SHUT at the end of the return path."""
+        kind, length, status = struct.unpack(">HHI", self.returned[-8:])
+        need((kind, length) == (1, 4), "the return path does not end with SHUT")
+        return status
