@@ -2,7 +2,7 @@
 # A thin front for meson. `make demo` and `make check` install what they need (as root, or by sudo).
 BUILD ?= build
 
-.PHONY: all demo check bench clean install
+.PHONY: all demo check fuzz bench clean install
 
 all: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
@@ -20,6 +20,10 @@ check:
 	scripts/install-deps check
 	@$(MAKE) --no-print-directory all
 	/usr/bin/python3 tests/run.py --build $(BUILD)
+
+fuzz:
+	scripts/install-deps check
+	/usr/bin/python3 tests/fuzz/run.py --build $(BUILD)/fuzz
 
 bench:
 	scripts/install-deps demo

@@ -145,46 +145,6 @@ struct vecycle_cancel *cmd_cancel_on_signals(void)
     return on_signal_cancel;
 }
 
-bool cmd_parse_size(const char *text, uint64_t *out)
-{
-    static const char units[] = "KMGT";
-    char *end;
-    unsigned long long v = strtoull(text, &end, 10);
-    const char *unit;
-
-    if (end == text || text[0] == '-')
-        return false;
-    if (*end) {
-        unit = strchr(units, *end & ~0x20);
-        if (!unit || end[1])
-            return false;
-        for (int i = 0; i <= unit - units; i++) {
-            if (v > UINT64_MAX / 1024)
-                return false;
-            v *= 1024;
-        }
-    }
-    *out = v;
-    return true;
-}
-
-const char *cmd_size(uint64_t bytes)
-{
-    static char texts[4][32];
-    static unsigned next;
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-    char *text = texts[next++ % 4];
-    double v = (double)bytes;
-    unsigned u = 0;
-
-    while (v >= 1024 && u < 4) {
-        v /= 1024;
-        u++;
-    }
-    snprintf(text, sizeof(texts[0]), u && v < 100 ? "%.1f %s" : "%.0f %s", v, units[u]);
-    return text;
-}
-
 int main(int argc, char **argv)
 {
     struct cmd_common c = {.context = {.log = cmd_log}};

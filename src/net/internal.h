@@ -17,6 +17,10 @@ struct vc_conn {
     char describe[256];
 };
 
+/** Takes apart what follows "tcp://" and "ssh://"; false: it is no address. */
+bool vc_tcp_split(const char *rest, char host[256], char port[16]);
+bool vc_ssh_split(const char *rest, char host[256], char port[16]);
+
 int vc_tcp_connect(const char *rest, int timeout_ms, const char *address, int *fd_out,
                    struct vc_err *err) VC_NODISCARD;
 int vc_tcp_listen(const char *rest, const char *address, int *fd_out,

@@ -11,7 +11,7 @@
 extern char **environ;
 
 /* "[USER@]HOST[:PORT]"; nothing that ssh could take for an option. */
-static bool split(const char *rest, char host[256], char port[16])
+bool vc_ssh_split(const char *rest, char host[256], char port[16])
 {
     const char *colon = strrchr(rest, ':');
     size_t n = colon ? (size_t)(colon - rest) : strlen(rest);
@@ -60,7 +60,7 @@ int vc_ssh_start(const char *rest, const struct vc_dial_options *o, const char *
     size_t n = 6;
     int fds[2], rc;
 
-    if (!split(rest, host, port))
+    if (!vc_ssh_split(rest, host, port))
         return vc_err_set_hint(err, VC_E_USAGE, "ssh://USER@HOST:PORT", "'%s' is not an address",
                                address);
     if (port[0]) {

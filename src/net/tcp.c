@@ -15,7 +15,7 @@
 #define NOTSENT_BYTES (128 * 1024)
 
 /* "HOST", "HOST:PORT", "[V6]:PORT". */
-static bool split(const char *rest, char host[256], char port[16])
+bool vc_tcp_split(const char *rest, char host[256], char port[16])
 {
     const char *end, *colon;
     size_t n;
@@ -45,7 +45,7 @@ static int resolve(const char *rest, int flags, const char *address, struct addr
     char host[256], port[16];
     int rc;
 
-    if (!split(rest, host, port))
+    if (!vc_tcp_split(rest, host, port))
         return vc_err_set_hint(err, VC_E_USAGE, "tcp://HOST:PORT or tcp://[V6]:PORT",
                                "'%s' is not an address", address);
     rc = getaddrinfo(host, port, &want, out);

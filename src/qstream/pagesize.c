@@ -132,22 +132,29 @@ static enum fit walk_record(struct walk *w)
     return walk_body(w, kind);
 }
 
+/* The answer must not depend on where the input happens to be cut: more of it may close what is
+ * open, and never changes a yes or a no. So a size is proven where its proof ends, and no more is
+ * looked at than can be waited for. */
 static enum fit try_size(const struct vc_qs_parser *p, uint32_t page_bytes, const uint8_t *data,
                          size_t len)
 {
-    struct walk w = {.p = p, .page_bytes = page_bytes, .data = data, .len = len, .block = p->block};
+    struct walk w = {
+        .p = p,
+        .page_bytes = page_bytes,
+        .data = data,
+        .len = VC_MIN(len, (size_t)VC_QS_NEED_MAX_BYTES),
+        .block = p->block,
+    };
+    enum fit fit = FIT_YES;
 
     if (!blocks_fit(p, page_bytes))
         return FIT_NO;
-    for (int i = 0; i < MAX_RECORDS; i++) {
-        enum fit fit = walk_record(&w);
-
-        if (fit == FIT_NO)
-            return FIT_NO;
-        if (fit == FIT_OPEN)
-            break;
+    for (int i = 0; i < MAX_RECORDS && fit == FIT_YES; i++) {
+        fit = walk_record(&w);
+        if (w.proven)
+            return FIT_YES;
     }
-    return w.proven ? FIT_YES : FIT_OPEN;
+    return fit == FIT_NO ? FIT_NO : FIT_OPEN;
 }
 
 /* Sets the first size that is proven, else the first that is possible. False: more is needed. */

@@ -1,0 +1,217 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Writes the seeds of the corpus, tests/fuzz/corpus/TARGET/seed-NAME. Those that come from a real
+QEMU are recorded anew with --record only; the others are always written."""
+import argparse
+import json
+import zlib
+from pathlib import Path
+
+import streams
+from streams import be, str8
+
+CORPUS = Path(__file__).resolve().parent / "corpus"
+RECORDED = {
+    "plain": dict(),
+    "return-path": dict(capabilities=["return-path"]),
+    "postcopy-advise": dict(capabilities=["postcopy-ram"]),
+    "xbzrle": dict(memory="8M", guest=3, capabilities=["return-path", "xbzrle"], rounds=3),
+    "rounds": dict(memory="8M", guest=3, capabilities=["return-path"], rounds=3),
+    "postcopy": dict(memory="8M", guest=3, capabilities=["postcopy-ram"], rounds=2, postcopy=True),
+}
+
+
+def save(target, name, data):
+    path = CORPUS / target / f"seed-{name}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def le(v, n):
+    return int(v).to_bytes(n, "little")
+
+
+def varint(v):
+    out = bytearray()
+    while v >= 0x80:
+        out.append(v & 0x7F | 0x80)
+        v >>= 7
+    return bytes(out + bytes([v]))
+
+
+# ---- streams ----
+
+def qstream(record):
+    for name, data in streams.synthetics():
+        save("qstream", name, data + le(zlib.crc32(name.encode()), 8))
+    if record:
+        for name, how in RECORDED.items():
+            data = streams.fewer_parts(streams.shorten(streams.record(**how)))
+            save("qstream", f"qemu-{name}", data + le(zlib.crc32(name.encode()), 8))
+
+
+def rp(kind, payload):
+    return be(kind, 2) + be(len(payload), 2) + payload
+
+
+def return_path():
+    pong, shut = rp(2, be(1, 4)), rp(1, be(0, 4))
+    pages = rp(3, be(0, 8) + be(4096, 4) + str8("pc.ram")) + rp(4, be(0, 8) + be(4096, 4))
+    bitmap = rp(5, str8("pc.ram")) + be(16, 8) + b"\xff" * 16 + be(0x0123456789ABCDEF, 8)
+    for name, data in (("precopy", pong + shut), ("failed", rp(1, be(1, 4))), ("pages", pages + shut),
+                       ("recovery", bitmap + rp(6, be(1, 4)) + shut), ("ack", rp(7, b"") + shut)):
+        save("return_path", name, le(len(data), 8) + data)
+
+
+# ---- the wire ----
+
+BLOCKS = le(1024, 4) + le(2, 4) + str8("pc.ram") + le(20480, 8) + str8("vga.vram") + le(4096, 8)
+ID, KEY, ROOT = bytes(range(16)), bytes(range(32)), bytes(range(32, 64))
+LINEAGE = ID + b"\1\0"
+
+
+def messages():
+    """Frame type and payload of one message each."""
+    status = le(31, 4) + str8("the destination QEMU failed")
+    yield 1, b"vecycle\n" + le(1, 2) + le(1, 2) + b"\1\0\0\0" + le(1, 8) + str8("vecycle 0.1.0")
+    yield 2, ID + ID + b"\2" + str8("vm1") + le(24 << 20, 4) + b"\0\0"
+    yield 2, ID + ID + b"\1" + str8("") + le(24 << 20, 4) + b"\1" + LINEAGE + b"\1" + ID + ROOT
+    yield 3, b"\0" + ID + b"\0\0" + le(4 << 20, 4)
+    yield 3, b"\1" + ID + b"\1" + LINEAGE + KEY + b"\1" + le(4 << 20, 4)
+    yield 4, LINEAGE + b"\0\1" + KEY + ID + le(0, 4)
+    yield 16, BLOCKS
+    yield 19, le(7, 8) + le(4096, 8)
+    yield 20, le(7, 8) + le(2, 4) + le(3, 4) + le(9, 4)
+    yield 21, le(7, 8) + le(1, 4) + le(3, 4) + b"\x5a" * 1024
+    yield 22, le(7, 8)
+    yield 25, le(0, 4) + le(0, 8) + b"\1" + varint(5) + b"\2" + varint(2) + b"\x77" * 16 + b"\0\1"
+    yield 28, status
+    yield 32, ID + b"\1" + bytes(7) + ROOT
+    yield 33, b"\1" + ID
+    yield 34, le(0, 4) + str8("")
+    yield 48, le(1, 8)
+    yield 50, status
+
+
+def wire():
+    for i, (kind, payload) in enumerate(messages()):
+        save("wire", f"frame-{i}", b"\0" + le(len(payload), 4) + bytes([kind, 0, 0, 0]))
+        extra = b""
+        if kind == 25:
+            extra = le(len(BLOCKS), 2) + BLOCKS
+        if kind == 21:
+            extra = b"\0"
+        save("wire", f"message-{i}", bytes([kind]) + extra + payload)
+
+
+def run(kind, count, block=None, page=None, named=False, as_page=False):
+    head = kind | named << 4 | (block is not None) << 5 | (page is not None) << 6 | as_page << 7
+    out = bytes([head])
+    if block is not None:
+        out += varint(block)
+    if page is not None:
+        out += varint(page << 1)
+    return out + varint(count)
+
+
+def batch():
+    runs = (run(1, 30) + run(4, 3, 0, named=True) + run(3, 5) + run(5, 1) + run(3, 2, as_page=True) +
+            run(4, 1, 1, 2, named=True) + run(1, 9))
+    same = run(2, 4, named=True) + run(3, 2) + run(2, 1, page=3)
+    for name, body in (("data", runs), ("same", same), ("opaque", run(1, 100))):
+        for options in (1 | 32, 1 | 2 | 32, 1 | 4 | 32, 1 | 16 | 32):
+            save("batch", f"{name}-{options}", bytes([options]) + le(len(BLOCKS), 2) + BLOCKS +
+                 le(len(body), 2) + body + bytes(range(1, 200)))
+    body = run(1, 5) + b"hello"
+    header = le(1, 8) + le(0, 8) + le(5, 4) + le(2, 4) + le(len(body), 4) + b"\0\0\0\0" + bytes(16)
+    save("batch", "raw", b"\0" + le(0, 2) + header + body)
+
+
+# ---- lines and words ----
+
+GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}}, "capabilities": []}}
+
+
+def qmp():
+    def lines(*objects):
+        return b"".join(json.dumps(o).encode() + b"\r\n" for o in objects)
+
+    def ok(number, value):
+        return {"return": value, "id": number}
+    event = {"event": "MIGRATION", "data": {"status": "active"}, "timestamp": {"seconds": 1}}
+    uuid = {"UUID": "00000000-0000-0000-0000-000000000007"}
+    migration = {"status": "completed", "total-time": 5, "downtime": 1, "setup-time": 1,
+                 "ram": {"total": 1 << 40, "remaining": 0, "transferred": 9, "dirty-sync-count": 3}}
+    save("qmp", "all", b"\xff" + lines(
+        GREETING, ok(1, {}), event, ok(2, uuid), ok(3, {"status": "running"}),
+        ok(4, {"qemu": {"major": 7, "minor": 2}}), ok(5, {"downtime-limit": 300}), ok(6, {}),
+        ok(7, {}), event, ok(8, {}), ok(9, migration), event, event))
+    save("qmp", "refused", b"\1" + lines(GREETING, {"error": {"class": "X", "desc": "no"}, "id": 1}))
+    save("qmp", "stale", b"\2" + lines(GREETING, ok(9, {}), ok(1, {}), event, ok(2, {"status": "x"})))
+    save("qmp", "numbers", b"\x40" + lines(GREETING, ok(1, {}), ok(2, dict(
+        migration, ram={"total": (1 << 64) - 1, "remaining": -1, "transferred": 1e30}))))
+    save("qmp", "no-qmp", b"\0" + b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def control():
+    job = {"do": "migrate", "security": 1, "peer": "ssh://b", "name": "vm1", "qmp": "/run/q.sock",
+           "vm": "00000000-0000-0000-0000-000000000007", "max-bandwidth": 1 << 63,
+           "downtime-limit-ms": 300, "suspend": True}
+    result = {"phase": 3, "base": 1, "vm": job["vm"], "pages_same": 5, "stream_bytes": 1 << 40,
+              "wire_rate": 100, "committed": True, "reason": "\u0001\"", "peer": "b"}
+    for i, o in enumerate((job, result, {"code": 42, "message": "m", "hint": "h"})):
+        save("control", f"line-{i}", bytes([i]) + json.dumps(o).encode())
+    save("control", "deep", b"\0" + b"[" * 40 + b"]" * 40)
+    save("control", "twice", b"\0" + json.dumps(dict(job, do="proxy")).encode() + b' {"do":"x"}')
+
+
+def text():
+    for i, word in enumerate(("512M", "1g", "100000", "18446744073709551615", "16777215T", "1 ", "+5",
+                              "18446744073709551616")):
+        save("text", f"size-{i}", b"\0" + word.encode())
+    for i, word in enumerate(("host", "host:7890", "[::1]:80", "[fe80::1%eth0]", ":1", "h:")):
+        save("text", f"tcp-{i}", b"\1" + word.encode())
+    for i, word in enumerate(("user@host:22", "host", "-oProxyCommand=x", "u@h:2x")):
+        save("text", f"ssh-{i}", b"\2" + word.encode())
+    save("text", "uuid", b"\3" + b"00000000-0000-4000-8000-00000000000A")
+
+
+# ---- the store: options, then changes (store.c) ----
+
+def change(what, file, at, rest=b""):
+    return bytes([what << 3 | file]) + le(at, 2) + rest
+
+
+def store():
+    patch, number, cut, replace, append, remove, copy = range(7)
+    save("store", "as-made", b"\x0e")
+    for file in range(7):
+        save("store", f"gone-{file}", b"\x0e" + change(remove, file, 0))
+        save("store", f"empty-{file}", b"\x0e" + change(cut, file, 0))
+        save("store", f"short-{file}", b"\x0e" + change(cut, file, 100))
+        save("store", f"longer-{file}", b"\x06" + change(append, file, 64))
+        save("store", f"other-{file}", b"\x06" + change(copy, file, 0, bytes([(file + 1) % 7])))
+        save("store", f"bytes-{file}", b"\x06" + change(patch, file, 8, b"\4\xff\xff\xff\xff"))
+        save("store", f"sum-{file}", b"\x01" + change(patch, file, 60, b"\1\x55"))
+    for at in range(8, 160, 8):
+        for file in (3, 4, 5):
+            save("store", f"number-{file}-{at}",
+                 b"\2" + change(number, file, at, bytes([(at // 8 % 17) << 2 | 3])))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--record", action="store_true", help="record streams from qemu-system-x86_64")
+    a = p.parse_args()
+    qstream(a.record)
+    return_path()
+    wire()
+    batch()
+    qmp()
+    control()
+    text()
+    store()
+
+
+if __name__ == "__main__":
+    main()
