@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/fdio.h"
@@ -16,6 +18,8 @@
 
 struct vc_qmp {
     int fd;
+    int pidfd; /* of the process that listened, or -1 */
+    bool gone;
     char name[128];
     char *buf;
     size_t have, cap;
@@ -34,6 +38,16 @@ int vc_qmp_fd(const struct vc_qmp *q)
     return q->fd;
 }
 
+bool vc_qmp_is_gone(const struct vc_qmp *q)
+{
+    return q->gone;
+}
+
+bool vc_qmp_process_ended(const struct vc_qmp *q, int timeout_ms)
+{
+    return q->pidfd >= 0 && vc_wait_readable(q->pidfd, timeout_ms) > 0;
+}
+
 void vc_qmp_shutdown(struct vc_qmp *q)
 {
     shutdown(q->fd, SHUT_RDWR);
@@ -46,6 +60,8 @@ void vc_qmp_free(struct vc_qmp *q)
     for (unsigned i = 0; i < q->n_events; i++)
         json_object_put(q->events[i]);
     close(q->fd);
+    if (q->pidfd >= 0)
+        close(q->pidfd);
     free(q->buf);
     free(q);
 }
@@ -109,6 +125,7 @@ static int fill(struct vc_qmp *q, int timeout_ms, struct vc_err *err)
             return rc;
     }
     n = vc_read_some(q->fd, q->buf + q->have, q->cap - q->have);
+    q->gone = n <= 0;
     if (n <= 0)
         return vc_err_set(err, VC_E_QMP, "QEMU closed its QMP socket '%s'", q->name);
     q->have += (size_t)n;
@@ -192,6 +209,34 @@ static int await_answer(struct vc_qmp *q, const char *command, uint64_t id,
     }
 }
 
+/* After a failed write: the connection is over, but not what it carried before. */
+static void drain(struct vc_qmp *q)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+    struct json_object *o;
+    int saved = errno;
+
+    while (!q->gone && next_object(q, 0, &o, &ignored) == 0) {
+        if (vc_json_get(o, "event"))
+            keep_event(q, o);
+        else
+            json_object_put(o);
+    }
+    q->gone = true;
+    errno = saved;
+}
+
+/* The process that made the listening socket: QEMU, unless somebody handed the socket to it. */
+static int open_pidfd(int sock)
+{
+    struct ucred cred;
+    socklen_t n = sizeof(cred);
+
+    if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0 || cred.pid <= 0)
+        return -1;
+    return (int)syscall(SYS_pidfd_open, cred.pid, 0);
+}
+
 int vc_qmp_execute(struct vc_qmp *q, const char *command, struct json_object *args, int fd,
                    struct json_object **ret_out, struct vc_err *err)
 {
@@ -213,8 +258,10 @@ int vc_qmp_execute(struct vc_qmp *q, const char *command, struct json_object *ar
         line = NULL;
         return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
     }
-    if (vc_send_fds(q->fd, line, (size_t)n, &fd, fd >= 0 ? 1 : 0) < 0)
+    if (vc_send_fds(q->fd, line, (size_t)n, &fd, fd >= 0 ? 1 : 0) < 0) {
+        drain(q); /* what it said before it went */
         return vc_err_set_errno(err, VC_E_QMP, "cannot write to '%s'", q->name);
+    }
     return await_answer(q, command, id, ret_out, err);
 }
 
@@ -237,6 +284,7 @@ static int negotiate(struct vc_qmp *q, struct vc_err *err)
 
 int vc_qmp_from_fd(int fd, const char *name, struct vc_qmp **out, struct vc_err *err)
 {
+    struct timeval limit = {.tv_sec = VC_QMP_TIMEOUT_MS / 1000};
     struct vc_qmp *q = calloc(1, sizeof(*q));
     int rc;
 
@@ -245,6 +293,8 @@ int vc_qmp_from_fd(int fd, const char *name, struct vc_qmp **out, struct vc_err 
         return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
     }
     q->fd = fd;
+    q->pidfd = open_pidfd(fd);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
     snprintf(q->name, sizeof(q->name), "%s", name);
     rc = negotiate(q, err);
     if (rc) {

@@ -30,6 +30,11 @@ void vc_qmp_free(struct vc_qmp *q);
 void vc_qmp_shutdown(struct vc_qmp *q);
 /** For poll: readable when an event may have come. */
 int vc_qmp_fd(const struct vc_qmp *q);
+/** Whether the connection is over, so that no command will ever be answered again. */
+bool vc_qmp_is_gone(const struct vc_qmp *q);
+/** Whether the process at the other end has ended for certain; waits for it so long. False also
+ *  where the kernel cannot tell. */
+bool vc_qmp_process_ended(const struct vc_qmp *q, int timeout_ms);
 /** How it is called in messages. */
 const char *vc_qmp_name(const struct vc_qmp *q);
 
