@@ -26,8 +26,13 @@ struct vc_migration {
     uint64_t start_ns;
     uint64_t old_bandwidth, old_limit; /* QEMU's parameters before */
     bool parameters_changed;
-    bool completed;               /* QEMU said so */
-    uint64_t rate_bytes, rate_ns; /* last sample of the intake */
+    bool recorded;     /* a handover was begun */
+    bool completed;    /* QEMU said so, or cannot any more and nothing is missing */
+    bool unknown;      /* whether it completed is not known */
+    bool orphan;       /* the source QEMU is gone for certain; the guest was paused */
+    bool guest_paused; /* as far as events tell */
+    uint64_t progress_mark, progress_ns; /* what was done when something was done last */
+    uint64_t rate_bytes, rate_ns;        /* last sample of the intake */
     double intake_rate;
     int stream_fd;      /* proxy: until the pipeline has it */
     uint64_t limit_ms;  /* what QEMU has now */

@@ -81,7 +81,7 @@ static void restore_qemu(struct vc_migration *m)
 {
     struct vc_err err = VC_ERR_INIT;
 
-    if (!m->parameters_changed)
+    if (!m->parameters_changed || vc_qmp_is_gone(m->qmp))
         return;
     if (vc_qmp_set_parameter(m->qmp, "max-bandwidth", m->old_bandwidth, &err) ||
         vc_qmp_set_parameter(m->qmp, "downtime-limit", m->old_limit, &err))
@@ -242,53 +242,83 @@ static int begin_handover(struct vc_migration *m, struct vc_err *err)
         .state = VC_HANDOVER_LEAVING,
         .session = m->session,
         .since_unix = vc_wall_s(),
+        .suspend = m->o->suspend,
     };
+    int rc;
 
     if (!m->holding.vm || !m->qmp)
         return 0;
     snprintf(h.peer, sizeof(h.peer), "%s", m->o->to);
     snprintf(h.socket, sizeof(h.socket), "%s", m->o->qmp_name);
-    return vc_handover_begin(m->holding.vm, &h, err);
+    rc = vc_handover_begin(m->holding.vm, &h, err);
+    m->recorded = !rc;
+    return rc;
 }
 
 /* ---- finish: the word ---- */
 
-static int give_word(struct vc_migration *m, struct vc_err *err)
+static void record(struct vc_migration *m, enum vc_handover_state state)
+{
+    struct vc_err err = VC_ERR_INIT;
+
+    if (m->recorded && vc_handover_set(m->holding.vm, state, &err))
+        vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", &err);
+}
+
+/* The answer to WORD. 0: *done is filled in; anything else: it is not known what it is. */
+static int await_word_done(struct vc_migration *m, struct vc_wire_status *done, struct vc_err *err)
 {
     struct vc_wire_word_msg word = {.word = m->o->suspend ? VC_WIRE_WORD_SUSPEND
                                                           : VC_WIRE_WORD_CONTINUE,
                                     .session = m->session};
-    struct vc_wire_status done;
     struct vc_link_frame *f;
-    int rc = 0;
+    int rc = VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, err);
 
-    if (m->holding.vm)
-        rc = vc_handover_set(m->holding.vm, VC_HANDOVER_LEFT, err);
-    if (rc) /* the word counts more than its record */
-        vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", err);
-    rc = VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, err);
     if (!rc)
         rc = vc_inbox_get(&m->inbox, WORD_TIMEOUT_MS, &f);
     if (rc)
-        return vc_err_set_hint(
-            err, VC_E_UNSETTLED, "the VM is paused on both sides: `vecycle resolve` settles it",
-            "the migration is complete, but '%.80s' was lost before it confirmed "
-            "that the VM runs",
-            vc_link_peer(m->link));
+        return rc;
     rc = f->type == VC_WIRE_WORD_DONE
-             ? vc_wire_status_decode(f->payload, f->bytes, &done, err)
+             ? vc_wire_status_decode(f->payload, f->bytes, done, err)
              : vc_err_set(err, VC_E_PROTOCOL, "%s came where WORD_DONE was expected",
                           vc_wire_type_name(f->type));
     vc_link_frame_free(f);
+    return rc;
+}
+
+/* The destination's QEMU died before the VM ran there: the one here is the only one. */
+static int take_back(struct vc_migration *m, const char *why, struct vc_err *err)
+{
+    int rc = vc_qmp_simple(m->qmp, "cont", err);
+
     if (rc)
-        return rc;
+        return vc_err_set_hint(err, VC_E_UNSETTLED, "`vecycle resolve` settles it",
+                               "the destination lost the VM (%.80s), and it cannot be continued "
+                               "here",
+                               why);
+    record(m, VC_HANDOVER_SETTLED);
+    return vc_err_set(err, VC_E_DEST_QEMU, "%.160s; the VM runs on here", why);
+}
+
+static int give_word(struct vc_migration *m, struct vc_err *err)
+{
+    struct vc_wire_status done = {0};
+
+    record(m, VC_HANDOVER_LEFT); /* if it cannot be recorded, the word counts more */
+    if (await_word_done(m, &done, err))
+        return vc_err_set_hint(
+            err, VC_E_UNSETTLED, "the agent settles it when it can, or `vecycle resolve --retry`",
+            "the migration is complete, but '%.80s' was lost before it confirmed "
+            "that the VM runs",
+            vc_link_peer(m->link));
+    if (done.code == -VC_E_DEST_QEMU)
+        return take_back(m, done.text, err);
     if (done.code)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "`vecycle resolve` settles it",
                                "the destination could not continue the VM: %.140s", done.text);
     if (m->paused_ns)
         m->result->downtime_ms = (vc_now_ns() - m->paused_ns) / VC_NS_PER_MS;
-    if (m->holding.vm && vc_handover_set(m->holding.vm, VC_HANDOVER_SETTLED, err))
-        vc_log_err(m->o->log, VC_LOG_WARNING, "the handover is not recorded", err);
+    record(m, VC_HANDOVER_SETTLED);
     return 0;
 }
 
@@ -355,30 +385,54 @@ static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
     return 0;
 }
 
-/* Tells the destination that it came to nothing. */
-static void abandon(struct vc_migration *m, const struct vc_err *why)
+/* It did not come to a good end. Where that is certain, the destination is told, and the record
+ * says that nothing is open; else the record stays as it is, for `vecycle resolve` and the agent.
+ */
+static int wind_up(struct vc_migration *m, int rc, struct vc_err *err)
 {
-    if (m->link)
-        vc_link_fail(m->link, why);
-    if (m->holding.vm && m->qmp && m->pipeline) {
-        struct vc_err err = VC_ERR_INIT;
+    struct vc_wire_word_msg word = {.word = VC_WIRE_WORD_ABANDON, .session = m->session};
+    struct vc_err ignored = VC_ERR_INIT, why = *err;
 
-        if (vc_handover_set(m->holding.vm, VC_HANDOVER_SETTLED, &err))
-            vc_log_err(m->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
+    if (rc != VC_E_UNSETTLED && m->unknown)
+        rc = vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
+                             "whether the migration completed is not known: %.140s", why.message);
+    if (rc != VC_E_UNSETTLED) {
+        /* Where the VM has arrived, it is void there before anything else can be thought. */
+        if (m->pipeline && m->qmp &&
+            VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, &ignored))
+            vc_log(m->o->log, VC_LOG_DEBUG, "the destination does not hear of the end");
+        if (m->recorded && !m->completed)
+            record(m, VC_HANDOVER_SETTLED);
     }
+    if (m->link)
+        vc_link_fail(m->link, err);
+    return rc;
+}
+
+/* HELLO to START: the two sides come to terms, within a time and unless cancelled. */
+static int come_to_terms(struct vc_migration *m, struct vc_err *err)
+{
+    struct vc_guard guard;
+    uint64_t features;
+    int rc = vc_guard_start(&guard, m->link, m->o->cancel,
+                            VC_OPEN_TIMES * vc_dead_peer_ms(m->o->dead_peer_ms), err);
+
+    if (rc)
+        return rc;
+    rc = vc_link_hello(m->link, VC_WIRE_FEATURE_ANNOUNCE, &features, err);
+    if (!rc)
+        rc = negotiate(m, err);
+    return vc_guard_end(&guard, rc, err);
 }
 
 static int run(struct vc_migration *m, struct vc_err *err)
 {
-    uint64_t features;
     int fd, rc = 0;
 
     if (m->qmp)
         rc = check_qemu(m, err);
     if (!rc)
-        rc = vc_link_hello(m->link, VC_WIRE_FEATURE_ANNOUNCE, &features, err);
-    if (!rc)
-        rc = negotiate(m, err);
+        rc = come_to_terms(m, err);
     m->result->vm = m->vm;
     m->result->generation = m->generation;
     m->result->base = m->base;
@@ -416,7 +470,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     };
     vc_auto_close int qmp_fd = o->qmp_fd;
     uint64_t total_ms;
-    int rc = vc_link_new(o->conn, VC_WIRE_SOURCE, 0, &m.link, err);
+    int rc = vc_link_new(o->conn, VC_WIRE_SOURCE, o->dead_peer_ms, &m.link, err);
 
     *result = (struct vc_session_result){0};
     if (rc) {
@@ -430,8 +484,8 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     if (!rc)
         rc = run(&m, err);
     total_ms = result->total_ms;
-    if (rc && rc != VC_E_UNSETTLED)
-        abandon(&m, err);
+    if (rc)
+        rc = wind_up(&m, rc, err);
     if (m.pipeline) {
         struct vc_source_status st;
 

@@ -194,6 +194,7 @@ int vc_source_window_ack(struct vc_source *s, uint64_t seq, struct vc_err *err)
             struct vc_src_batch *b = s->window_head;
 
             vc_flow_acked(&s->flow, now, &b->mark);
+            vc_count(&s->n.acked_batches, 1);
             s->window_head = b->next_sent;
             *tail = b;
             tail = &b->next_sent;

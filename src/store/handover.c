@@ -25,6 +25,7 @@ static void encode(const struct vc_handover *h, uint64_t seq, uint8_t slot[SLOT_
     vc_write_u64(&w, h->since_unix);
     vc_write_str8(&w, h->peer);
     vc_write_str8(&w, h->socket);
+    vc_write_u8(&w, h->suspend);
     if (!vc_sha256(slot, SLOT_BYTES - VC_SHA256_BYTES, slot + SLOT_BYTES - VC_SHA256_BYTES))
         memset(slot, 0xff, SLOT_BYTES); /* never valid */
 }
@@ -44,7 +45,8 @@ static bool decode(const uint8_t slot[SLOT_BYTES], struct vc_handover *h, uint64
     h->since_unix = vc_read_u64(&r);
     vc_read_str8(&r, h->peer);
     vc_read_str8(&r, h->socket);
-    return !r.failed && h->state <= VC_HANDOVER_SETTLED;
+    h->suspend = vc_read_u8(&r);
+    return !r.failed && h->state <= VC_HANDOVER_VOID;
 }
 
 /* 0, VC_NOT_FOUND (no record yet), VC_E_CORRUPT. */
