@@ -168,6 +168,16 @@ bool cmd_parse_size(const char *text, uint64_t *out)
     return true;
 }
 
+bool cmd_parse_seconds(const char *text, uint32_t *ms_out)
+{
+    uint64_t s;
+
+    if (!cmd_parse_size(text, &s) || s < 1 || s > 3600)
+        return false;
+    *ms_out = (uint32_t)s * 1000;
+    return true;
+}
+
 const char *cmd_size(uint64_t bytes)
 {
     static char texts[4][32];

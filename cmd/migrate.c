@@ -27,6 +27,7 @@ const struct cmd cmd_migrate = {
             "      --max-bandwidth SIZE bytes a second that QEMU may send (default: no limit)\n"
             "      --downtime-limit MS  longest pause to aim at (default: as QEMU has it, 300)\n"
             "      --suspend            leave the VM paused at the destination\n"
+            "      --dead-peer SECONDS  silence after which the other host is dead (default 10)\n"
             "      --insecure           allow tcp://: memory crosses the network in the clear\n"
             "      --ssh PROGRAM        the ssh program\n"
             "      --remote COMMAND     what ssh runs there (default: vecycle recv)\n",
@@ -38,6 +39,7 @@ enum {
     OPT_NAME,
     OPT_BANDWIDTH,
     OPT_DOWNTIME,
+    OPT_DEAD_PEER,
     OPT_INSECURE,
     OPT_SUSPEND,
     OPT_SSH,
@@ -50,6 +52,7 @@ static const struct option options[] = {
     {"max-bandwidth", required_argument, NULL, OPT_BANDWIDTH},
     {"downtime-limit", required_argument, NULL, OPT_DOWNTIME},
     {"suspend", no_argument, NULL, OPT_SUSPEND},
+    {"dead-peer", required_argument, NULL, OPT_DEAD_PEER},
     {"insecure", no_argument, NULL, OPT_INSECURE},
     {"ssh", required_argument, NULL, OPT_SSH},
     {"remote", required_argument, NULL, OPT_REMOTE},
@@ -76,6 +79,10 @@ static int parse(struct cmd_common *c, struct vecycle_migrate_options *o, int ar
         case OPT_DOWNTIME:
             if (!cmd_parse_size(optarg, &o->downtime_limit_ms) || o->downtime_limit_ms > 2000000)
                 status = cmd_usage(&cmd_migrate, "'%s' is not a number of milliseconds", optarg);
+            break;
+        case OPT_DEAD_PEER:
+            if (!cmd_parse_seconds(optarg, &o->dead_peer_ms))
+                status = cmd_usage(&cmd_migrate, "'%s' is not a number of seconds", optarg);
             break;
         case OPT_INSECURE:
             o->insecure = true;
