@@ -68,6 +68,9 @@ int cmd_check_words(const struct cmd *cmd, int have, int least, int most);
 /** "512M", "1G", "100000": bytes. False: not a size. */
 bool cmd_parse_size(const char *text, uint64_t *out);
 
+/** "10": milliseconds. False: not a number of seconds from 1 to 3600. */
+bool cmd_parse_seconds(const char *text, uint32_t *ms_out);
+
 /** One line on standard error (or JSON on standard output), and the exit status. */
 int cmd_fail(const struct cmd_common *c, const struct vecycle_error *e);
 /** The same for a mistake in the arguments. */

@@ -145,6 +145,16 @@ struct vecycle_cancel *cmd_cancel_on_signals(void)
     return on_signal_cancel;
 }
 
+bool cmd_parse_seconds(const char *text, uint32_t *ms_out)
+{
+    uint64_t s;
+
+    if (!cmd_parse_size(text, &s) || s < 1 || s > 3600)
+        return false;
+    *ms_out = (uint32_t)s * 1000;
+    return true;
+}
+
 int main(int argc, char **argv)
 {
     struct cmd_common c = {.context = {.log = cmd_log}};

@@ -31,6 +31,7 @@ const struct cmd cmd_migrate = {
             "                           while the rest of its memory follows\n"
             "      --recover            go on with a postcopy that was interrupted\n"
             "      --auto-converge      slow the VM down where it dirties memory too fast\n"
+            "      --dead-peer SECONDS  silence after which the other host is dead (default 10)\n"
             "      --insecure           allow tcp://: memory crosses the network in the clear\n"
             "      --ssh PROGRAM        the ssh program\n"
             "      --remote COMMAND     what ssh runs there (default: vecycle recv)\n",
@@ -42,6 +43,7 @@ enum {
     OPT_NAME,
     OPT_BANDWIDTH,
     OPT_DOWNTIME,
+    OPT_DEAD_PEER,
     OPT_INSECURE,
     OPT_SUSPEND,
     OPT_POSTCOPY,
@@ -60,6 +62,7 @@ static const struct option options[] = {
     {"postcopy", no_argument, NULL, OPT_POSTCOPY},
     {"recover", no_argument, NULL, OPT_RECOVER},
     {"auto-converge", no_argument, NULL, OPT_AUTO_CONVERGE},
+    {"dead-peer", required_argument, NULL, OPT_DEAD_PEER},
     {"insecure", no_argument, NULL, OPT_INSECURE},
     {"ssh", required_argument, NULL, OPT_SSH},
     {"remote", required_argument, NULL, OPT_REMOTE},
@@ -86,6 +89,10 @@ static int parse(struct cmd_common *c, struct vecycle_migrate_options *o, int ar
         case OPT_DOWNTIME:
             if (!cmd_parse_size(optarg, &o->downtime_limit_ms) || o->downtime_limit_ms > 2000000)
                 status = cmd_usage(&cmd_migrate, "'%s' is not a number of milliseconds", optarg);
+            break;
+        case OPT_DEAD_PEER:
+            if (!cmd_parse_seconds(optarg, &o->dead_peer_ms))
+                status = cmd_usage(&cmd_migrate, "'%s' is not a number of seconds", optarg);
             break;
         case OPT_INSECURE:
             o->insecure = true;

@@ -27,6 +27,7 @@ const struct cmd cmd_proxy = {
             "      --to DESTINATION     the other host\n"
             "      --name NAME          the destination's socket is NAME.sock (default: the UUID)\n"
             "      --downtime-limit MS  what the migration was started with (default 300)\n"
+            "      --dead-peer SECONDS  silence after which the other host is dead (default 10)\n"
             "      --insecure           allow tcp://: memory crosses the network in the clear\n"
             "      --ssh PROGRAM        the ssh program\n"
             "      --remote COMMAND     what ssh runs there (default: vecycle recv)\n",
@@ -39,6 +40,7 @@ enum {
     OPT_TO,
     OPT_NAME,
     OPT_DOWNTIME,
+    OPT_DEAD_PEER,
     OPT_INSECURE,
     OPT_SSH,
     OPT_REMOTE
@@ -50,6 +52,7 @@ static const struct option options[] = {
     {"to", required_argument, NULL, OPT_TO},
     {"name", required_argument, NULL, OPT_NAME},
     {"downtime-limit", required_argument, NULL, OPT_DOWNTIME},
+    {"dead-peer", required_argument, NULL, OPT_DEAD_PEER},
     {"insecure", no_argument, NULL, OPT_INSECURE},
     {"ssh", required_argument, NULL, OPT_SSH},
     {"remote", required_argument, NULL, OPT_REMOTE},
@@ -78,6 +81,10 @@ static int parse(struct cmd_common *c, struct vecycle_proxy_options *o, int argc
         case OPT_DOWNTIME:
             if (!cmd_parse_size(optarg, &o->downtime_limit_ms) || o->downtime_limit_ms > 2000000)
                 status = cmd_usage(&cmd_proxy, "'%s' is not a number of milliseconds", optarg);
+            break;
+        case OPT_DEAD_PEER:
+            if (!cmd_parse_seconds(optarg, &o->dead_peer_ms))
+                status = cmd_usage(&cmd_proxy, "'%s' is not a number of seconds", optarg);
             break;
         case OPT_INSECURE:
             o->insecure = true;

@@ -17,14 +17,16 @@ const struct cmd cmd_recv = {
         "\n"
         "Options:\n"
         "      --socket-dir DIR     where QEMU's sockets are (default /run/vecycle; an agent\n"
-        "                           uses its own)\n",
+        "                           uses its own)\n"
+        "      --dead-peer SECONDS  silence after which the other host is dead (default 10)\n",
     .run = run,
 };
 
-enum { OPT_SOCKET_DIR = 256 };
+enum { OPT_SOCKET_DIR = 256, OPT_DEAD_PEER };
 
 static const struct option options[] = {
     {"socket-dir", required_argument, NULL, OPT_SOCKET_DIR},
+    {"dead-peer", required_argument, NULL, OPT_DEAD_PEER},
     CMD_COMMON_OPTIONS,
     {0},
 };
@@ -51,8 +53,10 @@ static int run(struct cmd_common *c, int argc, char **argv)
     while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT, options, NULL)) != -1)
         if (opt == OPT_SOCKET_DIR)
             o.socket_dir = optarg;
-        else
+        else if (opt != OPT_DEAD_PEER)
             cmd_common_option(c, &cmd_recv, opt, &status);
+        else if (!cmd_parse_seconds(optarg, &o.dead_peer_ms))
+            status = cmd_usage(&cmd_recv, "'%s' is not a number of seconds", optarg);
     if (status < 0)
         status = cmd_check_words(&cmd_recv, argc - optind, 0, 0);
     if (status >= 0)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <stdlib.h>
+#include <sys/resource.h>
 
 #include "cmd.h"
 
@@ -21,6 +22,7 @@ const struct cmd cmd_serve = {
             "                           may be given several times\n"
             "      --socket-dir DIR     where QEMU's sockets are (default /run/vecycle)\n"
             "      --control-group GROUP  members may use the control socket (default: only root)\n"
+            "      --dead-peer SECONDS  silence after which the other host is dead (default 10)\n"
             "      --insecure           allow tcp://: memory crosses the network in the clear, to\n"
             "                           anybody who asks\n",
     .run = run,
@@ -28,12 +30,13 @@ const struct cmd cmd_serve = {
 
 #define MAX_LISTEN 8
 
-enum { OPT_LISTEN = 256, OPT_DIR, OPT_GROUP, OPT_INSECURE };
+enum { OPT_LISTEN = 256, OPT_DIR, OPT_GROUP, OPT_DEAD_PEER, OPT_INSECURE };
 
 static const struct option options[] = {
     {"listen", required_argument, NULL, OPT_LISTEN},
     {"socket-dir", required_argument, NULL, OPT_DIR},
     {"control-group", required_argument, NULL, OPT_GROUP},
+    {"dead-peer", required_argument, NULL, OPT_DEAD_PEER},
     {"insecure", no_argument, NULL, OPT_INSECURE},
     CMD_COMMON_OPTIONS,
     {0},
@@ -62,6 +65,10 @@ static int parse(struct cmd_common *c, struct serve *s, int argc, char **argv)
         case OPT_GROUP:
             s->o.control_group = optarg;
             break;
+        case OPT_DEAD_PEER:
+            if (!cmd_parse_seconds(optarg, &s->o.dead_peer_ms))
+                status = cmd_usage(&cmd_serve, "'%s' is not a number of seconds", optarg);
+            break;
         case OPT_INSECURE:
             s->o.insecure = true;
             break;
@@ -79,6 +86,18 @@ static void ready(void *opaque)
         fprintf(stderr, "vecycle: ready\n");
 }
 
+/* A session holds some twenty descriptors; select(2), for whose sake the soft limit is low, is used
+ * nowhere. */
+static void allow_descriptors(void)
+{
+    struct rlimit l;
+
+    if (getrlimit(RLIMIT_NOFILE, &l) == 0) {
+        l.rlim_cur = l.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &l);
+    }
+}
+
 static int run(struct cmd_common *c, int argc, char **argv)
 {
     struct serve s = {0};
@@ -89,6 +108,7 @@ static int run(struct cmd_common *c, int argc, char **argv)
         return status;
     if (c->verbose == 0)
         c->verbose = 1; /* a service tells what it does */
+    allow_descriptors();
     s.o.listen = s.listen;
     s.o.cancel = cmd_cancel_on_signals();
     s.o.ready = ready;

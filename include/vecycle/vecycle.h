@@ -150,6 +150,7 @@ struct vecycle_migrate_options {
     const char *remote;         /* command at the other end of ssh; NULL: "vecycle recv" */
     uint64_t max_bandwidth;     /* bytes/s; 0: unlimited */
     uint64_t downtime_limit_ms; /* 0: as QEMU has it */
+    uint32_t dead_peer_ms;      /* silence after which the peer is dead; 0: 10 s, or the agent's */
     struct vecycle_cancel *cancel; /* NULL: none */
     vecycle_progress progress;     /* NULL: none */
     void *opaque;
@@ -170,6 +171,7 @@ struct vecycle_proxy_options {
     bool insecure;
     const char *ssh, *remote;
     uint64_t downtime_limit_ms; /* what the migration was started with; 0: 300 */
+    uint32_t dead_peer_ms;      /* as above */
     struct vecycle_cancel *cancel;
     vecycle_progress progress;
     void *opaque;
@@ -187,6 +189,7 @@ struct vecycle_receive_options {
     bool encrypted;         /* it came through ssh or the like; false: local */
     const char *peer;       /* how the peer is called in messages; NULL: "peer" */
     const char *socket_dir; /* NULL: vecycle_default_socket_dir() */
+    uint32_t dead_peer_ms;  /* as above */
     struct vecycle_cancel *cancel;
 };
 
@@ -203,6 +206,7 @@ struct vecycle_agent_options {
     bool insecure;             /* plain TCP is allowed */
     const char *socket_dir;    /* NULL: vecycle_default_socket_dir(); made if missing */
     const char *control_group; /* group that may use the control socket; NULL: only the owner */
+    uint32_t dead_peer_ms;     /* silence after which a peer is dead; 0: 10 s */
     struct vecycle_cancel *cancel;
     /** It accepts sessions; NULL: not needed. */
     void (*ready)(void *opaque);
@@ -235,7 +239,7 @@ struct vecycle_vm {
     /* Of a migration that did not finish: what had arrived by then, for the next attempt. */
     char partial_generation[37]; /* "" if there is none */
     uint64_t partial_unix, partial_held_pages, partial_disk_bytes;
-    char handover[12]; /* "none", "leaving", "left", "arriving", "settled" */
+    char handover[12]; /* "none", "leaving", "left", "arriving", "settled", "void" */
     char handover_peer[256];
     char handover_socket[256];
     uint64_t handover_unix;

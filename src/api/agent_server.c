@@ -13,17 +13,27 @@
 #include "api/api.h"
 #include "base/fdio.h"
 #include "base/thread.h"
+#include "session/parking.h"
 
 /* Theory of operation
  *
  * One thread waits for connections: from other hosts (each becomes a session as destination) and on
  * the control socket (each hands over one job). Every session runs in a thread of its own, which
- * reports on its control connection; the waiting thread watches that connection for a cancellation
- * or its end, both of which end the session. What a client reads too slowly is dropped, but for the
- * last line: nobody's terminal holds up a migration. */
+ * reads the client's request, and reports on its control connection; the waiting thread watches
+ * that connection for a cancellation or its end, both of which end the session. What a client reads
+ * too slowly is dropped, but for the last line: nobody's terminal holds up a migration.
+ *
+ * Sessions are limited in number, and so are those of peers that have not said yet what they want:
+ * where there is one too many, the one that has idled longest goes. */
 
 #define MAX_LISTENERS 8
 #define MAX_SESSIONS 64
+/* Of these, peers and clients that have not got past the opening, which takes an honest one a
+ * moment.
+ */
+#define MAX_UNOPENED 16
+/* When there are no descriptors left for another connection. */
+#define REST_MS 200
 #define END_TIMEOUT_S 5
 
 struct agent;
@@ -34,8 +44,9 @@ struct session {
     struct vc_thread thread;
     struct vc_job job; /* [thread: session] */
     struct vc_cancel cancel;
-    int control;       /* connection of the client, or -1 */
-    struct vc_log log; /* to the client and to the agent's own log */
+    int control;        /* connection of the client, or -1 */
+    struct vc_log log;  /* to the client and to the agent's own log */
+    atomic_bool opened; /* the request was read; a peer is past the opening */
     atomic_bool finished;
 };
 
@@ -44,6 +55,7 @@ struct agent {
     struct vc_log log;
     struct vc_store *store;
     const char *socket_dir;
+    struct vc_parking *parking;
     struct vc_listener *listeners[MAX_LISTENERS];
     size_t n_listeners;
     int control; /* listening */
@@ -51,6 +63,8 @@ struct agent {
     int wake;                 /* eventfd: a session has finished */
     struct session *sessions; /* [thread: main] */
     size_t n_sessions;
+    struct vc_settler *settler;
+    bool tired;       /* [thread: main] a connection could not be taken */
     atomic_bool stop; /* for what goes on in the background */
 };
 
@@ -111,6 +125,68 @@ static void report_end(struct session *s, const struct vc_session_result *r, int
     send_line(s, "end", end, true);
 }
 
+static void wake_agent(struct agent *a)
+{
+    uint64_t one = 1;
+
+    if (write(a->wake, &one, sizeof(one)) < 0) {
+        /* Full means: awake already. */
+    }
+}
+
+/* A client sends its request at once; it is read in one piece, with a time limit. */
+static int read_request(struct session *s, struct vc_err *err)
+{
+    struct timeval limit = {.tv_sec = END_TIMEOUT_S};
+    vc_auto_json struct json_object *o = NULL;
+    char line[VC_CONTROL_MAX_LINE_BYTES];
+    int fds[3] = {-1, -1, -1}, rc;
+    size_t n_fds = 0;
+    ssize_t n;
+
+    setsockopt(s->control, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    n = vc_recv_fds(s->control, line, sizeof(line), fds, 3, &n_fds);
+    limit.tv_sec = 0;
+    setsockopt(s->control, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    s->job.rfd = n_fds > 0 ? fds[0] : -1;
+    s->job.wfd = n_fds > 1 ? fds[1] : -1;
+    s->job.qemu_fd = n_fds > 2 ? fds[2] : -1;
+    if (n > 0 && line[n - 1] == '\n')
+        o = vc_json_parse(line, (size_t)n - 1);
+    rc = o ? vc_job_from_json(o, &s->job, err)
+           : vc_err_set(err, VC_E_PROTOCOL, "control socket: not a request");
+    if (!rc && (n_fds < 2 || (s->job.kind != VC_JOB_RECEIVE && n_fds < 3)))
+        rc = vc_err_set(err, VC_E_PROTOCOL, "control socket: descriptors are missing");
+    return rc;
+}
+
+static void on_opened(void *opaque)
+{
+    struct session *s = opaque;
+
+    atomic_store(&s->opened, true);
+    wake_agent(s->agent); /* which watches the client from now on */
+}
+
+static int run_job(struct session *s, struct vc_session_result *r, struct vc_err *err)
+{
+    struct agent *a = s->agent;
+    int rc = 0;
+
+    *r = (struct vc_session_result){0};
+    if (s->control >= 0) {
+        rc = read_request(s, err);
+        if (!rc)
+            on_opened(s);
+    }
+    if (rc)
+        return rc;
+    if (!s->job.dead_peer_ms)
+        s->job.dead_peer_ms = a->o->dead_peer_ms;
+    s->job.opened = on_opened;
+    return vc_job_run(&s->job, a->store, &s->log, &s->cancel, on_progress, s, r, err);
+}
+
 static void *session_main(void *arg)
 {
     struct session *s = arg;
@@ -118,8 +194,7 @@ static void *session_main(void *arg)
     struct vc_session_result r;
     struct vc_err err = VC_ERR_INIT;
     char vm[VC_ID_TEXT_BYTES];
-    uint64_t one = 1;
-    int rc = vc_job_run(&s->job, a->store, &s->log, &s->cancel, on_progress, s, &r, &err);
+    int rc = run_job(s, &r, &err);
 
     report_end(s, &r, rc, &err);
     vc_id_format(&r.vm, vm);
@@ -129,12 +204,12 @@ static void *session_main(void *arg)
         vc_log(&a->log, VC_LOG_INFO, "%s: migrated %s '%s': %llu pages reused, %llu sent", vm,
                s->job.kind == VC_JOB_RECEIVE ? "from" : "to", r.peer,
                (unsigned long long)r.pages_same, (unsigned long long)r.pages_data);
+    if (rc && s->job.kind == VC_JOB_MIGRATE)
+        vc_settler_kick(a->settler);
     if (!rc && r.committed)
         vc_job_fold(a->store, &r.vm, 2, &a->stop, &a->log);
     atomic_store(&s->finished, true);
-    if (write(a->wake, &one, sizeof(one)) < 0) {
-        /* Full means: awake already. */
-    }
+    wake_agent(a);
     return NULL;
 }
 
@@ -147,6 +222,25 @@ static void free_session(struct session *s)
     free(s);
 }
 
+/* Makes room: of the sessions that have not said what they want, the oldest one goes. */
+static void limit_unopened(struct agent *a)
+{
+    struct session *oldest = NULL;
+    size_t n = 0;
+
+    for (struct session *s = a->sessions; s; s = s->next)
+        if (!atomic_load(&s->opened) && !vc_cancel_is_set(&s->cancel)) {
+            oldest = s; /* new ones are put in front */
+            n++;
+        }
+    if (n < MAX_UNOPENED)
+        return;
+    vc_log(&a->log, VC_LOG_WARNING, "too many idle connections: the oldest one is closed");
+    vc_cancel_now(&oldest->cancel);
+    if (oldest->control >= 0)
+        shutdown(oldest->control, SHUT_RDWR);
+}
+
 /* Starts a session; the job's descriptors and @control are taken. */
 static void start_session(struct agent *a, struct vc_job *job, int control)
 {
@@ -154,6 +248,7 @@ static void start_session(struct agent *a, struct vc_job *job, int control)
     struct vc_err err = VC_ERR_INIT;
     int rc;
 
+    limit_unopened(a);
     if (!s) {
         vc_job_close(job);
         if (control >= 0)
@@ -166,6 +261,7 @@ static void start_session(struct agent *a, struct vc_job *job, int control)
     s->cancel.fd = -1;
     s->log = (struct vc_log){.fn = on_log, .opaque = s, .max = VC_LOG_DEBUG};
     snprintf(s->job.socket_dir, sizeof(s->job.socket_dir), "%s", a->socket_dir);
+    s->job.parking = a->parking;
     rc = a->n_sessions < MAX_SESSIONS
              ? vc_cancel_init(&s->cancel, &err)
              : vc_err_set(&err, VC_E_BUSY, "%u migrations run already", MAX_SESSIONS);
@@ -212,6 +308,7 @@ static void on_peer(struct agent *a, struct vc_listener *l)
     int rfd, wfd, rc = vc_listener_accept(l, &conn, &err);
 
     if (rc) {
+        a->tired = true;
         vc_log_err(&a->log, VC_LOG_WARNING, "a connection was lost", &err);
         return;
     }
@@ -225,48 +322,15 @@ static void on_peer(struct agent *a, struct vc_listener *l)
         start_session(a, &job, -1);
 }
 
-static void refuse(struct agent *a, int control, const struct vc_err *err)
-{
-    struct session s = {.agent = a, .control = control};
-    struct vc_session_result none = {0};
-
-    report_end(&s, &none, err->code, err);
-    close(control);
-}
-
-/* A client sends its request at once; it is read in one piece, with a time limit. */
 static void on_client(struct agent *a)
 {
-    struct timeval limit = {.tv_sec = END_TIMEOUT_S};
-    struct vc_job job = VC_JOB_INIT;
-    struct vc_err err = VC_ERR_INIT;
-    vc_auto_json struct json_object *o = NULL;
-    char line[VC_CONTROL_MAX_LINE_BYTES];
-    int fds[3] = {-1, -1, -1}, fd = accept4(a->control, NULL, NULL, SOCK_CLOEXEC), rc;
-    size_t n_fds = 0;
-    ssize_t n;
+    struct vc_job none = VC_JOB_INIT;
+    int fd = accept4(a->control, NULL, NULL, SOCK_CLOEXEC);
 
-    if (fd < 0)
-        return;
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    n = vc_recv_fds(fd, line, sizeof(line), fds, 3, &n_fds);
-    limit.tv_sec = 0;
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    job.rfd = n_fds > 0 ? fds[0] : -1;
-    job.wfd = n_fds > 1 ? fds[1] : -1;
-    job.qemu_fd = n_fds > 2 ? fds[2] : -1;
-    if (n > 0 && line[n - 1] == '\n')
-        o = vc_json_parse(line, (size_t)n - 1);
-    rc = o ? vc_job_from_json(o, &job, &err)
-           : vc_err_set(&err, VC_E_PROTOCOL, "control socket: not a request");
-    if (!rc && (n_fds < 2 || (job.kind != VC_JOB_RECEIVE && n_fds < 3)))
-        rc = vc_err_set(&err, VC_E_PROTOCOL, "control socket: descriptors are missing");
-    if (rc) {
-        vc_job_close(&job);
-        refuse(a, fd, &err);
-        return;
-    }
-    start_session(a, &job, fd);
+    if (fd >= 0)
+        start_session(a, &none, fd);
+    else
+        a->tired = true;
 }
 
 /* Anything that a client says later, or its end, cancels. */
@@ -341,19 +405,23 @@ static void serve(struct agent *a)
     while (!stop) {
         nfds_t n = 0, first_session;
         uint64_t count;
+        int ready;
 
         p[n++] = (struct pollfd){.fd = a->o->cancel ? a->o->cancel->c.fd : -1, .events = POLLIN};
         p[n++] = (struct pollfd){.fd = a->wake, .events = POLLIN};
-        p[n++] = (struct pollfd){.fd = a->control, .events = POLLIN};
+        p[n++] = (struct pollfd){.fd = a->tired ? -1 : a->control, .events = POLLIN};
         for (size_t i = 0; i < a->n_listeners; i++)
-            p[n++] = (struct pollfd){.fd = vc_listener_fd(a->listeners[i]), .events = POLLIN};
+            p[n++] = (struct pollfd){.fd = a->tired ? -1 : vc_listener_fd(a->listeners[i]),
+                                     .events = POLLIN};
         first_session = n;
         for (struct session *s = a->sessions; s; s = s->next)
-            if (s->control >= 0 && !vc_cancel_is_set(&s->cancel)) {
+            if (s->control >= 0 && atomic_load(&s->opened) && !vc_cancel_is_set(&s->cancel)) {
                 of[n] = s;
                 p[n++] = (struct pollfd){.fd = s->control, .events = POLLIN};
             }
-        if (poll(p, n, -1) < 0)
+        ready = poll(p, n, a->tired ? REST_MS : -1);
+        a->tired = false;
+        if (ready < 0)
             continue;
         stop = p[0].revents;
         if (p[1].revents && read(a->wake, &count, sizeof(count)) < 0)
@@ -388,6 +456,8 @@ static void shut_down(struct agent *a)
         vc_thread_join(&s->thread);
         free_session(s);
     }
+    vc_settler_stop(a->settler);
+    vc_parking_free(a->parking);
     if (a->wake >= 0)
         close(a->wake);
     vc_store_close(a->store);
@@ -401,6 +471,7 @@ int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agen
     int rc;
 
     a.socket_dir = o->socket_dir ? o->socket_dir : vecycle_default_socket_dir();
+    a.parking = vc_parking_new();
     a.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     rc = a.wake < 0 ? vc_err_set_errno(&e, VC_E_FAILED, "cannot make an eventfd") : 0;
     if (!rc)
@@ -411,6 +482,8 @@ int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agen
         rc = open_control(&a, vc_public_control(c), &e);
     if (!rc)
         rc = open_listeners(&a, &e);
+    if (!rc)
+        rc = vc_settler_start(a.store, &a.log, o->insecure, &a.settler, &e);
     if (!rc) {
         if (o->ready)
             o->ready(o->opaque);

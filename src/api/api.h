@@ -24,6 +24,9 @@ struct vc_job {
     char vm[VC_ID_TEXT_BYTES];
     char socket_dir[VC_JOB_TEXT_BYTES]; /* receive; an agent uses its own */
     uint64_t max_bandwidth, downtime_limit_ms;
+    uint32_t dead_peer_ms;        /* 0: as it is */
+    struct vc_parking *parking;   /* receive; of the process that runs it; may be NULL */
+    void (*opened)(void *opaque); /* receive: past the opening; of the process that runs it */
     bool suspend, postcopy, recover, auto_converge;
     int rfd, wfd; /* the connection; equal for a socket */
     int qemu_fd;  /* QMP socket (migrate) or migration stream (proxy); -1: none */
@@ -40,6 +43,17 @@ int vc_job_run(struct vc_job *j, struct vc_store *store, const struct vc_log *lo
 /** Folds the VM's checkpoint into one file where that has become worth it. */
 void vc_job_fold(struct vc_store *store, const struct vc_id *vm, uint32_t min_layers,
                  const _Atomic bool *stop, const struct vc_log *log);
+
+/* ---- settle.c: what lost connections left open, in the background of an agent ---- */
+
+struct vc_settler;
+/** First settles what this host can tell alone, then starts the thread. Borrows the store. */
+int vc_settler_start(struct vc_store *store, const struct vc_log *log, bool insecure,
+                     struct vc_settler **out, struct vc_err *err) VC_NODISCARD;
+/** There may be something new to settle. Any thread. */
+void vc_settler_kick(struct vc_settler *s);
+/** Ends it; NULL is fine. */
+void vc_settler_stop(struct vc_settler *s);
 
 /* ---- the control socket: one line of JSON each way, then lines from the agent ---- */
 

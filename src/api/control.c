@@ -30,6 +30,7 @@ struct json_object *vc_job_to_json(const struct vc_job *j)
     vc_json_add_str(o, "vm", j->vm);
     vc_json_add_u64(o, "max-bandwidth", j->max_bandwidth);
     vc_json_add_u64(o, "downtime-limit-ms", j->downtime_limit_ms);
+    vc_json_add_u64(o, "dead-peer-ms", j->dead_peer_ms);
     vc_json_add_bool(o, "suspend", j->suspend);
     vc_json_add_bool(o, "postcopy", j->postcopy);
     vc_json_add_bool(o, "recover", j->recover);
@@ -59,6 +60,7 @@ int vc_job_from_json(struct json_object *o, struct vc_job *j, struct vc_err *err
     get_text(o, "vm", j->vm, sizeof(j->vm));
     j->max_bandwidth = vc_json_u64(o, "max-bandwidth", 0);
     j->downtime_limit_ms = vc_json_u64(o, "downtime-limit-ms", 0);
+    j->dead_peer_ms = (uint32_t)VC_MIN(vc_json_u64(o, "dead-peer-ms", 0), (uint64_t)UINT32_MAX);
     j->suspend = vc_json_bool(o, "suspend", false);
     j->postcopy = vc_json_bool(o, "postcopy", false);
     j->recover = vc_json_bool(o, "recover", false);

@@ -33,6 +33,7 @@ static int run_source(struct vc_job *j, struct vc_conn *conn, struct vc_store *s
         .qmp_name = j->qmp,
         .max_bandwidth = j->max_bandwidth,
         .downtime_limit_ms = j->downtime_limit_ms,
+        .dead_peer_ms = j->dead_peer_ms,
         .suspend = j->suspend,
         .postcopy = j->postcopy,
         .recover = j->recover,
@@ -67,7 +68,11 @@ int vc_job_run(struct vc_job *j, struct vc_store *store, const struct vc_log *lo
             .store = store,
             .log = log,
             .cancel = cancel,
+            .dead_peer_ms = j->dead_peer_ms,
+            .opened = j->opened,
+            .opaque = opaque,
             .conn = conn,
+            .parking = j->parking,
             .socket_dir = j->socket_dir,
         };
 

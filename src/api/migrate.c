@@ -130,6 +130,7 @@ int vecycle_migrate(const struct vecycle_context *c, const struct vecycle_migrat
     j.recover = o->recover;
     j.auto_converge = o->auto_converge;
     j.downtime_limit_ms = o->downtime_limit_ms;
+    j.dead_peer_ms = o->dead_peer_ms;
     if (!rc)
         rc = copy_text(j.qmp, realpath(o->qmp, absolute) ? absolute : o->qmp, "the QMP path", &e);
     if (!rc) {
@@ -184,6 +185,7 @@ int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_op
 
     j.kind = VC_JOB_PROXY;
     j.downtime_limit_ms = o->downtime_limit_ms;
+    j.dead_peer_ms = o->dead_peer_ms;
     if (!rc && (!vc_id_parse(o->vm, &id) || vc_id_is_nil(&id)))
         rc = vc_err_set_hint(&e, VC_E_USAGE, "`virsh domuuid`, or QMP query-uuid, tells it",
                              "'%.64s' is not the UUID of a VM", o->vm);
@@ -208,6 +210,7 @@ int vecycle_receive(const struct vecycle_context *c, const struct vecycle_receiv
     int rc = copy_text(j.peer, o->peer ? o->peer : "peer", "the peer's name", &e);
 
     j.kind = VC_JOB_RECEIVE;
+    j.dead_peer_ms = o->dead_peer_ms;
     j.security = o->encrypted ? VC_CONN_ENCRYPTED : VC_CONN_LOCAL;
     if (!rc)
         rc = copy_text(j.socket_dir, o->socket_dir ? o->socket_dir : vecycle_default_socket_dir(),

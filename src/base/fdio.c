@@ -152,6 +152,7 @@ static int unix_address(const char *path, struct sockaddr_un *sa)
 
 int vc_unix_connect(const char *path)
 {
+    struct timeval limit = {.tv_sec = VC_UNIX_CONNECT_S};
     struct sockaddr_un sa;
     vc_auto_close int fd = -1;
 
@@ -160,9 +161,13 @@ int vc_unix_connect(const char *path)
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -1;
-    /* Blocking, so a full backlog waits instead of failing with EAGAIN. */
+    /* Blocking, so a full backlog waits instead of failing with EAGAIN, but not for ever: whoever
+     * listens may be stopped. */
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
     if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
         return -1;
+    limit.tv_sec = 0;
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
     return vc_steal_fd(&fd);
 }
 

@@ -21,6 +21,10 @@
 /* Frames that may wait unsent: enough to keep the wire busy, little enough that it adds no delay
  * worth mentioning to what the flow control of the pipelines counts. */
 #define MAX_QUEUED_BYTES (512u << 10)
+/* Frames that pass the others wait only where a peer asks for much and reads nothing. */
+#define MAX_URGENT_BYTES (16u << 20)
+/* Unanswered PINGs do no harm while so much else is on its way to the peer. */
+#define MAX_PONG_BEHIND_BYTES (1u << 20)
 #define TICK_NS (250 * VC_NS_PER_MS)
 #define FAIL_LINGER_NS VC_NS_PER_S
 
@@ -143,7 +147,7 @@ static struct vc_link_frame *next_to_send(struct vc_link *l, uint64_t last_sent_
         if (!f)
             f = list_pop(&l->bulk);
         if (f) {
-            l->queued_bytes -= f->bytes;
+            l->queued_bytes -= f->bytes + VC_WIRE_HEADER_BYTES;
             l->writing = true;
             pthread_cond_broadcast(&l->changed);
             return f;
@@ -242,17 +246,18 @@ void vc_link_set_phase(struct vc_link *l, enum vc_wire_phase phase)
 
 int vc_link_send(struct vc_link *l, struct vc_link_frame *f, bool urgent)
 {
+    uint64_t cost = f->bytes + VC_WIRE_HEADER_BYTES,
+             max = urgent ? MAX_URGENT_BYTES : MAX_QUEUED_BYTES;
     VC_LOCKED(&l->mu);
 
-    while (!l->down && !l->finishing && !urgent && l->queued_bytes &&
-           l->queued_bytes + f->bytes > MAX_QUEUED_BYTES)
+    while (!l->down && !l->finishing && l->queued_bytes && l->queued_bytes + cost > max)
         pthread_cond_wait(&l->changed, &l->mu);
     if (l->down || l->finishing) {
         vc_link_frame_free(f);
         return VC_CLOSED;
     }
     list_push(urgent ? &l->urgent : &l->bulk, f);
-    l->queued_bytes += f->bytes;
+    l->queued_bytes += cost;
     pthread_cond_broadcast(&l->changed);
     return 0;
 }
@@ -346,6 +351,21 @@ static int recv_frame(struct vc_link *l, struct vc_link_frame **out, struct vc_e
     return 0;
 }
 
+static bool is_behind(struct vc_link *l, uint64_t bytes)
+{
+    VC_LOCKED(&l->mu);
+
+    return l->queued_bytes > bytes;
+}
+
+/* The receiving thread must not wait for the sending one: an answer that would have to is left out.
+ */
+static void answer_ping(struct vc_link *l, const struct vc_link_frame *ping)
+{
+    if (!is_behind(l, MAX_PONG_BEHIND_BYTES))
+        vc_link_send_small(l, VC_WIRE_PONG, 0, ping->payload, ping->bytes);
+}
+
 /* The peer's ERROR becomes ours, with its code if we know it. */
 static int peer_error(const struct vc_link *l, const struct vc_link_frame *f, struct vc_err *err)
 {
@@ -372,7 +392,7 @@ int vc_link_recv(struct vc_link *l, struct vc_link_frame **out, struct vc_err *e
             return rc;
         switch (f->type) {
         case VC_WIRE_PING:
-            vc_link_send_small(l, VC_WIRE_PONG, 0, f->payload, f->bytes);
+            answer_ping(l, f);
             continue;
         case VC_WIRE_PONG:
             continue;
@@ -435,7 +455,9 @@ void vc_link_fail(struct vc_link *l, const struct vc_err *why)
     snprintf(s.text, sizeof(s.text), "%.160s", why->message);
     snprintf(s.hint, sizeof(s.hint), "%.90s", why->hint);
     vc_wire_status_encode(&w, &s);
-    vc_link_send_small(l, VC_WIRE_ERROR, 0, payload, (uint32_t)w.len);
+    /* A peer that reads nothing does not get to hold up the end. */
+    if (!is_behind(l, MAX_URGENT_BYTES / 2))
+        vc_link_send_small(l, VC_WIRE_ERROR, 0, payload, (uint32_t)w.len);
     vc_link_finish(l, FAIL_LINGER_NS / VC_NS_PER_MS);
     vc_link_shutdown(l);
 }

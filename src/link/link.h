@@ -62,7 +62,8 @@ void vc_link_set_phase(struct vc_link *l, enum vc_wire_phase phase);
 int vc_link_recv(struct vc_link *l, struct vc_link_frame **out, struct vc_err *err) VC_NODISCARD;
 
 /** Queues a frame; takes it in every case. Urgent frames pass those that are not. VC_CLOSED: the
- *  link is down, the frame is gone. Any thread. Waits while too much is queued. */
+ *  link is down, the frame is gone. Any thread. Waits while too much is queued (512 KiB; urgent:
+ *  16 MiB). */
 int vc_link_send(struct vc_link *l, struct vc_link_frame *f, bool urgent);
 /** Builds and queues an urgent frame with a copy of the payload. Any thread. */
 int vc_link_send_small(struct vc_link *l, uint8_t type, uint16_t channel, const void *payload,

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/fdio.h"
@@ -16,12 +18,15 @@
 
 struct vc_qmp {
     int fd;
+    int pidfd; /* of the process that listened, or -1 */
+    bool gone;
     char name[128];
     char *buf;
     size_t have, cap;
     struct json_object *events[MAX_EVENTS]; /* oldest first */
     unsigned n_events;
     uint64_t next_id;
+    bool oob; /* out-of-band commands were negotiated */
 };
 
 const char *vc_qmp_name(const struct vc_qmp *q)
@@ -32,6 +37,16 @@ const char *vc_qmp_name(const struct vc_qmp *q)
 int vc_qmp_fd(const struct vc_qmp *q)
 {
     return q->fd;
+}
+
+bool vc_qmp_is_gone(const struct vc_qmp *q)
+{
+    return q->gone;
+}
+
+bool vc_qmp_process_ended(const struct vc_qmp *q, int timeout_ms)
+{
+    return q->pidfd >= 0 && vc_wait_readable(q->pidfd, timeout_ms) > 0;
 }
 
 void vc_qmp_shutdown(struct vc_qmp *q)
@@ -46,6 +61,8 @@ void vc_qmp_free(struct vc_qmp *q)
     for (unsigned i = 0; i < q->n_events; i++)
         json_object_put(q->events[i]);
     close(q->fd);
+    if (q->pidfd >= 0)
+        close(q->pidfd);
     free(q->buf);
     free(q);
 }
@@ -109,6 +126,7 @@ static int fill(struct vc_qmp *q, int timeout_ms, struct vc_err *err)
             return rc;
     }
     n = vc_read_some(q->fd, q->buf + q->have, q->cap - q->have);
+    q->gone = n <= 0;
     if (n <= 0)
         return vc_err_set(err, VC_E_QMP, "QEMU closed its QMP socket '%s'", q->name);
     q->have += (size_t)n;
@@ -192,8 +210,37 @@ static int await_answer(struct vc_qmp *q, const char *command, uint64_t id,
     }
 }
 
-int vc_qmp_execute(struct vc_qmp *q, const char *command, struct json_object *args, int fd,
-                   struct json_object **ret_out, struct vc_err *err)
+/* After a failed write: the connection is over, but not what it carried before. */
+static void drain(struct vc_qmp *q)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+    struct json_object *o;
+    int saved = errno;
+
+    while (!q->gone && next_object(q, 0, &o, &ignored) == 0) {
+        if (vc_json_get(o, "event"))
+            keep_event(q, o);
+        else
+            json_object_put(o);
+    }
+    q->gone = true;
+    errno = saved;
+}
+
+/* The process that made the listening socket: QEMU, unless somebody handed the socket to it. */
+static int open_pidfd(int sock)
+{
+    struct ucred cred;
+    socklen_t n = sizeof(cred);
+
+    if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0 || cred.pid <= 0)
+        return -1;
+    return (int)syscall(SYS_pidfd_open, cred.pid, 0);
+}
+
+/* @how: "execute", "exec-oob". */
+static int execute(struct vc_qmp *q, const char *how, const char *command, struct json_object *args,
+                   int fd, struct json_object **ret_out, struct vc_err *err)
 {
     vc_auto_json struct json_object *o = json_object_new_object();
     vc_auto_free char *line = NULL;
@@ -204,7 +251,7 @@ int vc_qmp_execute(struct vc_qmp *q, const char *command, struct json_object *ar
         json_object_put(args);
         return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
     }
-    vc_json_add_str(o, "execute", command);
+    vc_json_add_str(o, how, command);
     vc_json_add_u64(o, "id", id);
     if (args)
         json_object_object_add(o, "arguments", args);
@@ -213,13 +260,44 @@ int vc_qmp_execute(struct vc_qmp *q, const char *command, struct json_object *ar
         line = NULL;
         return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
     }
-    if (vc_send_fds(q->fd, line, (size_t)n, &fd, fd >= 0 ? 1 : 0) < 0)
+    if (vc_send_fds(q->fd, line, (size_t)n, &fd, fd >= 0 ? 1 : 0) < 0) {
+        drain(q); /* what it said before it went */
         return vc_err_set_errno(err, VC_E_QMP, "cannot write to '%s'", q->name);
+    }
     return await_answer(q, command, id, ret_out, err);
 }
 
-static int negotiate(struct vc_qmp *q, struct vc_err *err)
+int vc_qmp_execute(struct vc_qmp *q, const char *command, struct json_object *args, int fd,
+                   struct json_object **ret_out, struct vc_err *err)
 {
+    return execute(q, "execute", command, args, fd, ret_out, err);
+}
+
+int vc_qmp_execute_oob(struct vc_qmp *q, const char *command, struct json_object *args,
+                       struct vc_err *err)
+{
+    return execute(q, q->oob ? "exec-oob" : "execute", command, args, -1, NULL, err);
+}
+
+static bool offers_oob(struct json_object *greeting)
+{
+    struct json_object *list = vc_json_get(vc_json_get(greeting, "QMP"), "capabilities");
+
+    if (!json_object_is_type(list, json_type_array))
+        return false;
+    for (size_t i = 0; i < json_object_array_length(list); i++) {
+        struct json_object *one = json_object_array_get_idx(list, i);
+
+        if (json_object_is_type(one, json_type_string) &&
+            !strcmp(json_object_get_string(one), "oob"))
+            return true;
+    }
+    return false;
+}
+
+static int negotiate(struct vc_qmp *q, bool oob, struct vc_err *err)
+{
+    struct json_object *args, *enable;
     vc_auto_json struct json_object *greeting = NULL;
     int rc = next_object(q, vc_now_ns() + VC_QMP_TIMEOUT_MS * VC_NS_PER_MS, &greeting, err);
 
@@ -232,11 +310,19 @@ static int negotiate(struct vc_qmp *q, struct vc_err *err)
     if (!vc_json_get(greeting, "QMP"))
         return vc_err_set_hint(err, VC_E_QMP, "give the path of a QMP socket (-qmp unix:PATH)",
                                "'%s' does not speak QMP", q->name);
-    return vc_qmp_simple(q, "qmp_capabilities", err);
+    if (!oob || !offers_oob(greeting))
+        return vc_qmp_simple(q, "qmp_capabilities", err);
+    q->oob = true;
+    args = json_object_new_object();
+    enable = json_object_new_array();
+    json_object_array_add(enable, json_object_new_string("oob"));
+    json_object_object_add(args, "enable", enable);
+    return vc_qmp_execute(q, "qmp_capabilities", args, -1, NULL, err);
 }
 
-int vc_qmp_from_fd(int fd, const char *name, struct vc_qmp **out, struct vc_err *err)
+static int from_fd(int fd, const char *name, bool oob, struct vc_qmp **out, struct vc_err *err)
 {
+    struct timeval limit = {.tv_sec = VC_QMP_TIMEOUT_MS / 1000};
     struct vc_qmp *q = calloc(1, sizeof(*q));
     int rc;
 
@@ -245,14 +331,26 @@ int vc_qmp_from_fd(int fd, const char *name, struct vc_qmp **out, struct vc_err 
         return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
     }
     q->fd = fd;
+    q->pidfd = open_pidfd(fd);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
     snprintf(q->name, sizeof(q->name), "%s", name);
-    rc = negotiate(q, err);
+    rc = negotiate(q, oob, err);
     if (rc) {
         vc_qmp_free(q);
         return rc;
     }
     *out = q;
     return 0;
+}
+
+int vc_qmp_from_fd(int fd, const char *name, struct vc_qmp **out, struct vc_err *err)
+{
+    return from_fd(fd, name, false, out, err);
+}
+
+int vc_qmp_from_fd_oob(int fd, const char *name, struct vc_qmp **out, struct vc_err *err)
+{
+    return from_fd(fd, name, true, out, err);
 }
 
 int vc_qmp_connect(const char *path, struct vc_qmp **out, struct vc_err *err)

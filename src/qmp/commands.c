@@ -82,7 +82,6 @@ int vc_qmp_migrate_fd(struct vc_qmp *q, enum vc_qmp_stream kind, int *fd_out, st
         [VC_QMP_OUTGOING] = "migrate",
         [VC_QMP_RESUME] = "migrate",
         [VC_QMP_INCOMING] = "migrate-incoming",
-        [VC_QMP_RECOVER] = "migrate-recover",
     };
     struct json_object *args = json_object_new_object();
     vc_auto_close int theirs = -1;
@@ -107,6 +106,16 @@ int vc_qmp_migrate_fd(struct vc_qmp *q, enum vc_qmp_stream kind, int *fd_out, st
     if (!rc)
         *fd_out = vc_steal_fd(&ours);
     return rc;
+}
+
+int vc_qmp_recover(struct vc_qmp *q, const char *path, struct vc_err *err)
+{
+    struct json_object *args = json_object_new_object();
+    char uri[256];
+
+    snprintf(uri, sizeof(uri), "unix:%s", path);
+    vc_json_add_str(args, "uri", uri);
+    return vc_qmp_execute_oob(q, "migrate-recover", args, err);
 }
 
 int vc_qmp_migration(struct vc_qmp *q, struct vc_qmp_migration *out, struct vc_err *err)

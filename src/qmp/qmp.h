@@ -24,15 +24,27 @@ struct vc_qmp;
 int vc_qmp_connect(const char *path, struct vc_qmp **out, struct vc_err *err) VC_NODISCARD;
 /** The same on a connected socket, which is taken; @name is for messages. */
 int vc_qmp_from_fd(int fd, const char *name, struct vc_qmp **out, struct vc_err *err) VC_NODISCARD;
+/** The same, with out-of-band commands where QEMU has them (they need no lock of QEMU's). */
+int vc_qmp_from_fd_oob(int fd, const char *name, struct vc_qmp **out,
+                       struct vc_err *err) VC_NODISCARD;
 /** Frees; NULL is fine. */
 void vc_qmp_free(struct vc_qmp *q);
 /** Wakes a call that waits, for good. Any thread. */
 void vc_qmp_shutdown(struct vc_qmp *q);
 /** For poll: readable when an event may have come. */
 int vc_qmp_fd(const struct vc_qmp *q);
+/** Whether the connection is over, so that no command will ever be answered again. */
+bool vc_qmp_is_gone(const struct vc_qmp *q);
+/** Whether the process at the other end has ended for certain; waits for it so long. False also
+ *  where the kernel cannot tell. */
+bool vc_qmp_process_ended(const struct vc_qmp *q, int timeout_ms);
 /** How it is called in messages. */
 const char *vc_qmp_name(const struct vc_qmp *q);
 
+/** As vc_qmp_execute(), out of band if that was negotiated. Few commands can be ("allow-oob" in
+ *  QEMU's schema). */
+int vc_qmp_execute_oob(struct vc_qmp *q, const char *command, struct json_object *args,
+                       struct vc_err *err) VC_NODISCARD;
 /** Runs a command. @args is taken (NULL: none). @fd: sent along, or -1; stays the caller's.
  *  *ret_out (may be NULL) is the caller's. VC_E_QMP: QEMU refused, or broke off; the message holds
  *  QEMU's own words. */
@@ -65,12 +77,14 @@ enum vc_qmp_stream {
     VC_QMP_OUTGOING, /* `migrate` */
     VC_QMP_RESUME,   /* `migrate` with resume: a postcopy that is paused */
     VC_QMP_INCOMING, /* `migrate-incoming` */
-    VC_QMP_RECOVER,  /* `migrate-recover`: a postcopy that is paused */
 };
 /** Hands QEMU one end of a new socket pair and starts a migration over it. *fd_out is the other
  * end, the caller's. */
 int vc_qmp_migrate_fd(struct vc_qmp *q, enum vc_qmp_stream kind, int *fd_out,
                       struct vc_err *err) VC_NODISCARD;
+
+/** `migrate-recover` at a Unix socket that QEMU makes there, out of band if that was negotiated. */
+int vc_qmp_recover(struct vc_qmp *q, const char *path, struct vc_err *err) VC_NODISCARD;
 
 /** A command without arguments or answer ("stop", "cont", "migrate_cancel"). */
 int vc_qmp_simple(struct vc_qmp *q, const char *command, struct vc_err *err) VC_NODISCARD;

@@ -38,6 +38,10 @@ void vc_inbox_put(void *inbox, struct vc_link_frame *f)
     struct vc_inbox *in = inbox;
     uint64_t one = 1;
 
+    if (f && vc_queue_bytes(&in->q) >= VC_INBOX_MAX_FRAMES) {
+        vc_link_frame_free(f);
+        f = NULL;
+    }
     if (!f)
         vc_queue_close(&in->q);
     else if (vc_queue_push(&in->q, &f->node, 1))
@@ -159,13 +163,21 @@ int vc_session_expect(struct vc_link *link, uint8_t type, struct vc_link_frame *
     return 0;
 }
 
+static uint64_t ms_until(uint64_t ns)
+{
+    uint64_t now = vc_now_ns();
+
+    return ns > now ? (ns - now) / VC_NS_PER_MS + 1 : 0;
+}
+
 /* Waits for the peer's COMMITTED; false: it never came, or it keeps nothing. */
 static bool peer_committed(struct vc_inbox *in, struct vc_wire_committed *m)
 {
     struct vc_link_frame *f;
+    uint64_t end = vc_now_ns() + COMMIT_TIMEOUT_MS * VC_NS_PER_MS;
     struct vc_err err;
 
-    while (vc_inbox_get(in, COMMIT_TIMEOUT_MS, &f) == 0) {
+    while (vc_inbox_get(in, ms_until(end), &f) == 0) {
         bool is_it = f->type == VC_WIRE_COMMITTED;
         int rc = is_it ? vc_wire_committed_decode(f->payload, f->bytes, m, &err) : -1;
 
@@ -199,11 +211,12 @@ void vc_session_confirm(struct vc_link *link, struct vc_inbox *in, struct vc_hol
 
 void vc_session_bye(struct vc_link *link, struct vc_inbox *in)
 {
+    uint64_t end = vc_now_ns() + BYE_TIMEOUT_MS * VC_NS_PER_MS;
     struct vc_link_frame *f;
 
     vc_link_send_small(link, VC_WIRE_CLOSE, 0, NULL, 0);
     vc_link_finish(link, BYE_TIMEOUT_MS);
     /* Closing with unread bytes would reset a TCP connection and take our last words with it. */
-    while (vc_inbox_get(in, BYE_TIMEOUT_MS, &f) == 0)
+    while (vc_inbox_get(in, ms_until(end), &f) == 0)
         vc_link_frame_free(f);
 }

@@ -4,10 +4,40 @@
 
 #include "base/bytes.h"
 #include "base/queue.h"
+#include "base/thread.h"
 #include "link/link.h"
 #include "session/session.h"
 
 /* Private to src/session: what both sides do alike. */
+
+/** Limits of the phases, as multiples of the dead-peer time (VC_LINK_DEAD_PEER_MS unless set):
+ * until both sides have come to terms; without any progress while the guest runs; while it is
+ * paused. */
+#define VC_OPEN_TIMES 6
+#define VC_STALL_TIMES 12
+#define VC_STALL_PAUSED_TIMES 3
+
+static inline uint32_t vc_dead_peer_ms(uint32_t option_ms)
+{
+    return option_ms ? option_ms : VC_LINK_DEAD_PEER_MS;
+}
+
+/** Ends a link that has not got past the opening in time, or is cancelled (guard.c). */
+struct vc_guard {
+    struct vc_link *link;
+    struct vc_cancel *cancel;
+    uint32_t limit_ms;
+    int over_fd;
+    bool cancelled, too_late; /* [thread: guard, then whoever joined it] */
+    struct vc_thread thread;
+};
+int vc_guard_start(struct vc_guard *g, struct vc_link *link, struct vc_cancel *cancel,
+                   uint32_t limit_ms, struct vc_err *err) VC_NODISCARD;
+/** Returns rc, or why the guard has ended the link. Call once, if it was started. */
+int vc_guard_end(struct vc_guard *g, int rc, struct vc_err *err) VC_NODISCARD;
+
+/** Frames that may wait to be looked at: there are four kinds, and each comes once. */
+#define VC_INBOX_MAX_FRAMES 16
 
 /** Frames that the pipelines hand up (WORD, WORD_DONE, COMMITTED, CLOSE), in order. */
 struct vc_inbox {
@@ -16,7 +46,7 @@ struct vc_inbox {
 };
 int vc_inbox_init(struct vc_inbox *in, struct vc_err *err) VC_NODISCARD;
 void vc_inbox_fini(struct vc_inbox *in);
-/** The pipelines' on_frame; NULL closes. */
+/** The pipelines' on_frame; NULL closes, and so does one frame too many. */
 void vc_inbox_put(void *inbox, struct vc_link_frame *f);
 /** The next frame: 0; VC_AGAIN: not within the time; VC_CLOSED: none will come. */
 int vc_inbox_get(struct vc_inbox *in, uint64_t timeout_ms, struct vc_link_frame **out) VC_NODISCARD;

@@ -7,9 +7,9 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "dest/dest.h"
 #include "qmp/qmp.h"
-#include "session/common.h"
+#include "session/arrival.h"
+#include "session/parking.h"
 
 /* The destination's side of a migration: docs/internals/phases.md. The VM arrives paused and is
  * continued on the source's word; without the word it stays paused, and `vecycle resolve` shows it.
@@ -18,22 +18,6 @@
 #define TICK_MS 200
 /** Time for QEMU to close its end after SHUT, and the source's stream to end. */
 #define END_TIMEOUT_MS 30000
-
-struct arrival {
-    const struct vc_dest_session *o;
-    struct vc_session_result *result;
-    struct vc_link *link;
-    struct vc_inbox inbox;
-    struct vc_holding holding;
-    struct vc_dest *pipeline;
-    struct vc_qmp *qmp; /* NULL: proxy */
-    struct vc_wire_open open;
-    char name[256];
-    struct vc_wire_start start;
-    uint64_t features;
-    bool recorded; /* a handover was begun */
-    bool word_done;
-};
 
 static bool is_plaintext(const struct arrival *a)
 {
@@ -45,18 +29,11 @@ static bool is_plaintext(const struct arrival *a)
 /* Whether it waits for a migration, or for the rest of one. */
 static int check_waits(struct arrival *a, struct vc_err *err)
 {
-    struct vc_qmp_migration now;
     char state[32];
     int rc;
 
-    if (a->open.mode == VC_WIRE_MODE_RECOVER) {
-        rc = vc_qmp_migration(a->qmp, &now, err);
-        if (!rc && strcmp(now.status, "postcopy-paused") != 0)
-            return vc_err_set(err, VC_E_DEST_QEMU,
-                              "the destination QEMU '%s' has no interrupted postcopy ('%s')",
-                              a->name, now.status);
-        return rc;
-    }
+    if (a->open.mode == VC_WIRE_MODE_RECOVER)
+        return 0; /* `migrate-recover` is refused by any other QEMU */
     rc = vc_qmp_run_state(a->qmp, state, err);
     if (!rc && strcmp(state, "inmigrate") != 0)
         return vc_err_set_hint(err, VC_E_DEST_QEMU, "start it with -incoming defer",
@@ -107,10 +84,14 @@ static int find_qemu(struct arrival *a, struct vc_err *err)
         vc_id_format(&a->open.vm, a->name);
     if (a->open.mode == VC_WIRE_MODE_PROXY)
         return vc_target_exists(a->o->socket_dir, a->name, ".sock", err);
+    if (a->open.mode == VC_WIRE_MODE_RECOVER &&
+        (a->qmp = vc_parking_take(a->o->parking, &a->open.vm)))
+        return 0;
     fd = vc_target_connect(a->o->socket_dir, a->name, ".qmp", err);
     if (fd < 0)
         return fd;
-    rc = vc_qmp_from_fd(fd, a->name, &a->qmp, err);
+    rc = vc_arrival_is_postcopy(a) ? vc_qmp_from_fd_oob(fd, a->name, &a->qmp, err)
+                                   : vc_qmp_from_fd(fd, a->name, &a->qmp, err);
     if (!rc)
         rc = check_qemu(a, err);
     if (rc == VC_E_QMP) {
@@ -200,8 +181,13 @@ static int begin_handover(struct arrival *a, struct vc_err *err)
     };
     int rc;
 
-    if (!a->holding.vm || !a->qmp || a->open.mode == VC_WIRE_MODE_RECOVER)
+    if (!a->holding.vm || !a->qmp)
         return 0;
+    if (a->open.mode == VC_WIRE_MODE_RECOVER) { /* the record of the interrupted session stands */
+        rc = vc_handover_get(a->holding.vm, &h, err);
+        a->recorded = !rc && h.state == VC_HANDOVER_ARRIVING;
+        return rc == VC_NOT_FOUND ? 0 : rc;
+    }
     snprintf(h.peer, sizeof(h.peer), "%s", vc_link_peer(a->link));
     snprintf(h.socket, sizeof(h.socket), "%s", a->name);
     rc = vc_handover_begin(a->holding.vm, &h, err);
@@ -211,6 +197,26 @@ static int begin_handover(struct arrival *a, struct vc_err *err)
 
 /* ---- perform ---- */
 
+/* A QEMU that is postcopy-paused listens where it is told to. */
+static int recover_qemu(struct arrival *a, struct vc_err *err)
+{
+    char path[256];
+    int fd, rc;
+
+    if (snprintf(path, sizeof(path), "%s/%s.recover", a->o->socket_dir, a->name) >=
+        (int)sizeof(path))
+        return vc_err_set(err, VC_E_DEST_QEMU, "the path of the socket directory is too long");
+    unlink(path);
+    rc = vc_qmp_recover(a->qmp, path, err);
+    if (rc) {
+        err->code = VC_E_DEST_QEMU;
+        return VC_E_DEST_QEMU;
+    }
+    fd = vc_target_connect(a->o->socket_dir, a->name, ".recover", err);
+    unlink(path);
+    return fd;
+}
+
 static int connect_qemu(void *opaque, struct vc_err *err)
 {
     struct arrival *a = opaque;
@@ -218,8 +224,9 @@ static int connect_qemu(void *opaque, struct vc_err *err)
 
     if (!a->qmp)
         return vc_target_connect(a->o->socket_dir, a->name, ".sock", err);
-    rc = vc_qmp_migrate_fd(
-        a->qmp, a->open.mode == VC_WIRE_MODE_RECOVER ? VC_QMP_RECOVER : VC_QMP_INCOMING, &fd, err);
+    if (a->open.mode == VC_WIRE_MODE_RECOVER)
+        return recover_qemu(a, err);
+    rc = vc_qmp_migrate_fd(a->qmp, VC_QMP_INCOMING, &fd, err);
     if (rc)
         err->code = VC_E_DEST_QEMU;
     return rc ? VC_E_DEST_QEMU : fd;
@@ -282,43 +289,13 @@ static void wait_for_something(struct arrival *a)
     vc_dest_clear(a->pipeline);
 }
 
-/* Continues the VM and says so; the answer to WORD. */
-static int obey(struct arrival *a, const struct vc_link_frame *f, struct vc_err *err)
-{
-    struct vc_wire_word_msg word;
-    struct vc_wire_status done = {0};
-    struct vc_dest_status st;
-    int rc = vc_wire_word_decode(f->payload, f->bytes, &word, err);
-
-    if (rc)
-        return rc;
-    vc_dest_status(a->pipeline, &st);
-    if (!vc_id_equal(&word.session, &a->open.session) || !a->qmp)
-        return vc_err_set(err, VC_E_PROTOCOL, "WORD: about another session");
-    if (word.word == VC_WIRE_WORD_ABANDON)
-        return vc_err_set(err, VC_E_CANCELLED, "the source gave the migration up");
-    if (a->open.mode == VC_WIRE_MODE_POSTCOPY ? !st.stream_bytes : !st.shut || st.shut_status)
-        return vc_err_set(err, VC_E_PROTOCOL, "WORD: came before the VM had arrived");
-    rc = word.word == VC_WIRE_WORD_CONTINUE ? vc_qmp_simple(a->qmp, "cont", err) : 0;
-    if (rc) {
-        done.code = (uint32_t)-rc;
-        snprintf(done.text, sizeof(done.text), "%s", err->message);
-    }
-    if (VC_SESSION_SEND(a->link, VC_WIRE_WORD_DONE, vc_wire_status_encode, &done, err))
-        vc_log(a->o->log, VC_LOG_WARNING, "the source did not hear that the VM runs here");
-    if (!rc && a->recorded && vc_handover_set(a->holding.vm, VC_HANDOVER_SETTLED, err))
-        vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", err);
-    a->word_done = !rc;
-    return rc;
-}
-
 /* Frames of the session while the stream flows. 0, or an error that ends the session. */
 static int take_frames(struct arrival *a, struct vc_err *err)
 {
     struct vc_link_frame *f;
 
     while (!a->word_done && vc_inbox_get(&a->inbox, 0, &f) == 0) {
-        int rc = f->type == VC_WIRE_WORD ? obey(a, f, err)
+        int rc = f->type == VC_WIRE_WORD ? vc_arrival_obey(a, f, err)
                                          : vc_err_set(err, VC_E_PROTOCOL, "%s came too early",
                                                       vc_wire_type_name(f->type));
 
@@ -329,18 +306,29 @@ static int take_frames(struct arrival *a, struct vc_err *err)
     return 0;
 }
 
-static bool is_postcopy(const struct arrival *a)
-{
-    return a->open.mode == VC_WIRE_MODE_POSTCOPY || a->open.mode == VC_WIRE_MODE_RECOVER;
-}
-
 static bool has_arrived(const struct arrival *a, const struct vc_dest_status *st)
 {
     bool complete = st->shut && st->shut_status == 0 && st->source_eof;
 
     if (!a->qmp)
         return complete;
-    return a->word_done && (complete || !is_postcopy(a));
+    return a->word_done && (complete || !vc_arrival_is_postcopy(a));
+}
+
+/* Whether QEMU has the device state and waits for no more than memory. A QEMU that cannot answer,
+ * and is there, has its lock held by a guest that waits for a page. */
+static bool has_switched(struct arrival *a, const struct vc_dest_status *st)
+{
+    struct vc_qmp_migration now;
+    struct vc_err ignored = VC_ERR_INIT;
+
+    if (!vc_arrival_is_postcopy(a) || !st->connected)
+        return false;
+    if (a->word_done || a->open.mode == VC_WIRE_MODE_RECOVER)
+        return true;
+    if (vc_qmp_migration(a->qmp, &now, &ignored))
+        return !vc_qmp_is_gone(a->qmp);
+    return !strncmp(now.status, "postcopy-", strlen("postcopy-"));
 }
 
 /* The end of the session pauses QEMU's side of the migration. */
@@ -366,16 +354,11 @@ static int perform(struct arrival *a, struct vc_err *err)
         if (has_arrived(a, &st))
             return 0;
         if (st.failed) {
+            rc = take_frames(a, err); /* the word may have been the last */
+            if (rc || (a->word_done && !vc_arrival_is_postcopy(a)))
+                return rc;
             vc_dest_error(a->pipeline, err);
-            if (is_postcopy(a) && st.connected)
-                return interrupted(err);
-            if (st.shut && st.shut_status == 0 && a->qmp) /* the word may have been the last */
-                return take_frames(a, err) || a->word_done
-                           ? 0
-                           : vc_err_set_hint(err, VC_E_UNSETTLED, "`vecycle resolve` settles it",
-                                             "the VM has arrived and is paused, but the source's "
-                                             "word did not come");
-            return err->code;
+            return has_switched(a, &st) ? interrupted(err) : err->code;
         }
         if (a->o->cancel && vc_cancel_is_set(a->o->cancel))
             return vc_err_set(err, VC_E_CANCELLED, "the destination's vecycle was stopped");
@@ -435,55 +418,6 @@ static void commit(struct arrival *a)
                        r->committed ? root : NULL, &r->confirmed, a->o->log);
 }
 
-/* ---- mode 3: a word that was lost ---- */
-
-static int repeat_word(struct arrival *a, struct vc_err *err)
-{
-    vc_auto_frame struct vc_link_frame *f = NULL;
-    struct vc_wire_status done = {0};
-    struct vc_wire_word_msg word;
-    struct vc_handover h;
-    char state[32];
-    int fd, rc = vc_session_expect(a->link, VC_WIRE_WORD, &f, err);
-
-    if (!rc)
-        rc = vc_wire_word_decode(f->payload, f->bytes, &word, err);
-    if (!rc && !a->o->store)
-        rc = vc_err_set(err, VC_E_NO_SUCH_VM, "this host keeps no records");
-    if (!rc)
-        rc = vc_vm_open(a->o->store, &a->open.vm, VC_VM_WRITE, &a->holding.vm, err);
-    if (!rc)
-        rc = vc_handover_get(a->holding.vm, &h, err);
-    if (rc == VC_NOT_FOUND ||
-        (!rc && (h.state == VC_HANDOVER_NONE || !vc_id_equal(&h.session, &word.session))))
-        rc = vc_err_set(err, VC_E_NO_SUCH_VM, "this host knows nothing of that migration");
-    if (rc)
-        return rc;
-    fd = vc_target_connect(a->o->socket_dir, h.socket, ".qmp", err);
-    rc = fd < 0 ? fd : vc_qmp_from_fd(fd, h.socket, &a->qmp, err);
-    if (!rc)
-        rc = vc_qmp_run_state(a->qmp, state, err);
-    if (!rc && strcmp(state, "running") != 0) {
-        rc = !strcmp(state, "paused") || !strcmp(state, "postmigrate")
-                 ? vc_qmp_simple(a->qmp, "cont", err)
-                 : vc_err_set(err, VC_E_DEST_QEMU, "the VM is in state '%s' there", state);
-    }
-    if (rc)
-        return rc;
-    rc = vc_handover_begin(a->holding.vm,
-                           &(struct vc_handover){
-                               .state = VC_HANDOVER_SETTLED,
-                               .session = h.session,
-                               .since_unix = vc_wall_s(),
-                           },
-                           err);
-    if (rc)
-        vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", err);
-    rc = VC_SESSION_SEND(a->link, VC_WIRE_WORD_DONE, vc_wire_status_encode, &done, err);
-    vc_link_finish(a->link, 5000);
-    return rc;
-}
-
 /* ---- the whole ---- */
 
 static int receive_open(struct arrival *a, struct vc_err *err)
@@ -522,41 +456,75 @@ static int prepare(struct arrival *a, struct vc_err *err)
     a->result->base = a->start.base;
     a->result->generation = a->start.generation;
     vc_link_set_phase(a->link, VC_WIRE_PHASE_STREAM);
-    return start_stream(a, err);
+    return 0;
+}
+
+/* HELLO to START, within a time and unless cancelled. 0; VC_EOF: a word was repeated. */
+static int come_to_terms(struct arrival *a, struct vc_err *err)
+{
+    struct vc_guard guard;
+    int rc = vc_guard_start(&guard, a->link, a->o->cancel,
+                            VC_OPEN_TIMES * vc_dead_peer_ms(a->o->dead_peer_ms), err);
+
+    if (rc)
+        return rc;
+    rc = receive_open(a, err);
+    if (!rc && a->open.mode == VC_WIRE_MODE_WORD) {
+        rc = vc_arrival_repeat_word(a, err);
+        rc = rc ? rc : VC_EOF;
+    } else if (!rc) {
+        rc = prepare(a, err);
+    }
+    return vc_guard_end(&guard, rc, err);
 }
 
 static int run(struct arrival *a, struct vc_err *err)
 {
-    int rc = receive_open(a, err);
+    int rc = come_to_terms(a, err);
 
-    if (!rc && a->open.mode == VC_WIRE_MODE_WORD)
-        return repeat_word(a, err);
+    if (!rc && a->o->opened)
+        a->o->opened(a->o->opaque);
     if (!rc)
-        rc = prepare(a, err);
+        rc = start_stream(a, err);
     if (!rc)
         rc = perform(a, err);
     if (rc)
-        return rc;
+        return rc == VC_EOF ? 0 : rc;
     a->result->phase = VC_PHASE_COMMIT;
     commit(a);
     a->result->phase = VC_PHASE_DONE;
     return 0;
 }
 
-/* The VM did not arrive: the record says that nothing is open. */
-static void settle(struct arrival *a)
+/* It did not come to a good end. A VM that has arrived waits for its word, which the source gives
+ * again; any other will never run here, and the record says so. Looked at when nothing more can go
+ * out: QEMU may have reported success a moment ago, and the source must not learn of it later. */
+static int wind_up(struct arrival *a, int rc, struct vc_err *err)
 {
-    struct vc_err err = VC_ERR_INIT;
+    struct vc_err why = *err, ignored = VC_ERR_INIT;
+    struct vc_dest_status st = {0};
 
-    if (a->recorded && vc_handover_set(a->holding.vm, VC_HANDOVER_SETTLED, &err))
-        vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
+    vc_link_fail(a->link, err);
+    if (a->pipeline)
+        vc_dest_status(a->pipeline, &st);
+    if (rc == VC_E_POSTCOPY) /* the VM is this host's, as far as it has come */
+        return rc;
+    if (a->qmp && st.shut && st.shut_status == 0 && !a->is_void && !a->word_done)
+        return vc_err_set_hint(err, VC_E_UNSETTLED,
+                               "the source settles it when they meet again, or `vecycle resolve`",
+                               "the VM has arrived and is paused, but the source's word did not "
+                               "come: %.100s",
+                               why.message);
+    if (!a->is_void && !a->word_done && vc_arrival_make_void(a, &ignored))
+        vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &ignored);
+    return rc;
 }
 
 int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *result,
                     struct vc_err *err)
 {
     struct arrival a = {.o = o, .result = result, .inbox = {.fd = -1}};
-    int rc = vc_link_new(o->conn, VC_WIRE_DESTINATION, 0, &a.link, err);
+    int rc = vc_link_new(o->conn, VC_WIRE_DESTINATION, o->dead_peer_ms, &a.link, err);
 
     *result = (struct vc_session_result){0};
     if (rc)
@@ -565,12 +533,11 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
     rc = vc_inbox_init(&a.inbox, err);
     if (!rc)
         rc = run(&a, err);
-    if (rc && rc != VC_E_UNSETTLED) {
-        vc_link_fail(a.link, err);
-        if (rc != VC_E_POSTCOPY)
-            settle(&a);
-    }
+    if (rc)
+        rc = wind_up(&a, rc, err);
     vc_dest_free(a.pipeline);
+    if (rc == VC_E_POSTCOPY && a.qmp)
+        vc_parking_put(o->parking, &a.open.vm, vc_steal_ptr(a.qmp));
     if (rc == VC_E_SEAL)
         vc_holding_quarantine(&a.holding, o->log);
     vc_qmp_free(a.qmp);

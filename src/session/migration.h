@@ -26,15 +26,20 @@ struct vc_migration {
     uint64_t start_ns;
     uint64_t old_bandwidth, old_limit; /* QEMU's parameters before */
     bool parameters_changed;
-    bool completed;               /* QEMU said so */
-    uint64_t rate_bytes, rate_ns; /* last sample of the intake */
+    bool recorded;     /* a handover was begun */
+    bool completed;    /* QEMU said so, or cannot any more and nothing is missing */
+    bool unknown;      /* whether it completed is not known */
+    bool orphan;       /* the source QEMU is gone for certain; the guest was paused */
+    bool guest_paused; /* as far as events tell */
+    uint64_t progress_mark, progress_ns; /* what was done when something was done last */
+    uint64_t rate_bytes, rate_ns;        /* last sample of the intake */
     double intake_rate;
     int stream_fd;      /* proxy: until the pipeline has it */
     uint64_t limit_ms;  /* what QEMU has now */
     uint64_t paused_ns; /* when the guest stopped here */
     char status[32];    /* what QEMU says of the migration */
-    bool stop_seen, user_paused;
-    bool has_record; /* a handover record that this session keeps up to date */
+    bool stop_seen;     /* a STOP event, and nobody has asked why */
+    bool user_paused;   /* somebody paused the guest, not the migration */
     bool postcopy_asked, word_given;
     bool owes_word; /* recover: the interrupted session had not given it */
 };
@@ -49,8 +54,6 @@ void vc_migration_wait(struct vc_migration *m);
 int vc_migration_drive(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
 /** The same for a proxy, which is told by the stream alone. */
 int vc_migration_follow(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
-
-/* ---- word.c ---- */
 
 /** Records that the VM is the destination's, has it continued there, and records that it was. */
 int vc_migration_give_word(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;

@@ -13,6 +13,8 @@
 
 #define TICK_MS 100
 #define CANCEL_TIMEOUT_MS 30000
+/* Time for a process to be gone whose sockets are closed. */
+#define EXIT_TIMEOUT_MS 2000
 
 /* Copies what the pipeline knows into the result. */
 void vc_migration_note(struct vc_migration *m, struct vc_source_status *st)
@@ -79,10 +81,10 @@ static void on_event(struct vc_migration *m, struct json_object *e)
 
     if (!strcmp(name, "STOP")) {
         m->paused_ns = vc_now_ns();
-        m->stop_seen = true;
+        m->guest_paused = m->stop_seen = true;
         m->result->phase = VC_PHASE_SWITCH;
     } else if (!strcmp(name, "RESUME")) {
-        m->user_paused = false;
+        m->guest_paused = m->user_paused = false;
         m->result->phase = VC_PHASE_ROUNDS;
     } else if (!strcmp(name, "MIGRATION")) {
         const char *status = vc_json_str(vc_json_get(e, "data"), "status", "");
@@ -104,7 +106,7 @@ static int drain_events(struct vc_migration *m, struct vc_err *err)
     return rc == VC_AGAIN ? 0 : rc;
 }
 
-/* A guest that somebody paused during the migration arrives paused, and stays so. */
+/* A guest that somebody pauses during the migration arrives paused, and stays so. */
 static int who_stopped_it(struct vc_migration *m, struct vc_err *err)
 {
     char state[32];
@@ -116,6 +118,7 @@ static int who_stopped_it(struct vc_migration *m, struct vc_err *err)
     rc = vc_qmp_run_state(m->qmp, state, err);
     if (!rc && !strcmp(state, "paused")) {
         m->user_paused = true;
+        m->guest_paused = false;
         m->paused_ns = 0;
         m->result->phase = VC_PHASE_ROUNDS;
     }
@@ -156,9 +159,9 @@ void vc_migration_wait(struct vc_migration *m)
     nfds_t n = 0;
 
     fds[n++] = (struct pollfd){.fd = vc_source_event_fd(m->pipeline), .events = POLLIN};
-    if (m->qmp)
+    if (m->qmp && !m->orphan)
         fds[n++] = (struct pollfd){.fd = vc_qmp_fd(m->qmp), .events = POLLIN};
-    if (m->o->cancel)
+    if (m->o->cancel && !m->completed && !m->orphan)
         fds[n++] = (struct pollfd){.fd = m->o->cancel->fd, .events = POLLIN};
     poll(fds, n, TICK_MS);
     vc_source_clear(m->pipeline);
@@ -169,32 +172,117 @@ static bool is_cancelled(const struct vc_migration *m)
     return m->o->cancel && vc_cancel_is_set(m->o->cancel);
 }
 
-/* Lets go of QEMU's stream and waits until QEMU has given up, or has completed after all (0). */
+/* QEMU must not be told to cancel once it may have switched to postcopy: the guest would go on
+ * here, while it runs at the destination. Losing its stream, it fails before the switch, and pauses
+ * after it. */
+static bool may_cancel(const struct vc_migration *m)
+{
+    return !m->postcopy_asked && !m->o->recover && !vc_migration_has_switched(m);
+}
+
+/* Lets go of QEMU's stream and waits until QEMU has given up, or has completed after all (0). If it
+ * does not tell, nobody knows where the VM belongs. */
 static int give_up(struct vc_migration *m, bool cancel, struct vc_err *err)
 {
     uint64_t deadline = vc_now_ns() + CANCEL_TIMEOUT_MS * VC_NS_PER_MS;
     struct vc_err ignored = VC_ERR_INIT, end = VC_ERR_INIT;
     int rc = 0;
 
-    if (cancel && vc_qmp_simple(m->qmp, "migrate_cancel", &ignored) == 0) {
+    if (cancel && may_cancel(m) && vc_qmp_simple(m->qmp, "migrate_cancel", &ignored) == 0) {
         /* A migration that completes at this very moment has been completed by the destination. */
         rc = check_migration(m, &end);
         if (rc == VC_EOF)
             return 0;
     }
-    if (!rc)
-        rc = check_migration(m, &end);
-    if (rc == 0 && vc_migration_has_switched(m))
-        rc = VC_E_POSTCOPY;
     vc_source_abort(m->pipeline, err);
-    while (rc == 0 && vc_now_ns() < deadline) {
+    while ((rc == 0 || rc == VC_E_QMP) && !vc_qmp_is_gone(m->qmp) && vc_now_ns() < deadline) {
         rc = check_migration(m, &end);
         if (rc == 0)
             poll(NULL, 0, 10);
     }
-    if (rc == VC_E_POSTCOPY)
+    if (rc == VC_EOF)
+        return 0;
+    if (rc == VC_E_POSTCOPY || vc_migration_has_switched(m))
         return vc_migration_interrupted(m, err);
-    return rc == VC_EOF ? 0 : err->code;
+    m->unknown = rc == 0 || rc == VC_E_QMP;
+    return err->code;
+}
+
+/* A command failed. VC_AGAIN: QEMU is only busy (it holds its lock while it sends the last pages),
+ * or gone in a way that the destination decides about. */
+static int qmp_failed(struct vc_migration *m, struct vc_err *err)
+{
+    if (!vc_qmp_is_gone(m->qmp)) {
+        vc_log_err(m->o->log, VC_LOG_DEBUG, "QEMU is busy", err);
+        *err = VC_ERR_INIT;
+        return VC_AGAIN;
+    }
+    if (!vc_qmp_process_ended(m->qmp, EXIT_TIMEOUT_MS)) { /* it may complete all the same */
+        vc_source_abort(m->pipeline, err);
+        m->unknown = true;
+        return err->code;
+    }
+    m->orphan = m->guest_paused;
+    return m->orphan ? VC_AGAIN : err->code;
+}
+
+/* Whether nothing has moved for too long. */
+static int check_stall(struct vc_migration *m, const struct vc_source_status *st,
+                       struct vc_err *err)
+{
+    uint64_t mark = st->stream_bytes + st->return_bytes + st->acked_batches;
+    uint64_t now = vc_now_ns(), limit_ms = vc_dead_peer_ms(m->o->dead_peer_ms);
+
+    limit_ms *= m->guest_paused ? VC_STALL_PAUSED_TIMES : VC_STALL_TIMES;
+    if (mark != m->progress_mark || !m->progress_ns) {
+        m->progress_mark = mark;
+        m->progress_ns = now;
+    }
+    if (now - m->progress_ns < limit_ms * VC_NS_PER_MS)
+        return 0;
+    return vc_err_set_hint(err, VC_E_MIGRATION, "is one of the two QEMUs stopped or hung?",
+                           "the migration has not moved for %llu s, with the guest %s",
+                           (unsigned long long)(now - m->progress_ns) / VC_NS_PER_S,
+                           m->guest_paused ? "paused" : "running");
+}
+
+/* QEMU is gone for certain, after the guest had been paused for the switch: the VM will never run
+ * here again. What QEMU had sent may be all of it, so it is the destination's, if that has it
+ * whole. 0: not decided yet; VC_EOF. */
+static int check_orphan(struct vc_migration *m, const struct vc_source_status *st,
+                        struct vc_err *err)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+
+    if (st->peer_stream_failed || (st->shut && st->shut_status))
+        return vc_err_set(err, VC_E_QMP, "the source QEMU ended before it had sent everything");
+    if (!st->shut && !st->failed && !check_stall(m, st, &ignored))
+        return 0;
+    vc_log(m->o->log, VC_LOG_WARNING, "the source QEMU is gone; the VM is the destination's");
+    m->completed = true;
+    return VC_EOF;
+}
+
+/* What QEMU says. 0, VC_AGAIN: goes on; VC_EOF: completed; an error: it is over. */
+static int ask_qemu(struct vc_migration *m, const struct vc_source_status *st, uint64_t *next_query,
+                    struct vc_err *err)
+{
+    int rc;
+
+    if (m->orphan)
+        return check_orphan(m, st, err);
+    rc = drain_events(m, err);
+    if (!rc)
+        rc = who_stopped_it(m, err);
+    if (!rc && (m->completed || vc_now_ns() >= *next_query)) {
+        rc = check_migration(m, err);
+        *next_query = vc_now_ns() + TICK_MS * VC_NS_PER_MS;
+    }
+    if (!rc && !m->completed)
+        rc = vc_migration_postcopy(m, st, err);
+    if (!rc && !m->completed)
+        rc = adjust_limit(m, st, err);
+    return rc == VC_E_QMP ? qmp_failed(m, err) : rc;
 }
 
 int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
@@ -203,24 +291,23 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
 
     for (;;) {
         struct vc_source_status st;
-        int rc = drain_events(m, err);
+        int rc;
 
-        if (!rc)
-            rc = who_stopped_it(m, err);
         vc_migration_note(m, &st);
-        if (!rc && (m->completed || vc_now_ns() >= next_query)) {
-            rc = check_migration(m, err);
-            next_query = vc_now_ns() + TICK_MS * VC_NS_PER_MS;
-        }
+        rc = ask_qemu(m, &st, &next_query, err);
         if (rc == VC_EOF)
             return 0;
-        if (rc) { /* QEMU failed, or is gone: the stream ends; its own reason may be a better one */
+        if (rc < 0) { /* QEMU failed, or is gone; the stream's own reason may be a better one */
             if (st.failed && (rc == VC_E_MIGRATION || rc == VC_E_POSTCOPY))
                 vc_source_error(m->pipeline, err);
             if (vc_migration_has_switched(m))
                 return vc_migration_interrupted(m, err);
             vc_source_abort(m->pipeline, err);
             return err->code;
+        }
+        if (m->orphan) {
+            vc_migration_wait(m);
+            continue;
         }
         if (st.failed) {
             vc_source_error(m->pipeline, err);
@@ -230,11 +317,8 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
             vc_err_set(err, VC_E_CANCELLED, "cancelled; the VM runs on here");
             return give_up(m, true, err);
         }
-        rc = vc_migration_postcopy(m, &st, err);
-        if (!rc)
-            rc = adjust_limit(m, &st, err);
-        if (rc)
-            return give_up(m, false, err);
+        if (check_stall(m, &st, err))
+            return give_up(m, true, err);
         if (vc_now_ns() >= next_report) {
             vc_migration_report(m);
             next_report = vc_now_ns() + 2 * TICK_MS * VC_NS_PER_MS;

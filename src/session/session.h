@@ -62,6 +62,7 @@ struct vc_source_session {
     struct vc_store *store; /* NULL: neither reuse nor checkpoint */
     const struct vc_log *log;
     struct vc_cancel *cancel; /* may be NULL */
+    uint32_t dead_peer_ms;    /* silence after which the peer is dead; 0: 10 s */
     vc_progress_fn progress;  /* may be NULL; a few times a second */
     void *opaque;
 
@@ -88,21 +89,40 @@ struct vc_source_session {
 int vc_session_source(const struct vc_source_session *o, struct vc_session_result *result,
                       struct vc_err *err) VC_NODISCARD;
 
+struct vc_parking;
+
 struct vc_dest_session {
     struct vc_store *store; /* NULL: neither reuse nor checkpoint */
     const struct vc_log *log;
-    struct vc_cancel *cancel; /* may be NULL */
-    struct vc_conn *conn;     /* taken */
-    const char *socket_dir;   /* QEMU's sockets are looked for here, and nowhere else */
+    struct vc_cancel *cancel;     /* may be NULL */
+    uint32_t dead_peer_ms;        /* silence after which the peer is dead; 0: 10 s */
+    struct vc_conn *conn;         /* taken */
+    struct vc_parking *parking;   /* may be NULL; borrowed */
+    const char *socket_dir;       /* QEMU's sockets are looked for here, and nowhere else */
+    void (*opened)(void *opaque); /* the peer is past the opening; may be NULL */
+    void *opaque;
 };
 
 /** Runs a migration (or the repetition of a word) from the destination's side. */
 int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *result,
                     struct vc_err *err) VC_NODISCARD;
 
-/** Repeats the word of a migration whose end got lost: the source side of mode 3.
- *  0: the destination runs the VM and the record is settled. */
+/* ---- settle.c: what is left of a migration whose end got lost, at its source ---- */
+
+/** Reads the record of the VM's handover into *h, after a record that was left behind in the middle
+ *  of a migration has been brought up to date with what QEMU says: LEAVING becomes LEFT if QEMU
+ *  completed, SETTLED if the VM runs here. It stays as it is if QEMU cannot be asked. VC_E_BUSY:
+ * the VM is being migrated. */
+int vc_session_look_back(struct vc_store *store, const struct vc_id *vm, struct vc_handover *h,
+                         const struct vc_log *log, struct vc_err *err) VC_NODISCARD;
+
+/** Repeats the word of a migration that is LEFT, over a new connection (taken): the source side of
+ *  mode 3. The VM may have been continued here meanwhile: then the word is that it is not the
+ *  destination's. The destination's VM may have died before it ran: then it is continued here.
+ *  0: the record is settled. VC_E_UNSETTLED: it cannot be told where the VM belongs; other errors:
+ *  another time, perhaps. @cancel may be NULL. */
 int vc_session_repeat_word(struct vc_store *store, const struct vc_id *vm, struct vc_conn *conn,
+                           struct vc_cancel *cancel, const struct vc_log *log,
                            struct vc_err *err) VC_NODISCARD;
 
 /* ---- target.c: sockets of the destination QEMU ---- */

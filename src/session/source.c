@@ -17,7 +17,7 @@
 #define DEFAULT_LIMIT_MS 300
 /** "Unlimited" for max-bandwidth: 1 TiB/s. */
 #define UNLIMITED_BANDWIDTH (1ull << 40)
-#define END_TIMEOUT_MS 30000
+#define WORD_TIMEOUT_MS 30000
 #define ZSTD_LEVEL 1
 
 static bool is_plaintext(const struct vc_migration *m)
@@ -104,7 +104,7 @@ static void restore_qemu(struct vc_migration *m)
 {
     struct vc_err err = VC_ERR_INIT;
 
-    if (!m->parameters_changed)
+    if (!m->parameters_changed || vc_qmp_is_gone(m->qmp))
         return;
     if (vc_qmp_set_parameter(m->qmp, "max-bandwidth", m->old_bandwidth, &err) ||
         vc_qmp_set_parameter(m->qmp, "downtime-limit", m->old_limit, &err))
@@ -125,7 +125,7 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
         vc_log_err(m->o->log, VC_LOG_WARNING, "an old record is overwritten", err);
         return 0;
     }
-    m->owes_word = m->has_record = !rc && m->o->recover && h.state == VC_HANDOVER_LEFT;
+    m->owes_word = m->recorded = !rc && m->o->recover && h.state == VC_HANDOVER_LEFT;
     if (!rc && h.state == VC_HANDOVER_LEFT && !m->o->recover)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
                                "an earlier migration of the VM to '%.100s' is not settled", h.peer);
@@ -275,6 +275,7 @@ static int begin_handover(struct vc_migration *m, struct vc_err *err)
         .state = VC_HANDOVER_LEAVING,
         .session = m->session,
         .since_unix = vc_wall_s(),
+        .suspend = m->o->suspend,
     };
     int rc;
 
@@ -283,8 +284,76 @@ static int begin_handover(struct vc_migration *m, struct vc_err *err)
     snprintf(h.peer, sizeof(h.peer), "%s", m->o->to);
     snprintf(h.socket, sizeof(h.socket), "%s", m->o->qmp_name);
     rc = vc_handover_begin(m->holding.vm, &h, err);
-    m->has_record = !rc;
+    m->recorded = !rc;
     return rc;
+}
+
+/* ---- finish: the word ---- */
+
+static void record(struct vc_migration *m, enum vc_handover_state state)
+{
+    struct vc_err err = VC_ERR_INIT;
+
+    if (m->recorded && vc_handover_set(m->holding.vm, state, &err))
+        vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", &err);
+}
+
+/* The answer to WORD. 0: *done is filled in; anything else: it is not known what it is. */
+static int await_word_done(struct vc_migration *m, struct vc_wire_status *done, struct vc_err *err)
+{
+    bool stays = m->o->suspend || m->user_paused || (m->o->recover && !m->owes_word);
+    struct vc_wire_word_msg word = {.word = stays ? VC_WIRE_WORD_SUSPEND : VC_WIRE_WORD_CONTINUE,
+                                    .session = m->session};
+    struct vc_link_frame *f;
+    int rc = VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, err);
+
+    if (!rc)
+        rc = vc_inbox_get(&m->inbox, WORD_TIMEOUT_MS, &f);
+    if (rc)
+        return rc;
+    rc = f->type == VC_WIRE_WORD_DONE
+             ? vc_wire_status_decode(f->payload, f->bytes, done, err)
+             : vc_err_set(err, VC_E_PROTOCOL, "%s came where WORD_DONE was expected",
+                          vc_wire_type_name(f->type));
+    vc_link_frame_free(f);
+    return rc;
+}
+
+/* The destination's QEMU died before the VM ran there: the one here is the only one. */
+static int take_back(struct vc_migration *m, const char *why, struct vc_err *err)
+{
+    int rc = vc_qmp_simple(m->qmp, "cont", err);
+
+    if (rc)
+        return vc_err_set_hint(err, VC_E_UNSETTLED, "`vecycle resolve` settles it",
+                               "the destination lost the VM (%.80s), and it cannot be continued "
+                               "here",
+                               why);
+    record(m, VC_HANDOVER_SETTLED);
+    return vc_err_set(err, VC_E_DEST_QEMU, "%.160s; the VM runs on here", why);
+}
+
+int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)
+{
+    struct vc_wire_status done = {0};
+
+    record(m, VC_HANDOVER_LEFT); /* if it cannot be recorded, the word counts more */
+    if (await_word_done(m, &done, err))
+        return vc_err_set_hint(
+            err, VC_E_UNSETTLED, "the agent settles it when it can, or `vecycle resolve --retry`",
+            "the migration is complete, but '%.80s' was lost before it confirmed "
+            "that the VM runs",
+            vc_link_peer(m->link));
+    if (done.code == -VC_E_DEST_QEMU && !vc_migration_has_switched(m) && !m->o->recover)
+        return take_back(m, done.text, err);
+    if (done.code)
+        return vc_err_set_hint(err, VC_E_UNSETTLED, "`vecycle resolve` settles it",
+                               "the destination could not continue the VM: %.140s", done.text);
+    if (m->paused_ns)
+        m->result->downtime_ms = (vc_now_ns() - m->paused_ns) / VC_NS_PER_MS;
+    m->word_given = true;
+    record(m, VC_HANDOVER_SETTLED);
+    return 0;
 }
 
 /* ---- confirm: checkpoints ---- */
@@ -319,7 +388,7 @@ static void commit(struct vc_migration *m)
 /* Waits until QEMU has closed the stream behind `completed`. */
 static void await_stream_end(struct vc_migration *m)
 {
-    uint64_t deadline = vc_now_ns() + END_TIMEOUT_MS * VC_NS_PER_MS;
+    uint64_t deadline = vc_now_ns() + WORD_TIMEOUT_MS * VC_NS_PER_MS;
     struct vc_source_status st;
 
     for (;;) {
@@ -354,30 +423,58 @@ static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
     return 0;
 }
 
-/* Tells the destination that it came to nothing. */
-static void abandon(struct vc_migration *m, const struct vc_err *why)
+/* It did not come to a good end. Where that is certain, the destination is told, and the record
+ * says that nothing is open; else the record stays as it is, for `vecycle resolve` and the agent.
+ */
+static int wind_up(struct vc_migration *m, int rc, struct vc_err *err)
 {
-    if (m->link)
-        vc_link_fail(m->link, why);
-    if (m->has_record && !m->o->recover && why->code != VC_E_POSTCOPY) {
-        struct vc_err err = VC_ERR_INIT;
+    struct vc_wire_word_msg word = {.word = VC_WIRE_WORD_ABANDON, .session = m->session};
+    struct vc_err ignored = VC_ERR_INIT, why = *err;
 
-        if (vc_handover_set(m->holding.vm, VC_HANDOVER_SETTLED, &err))
-            vc_log_err(m->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
+    if (rc == VC_E_POSTCOPY || m->o->recover) { /* the record says already whose the VM is */
+        vc_link_fail(m->link, err);
+        return rc;
     }
+    if (rc != VC_E_UNSETTLED && m->unknown)
+        rc = vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
+                             "whether the migration completed is not known: %.140s", why.message);
+    if (rc != VC_E_UNSETTLED) {
+        /* Where the VM has arrived, it is void there before anything else can be thought. */
+        if (m->pipeline && m->qmp &&
+            VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, &ignored))
+            vc_log(m->o->log, VC_LOG_DEBUG, "the destination does not hear of the end");
+        if (m->recorded && !m->completed)
+            record(m, VC_HANDOVER_SETTLED);
+    }
+    if (m->link)
+        vc_link_fail(m->link, err);
+    return rc;
+}
+
+/* HELLO to START: the two sides come to terms, within a time and unless cancelled. */
+static int come_to_terms(struct vc_migration *m, struct vc_err *err)
+{
+    struct vc_guard guard;
+    uint64_t features;
+    int rc = vc_guard_start(&guard, m->link, m->o->cancel,
+                            VC_OPEN_TIMES * vc_dead_peer_ms(m->o->dead_peer_ms), err);
+
+    if (rc)
+        return rc;
+    rc = vc_link_hello(m->link, VC_WIRE_FEATURE_ANNOUNCE, &features, err);
+    if (!rc)
+        rc = negotiate(m, err);
+    return vc_guard_end(&guard, rc, err);
 }
 
 static int run(struct vc_migration *m, struct vc_err *err)
 {
-    uint64_t features;
     int fd, rc = 0;
 
     if (m->qmp)
         rc = check_qemu(m, err);
     if (!rc)
-        rc = vc_link_hello(m->link, VC_WIRE_FEATURE_ANNOUNCE, &features, err);
-    if (!rc)
-        rc = negotiate(m, err);
+        rc = come_to_terms(m, err);
     m->result->vm = m->vm;
     m->result->generation = m->generation;
     m->result->base = m->base;
@@ -415,7 +512,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     };
     vc_auto_close int qmp_fd = o->qmp_fd;
     uint64_t total_ms;
-    int rc = vc_link_new(o->conn, VC_WIRE_SOURCE, 0, &m.link, err);
+    int rc = vc_link_new(o->conn, VC_WIRE_SOURCE, o->dead_peer_ms, &m.link, err);
 
     *result = (struct vc_session_result){0};
     if (rc) {
@@ -429,8 +526,8 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     if (!rc)
         rc = run(&m, err);
     total_ms = result->total_ms;
-    if (rc && rc != VC_E_UNSETTLED)
-        abandon(&m, err);
+    if (rc)
+        rc = wind_up(&m, rc, err);
     if (m.pipeline) {
         struct vc_source_status st;
 

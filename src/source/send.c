@@ -202,6 +202,7 @@ int vc_source_window_ack(struct vc_source *s, uint64_t seq, struct vc_err *err)
             vc_flow_acked(&s->flow, now, &b->mark);
             if (s->package_end && b->position + b->stream_bytes >= s->package_end)
                 s->package_delivered = true;
+            vc_count(&s->n.acked_batches, 1);
             s->window_head = b->next_sent;
             *tail = b;
             tail = &b->next_sent;

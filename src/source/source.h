@@ -50,7 +50,7 @@ struct vc_source_status {
     uint64_t data_bytes;            /* contents of data pages before compression */
     uint64_t ram_bytes;             /* 0 until known */
     uint64_t first_pass_left_bytes; /* RAM not mentioned yet */
-    uint64_t batches, repaired_pages, resent_batches;
+    uint64_t batches, acked_batches, repaired_pages, resent_batches;
     double wire_rate; /* bytes/s, 0 while unknown */
     double data_rate; /* new pages before compression, bytes/s; 0 while unknown */
     bool ram_known;

@@ -15,7 +15,7 @@ static const char magic[8] = "vchandov";
 #define SLOT_BYTES 1024u
 #define SLOT_AT(seq) (((seq)&1) * 4096u)
 #define TEXT_BYTES 256u
-#define ZERO_BYTES 432u
+#define ZERO_BYTES 431u
 
 static void encode(const struct vc_handover *h, uint64_t seq, uint8_t slot[SLOT_BYTES])
 {
@@ -30,6 +30,7 @@ static void encode(const struct vc_handover *h, uint64_t seq, uint8_t slot[SLOT_
     vc_write_u64(&w, h->since_unix);
     memcpy(vc_write_reserve(&w, TEXT_BYTES), h->peer, strnlen(h->peer, TEXT_BYTES - 1));
     memcpy(vc_write_reserve(&w, TEXT_BYTES), h->socket, strnlen(h->socket, TEXT_BYTES - 1));
+    vc_write_u8(&w, h->suspend);
     if (!vc_sha256(slot, SLOT_BYTES - VC_SHA256_BYTES, slot + SLOT_BYTES - VC_SHA256_BYTES))
         memset(slot, 0xff, SLOT_BYTES); /* never valid */
 }
@@ -51,6 +52,7 @@ static bool decode(const uint8_t slot[SLOT_BYTES], struct vc_handover *h, uint64
     struct vc_reader r = vc_reader(slot, SLOT_BYTES - VC_SHA256_BYTES);
     uint8_t sum[VC_SHA256_BYTES];
     uint32_t version, state;
+    uint8_t suspend;
 
     if (memcmp(slot, magic, sizeof(magic)) != 0 ||
         !vc_sha256(slot, SLOT_BYTES - VC_SHA256_BYTES, sum) ||
@@ -63,9 +65,12 @@ static bool decode(const uint8_t slot[SLOT_BYTES], struct vc_handover *h, uint64
     *seq = vc_read_u64(&r);
     vc_read_copy(&r, h->session.b, 16);
     h->since_unix = vc_read_u64(&r);
-    *legal = version == VC_STORE_VERSION && state <= VC_HANDOVER_SETTLED &&
-             read_text(&r, h->peer) && read_text(&r, h->socket) && vc_read_zero(&r, ZERO_BYTES);
+    *legal = version == VC_STORE_VERSION && state <= VC_HANDOVER_VOID && read_text(&r, h->peer) &&
+             read_text(&r, h->socket);
+    suspend = vc_read_u8(&r);
+    *legal = *legal && suspend <= 1 && vc_read_zero(&r, ZERO_BYTES);
     h->state = (uint8_t)state;
+    h->suspend = suspend == 1;
     return true;
 }
 

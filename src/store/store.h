@@ -226,6 +226,8 @@ enum vc_handover_state {
     VC_HANDOVER_LEFT = 2,     /* source: completed; the destination is to run; word not confirmed */
     VC_HANDOVER_ARRIVING = 3, /* destination: migrating or arrived, paused, waiting for the word */
     VC_HANDOVER_SETTLED = 4,  /* nothing open */
+    VC_HANDOVER_VOID = 5,     /* destination: did not arrive, or died before it ran: it is the
+                                 source's for good */
 };
 
 struct vc_handover {
@@ -235,6 +237,7 @@ struct vc_handover {
     char peer[256];   /* source: where to repeat the word (the destination's address); destination:
                          who it comes from */
     char socket[256]; /* source: its QMP socket; destination: the socket's name */
+    bool suspend;     /* source: the word leaves the VM paused at the destination */
 };
 
 /** Prepares the record so that a later write of a new state is one overwrite of allocated blocks

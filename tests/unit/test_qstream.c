@@ -707,7 +707,7 @@ static void postcopy_stream_parses_on_behind_its_package(void **state)
     put_part(&b, 2, RAM_ID);
     put_page(&b, 0, "pc.ram", 4096);
     put_ram_end(&b);
-    put_command(&b, 11, NULL, 0);                           /* SWITCHOVER_START */
+    put_command(&b, 11, NULL, 0);                                             /* SWITCHOVER_START */
     put_command(&b, 6, "\0\6pc.ram\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\0", 25); /* RAM_DISCARD */
     put_command(&b, 2, "\0\0\0\2", 4);
     put_command(&b, 7, "\0\0\2\0", 4);

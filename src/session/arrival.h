@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_SESSION_ARRIVAL_H
+#define VC_SESSION_ARRIVAL_H
+
+#include "dest/dest.h"
+#include "session/common.h"
+
+/* Private to src/session: the destination's side of one migration, shared by dest.c (the phases)
+ * and obey.c (the source's word). */
+
+struct vc_qmp;
+
+struct arrival {
+    const struct vc_dest_session *o;
+    struct vc_session_result *result;
+    struct vc_link *link;
+    struct vc_inbox inbox;
+    struct vc_holding holding;
+    struct vc_dest *pipeline;
+    struct vc_qmp *qmp; /* NULL: proxy */
+    struct vc_wire_open open;
+    char name[256];
+    struct vc_wire_start start;
+    uint64_t features;
+    bool recorded;  /* a handover was begun */
+    bool word_done; /* it runs here, or is to stay paused here: the source knows, or will ask */
+    bool is_void;   /* it will never run here */
+    bool ran;       /* somebody continued it, as far as events tell */
+};
+
+/** Records durably that the VM will never run here; only then may anybody be told. */
+int vc_arrival_make_void(struct arrival *a, struct vc_err *err) VC_NODISCARD;
+/** Whether it may run before its memory is complete. */
+bool vc_arrival_is_postcopy(const struct arrival *a);
+/** Obeys a WORD frame and answers it. An error ends the session. */
+int vc_arrival_obey(struct arrival *a, const struct vc_link_frame *f,
+                    struct vc_err *err) VC_NODISCARD;
+/** A session of mode 3: a word that was lost is given again. */
+int vc_arrival_repeat_word(struct arrival *a, struct vc_err *err) VC_NODISCARD;
+
+#endif
