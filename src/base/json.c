@@ -2,6 +2,15 @@
 #include "base/json.h"
 
 #include <limits.h>
+#include <string.h>
+
+static bool is_blank(const char *text, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!strchr(" \t\r\n", text[i]) || !text[i])
+            return false;
+    return true;
+}
 
 struct json_object *vc_json_parse(const char *text, size_t n)
 {
@@ -11,7 +20,8 @@ struct json_object *vc_json_parse(const char *text, size_t n)
     if (!t)
         return NULL;
     o = json_tokener_parse_ex(t, text, (int)n);
-    if (json_tokener_get_error(t) != json_tokener_success) {
+    if (json_tokener_get_error(t) != json_tokener_success ||
+        !is_blank(text + json_tokener_get_parse_end(t), n - json_tokener_get_parse_end(t))) {
         json_object_put(o);
         o = NULL;
     }
