@@ -4,27 +4,24 @@
 #include <limits.h>
 #include <string.h>
 
-/* json-c calls it a success when it stops behind the first value. */
-static bool is_all(struct json_tokener *t, const char *text, size_t n)
+static bool is_blank(const char *text, size_t n)
 {
-    size_t end = json_tokener_get_parse_end(t);
-
-    while (end < n && strchr(" \t\r\n", text[end]))
-        end++;
-    return end == n;
+    for (size_t i = 0; i < n; i++)
+        if (!strchr(" \t\r\n", text[i]) || !text[i])
+            return false;
+    return true;
 }
 
 struct json_object *vc_json_parse(const char *text, size_t n)
 {
-    /* A NUL ends the text for json-c, wherever it is. */
-    bool legal = n < INT_MAX && !memchr(text, 0, n);
-    struct json_tokener *t = legal ? json_tokener_new_ex(VC_JSON_MAX_DEPTH) : NULL;
+    struct json_tokener *t = n < INT_MAX ? json_tokener_new_ex(VC_JSON_MAX_DEPTH) : NULL;
     struct json_object *o;
 
     if (!t)
         return NULL;
     o = json_tokener_parse_ex(t, text, (int)n);
-    if (json_tokener_get_error(t) != json_tokener_success || !is_all(t, text, n)) {
+    if (json_tokener_get_error(t) != json_tokener_success ||
+        !is_blank(text + json_tokener_get_parse_end(t), n - json_tokener_get_parse_end(t))) {
         json_object_put(o);
         o = NULL;
     }

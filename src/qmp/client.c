@@ -74,7 +74,7 @@ static int grow(struct vc_qmp *q, struct vc_err *err)
 
     if (cap > VC_QMP_MAX_LINE_BYTES)
         return vc_err_set(err, VC_E_QMP, "'%s' sent a line of more than %u bytes", q->name,
-                          VC_QMP_MAX_LINE_BYTES / 2);
+                          VC_QMP_MAX_LINE_BYTES);
     more = realloc(q->buf, cap);
     if (!more)
         return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
@@ -160,17 +160,16 @@ static void keep_event(struct vc_qmp *q, struct json_object *event)
 
 int vc_qmp_event(struct vc_qmp *q, struct json_object **out, struct vc_err *err)
 {
-    if (!q->n_events) {
+    while (!q->n_events) {
         struct json_object *o;
         int rc = next_object(q, 0, &o, err);
 
         if (rc)
             return rc;
-        if (!vc_json_get(o, "event")) { /* an answer that nobody waits for any more */
+        if (vc_json_get(o, "event"))
+            keep_event(q, o);
+        else /* an answer that nobody waits for any more; an event may be behind it */
             json_object_put(o);
-            return VC_AGAIN;
-        }
-        keep_event(q, o);
     }
     *out = q->events[0];
     memmove(q->events, q->events + 1, --q->n_events * sizeof(q->events[0]));

@@ -123,7 +123,7 @@ def decode_batch(payload, blocks=(), page_size=4096, moved=False):
     if runs_length > body_length:
         raise Bad("message", "runs longer than the body")
     body = unpack(b.codec, r.take(r.left()), body_length)
-    b.runs = _decode_runs(body[:runs_length], blocks, page_size)
+    b.runs = decode_runs(body[:runs_length], blocks, page_size)
     if not moved and any(x.kind == MOVED for x in b.runs):
         raise Bad("runs", "moved, which was not agreed on")
     if b.self_contained and any(x.kind in (SAME, MOVED) for x in b.runs):
@@ -144,7 +144,7 @@ def _fill(b, contents, page_size):
     contents.end()
 
 
-def _decode_runs(data, blocks, page_size):
+def decode_runs(data, blocks, page_size):
     r, runs, block, page = Reader(data, "runs"), [], 0, 0
     while r.left():
         head = r.u8()

@@ -38,10 +38,10 @@ def dump(name, m):
     lines = []
     for key, value in m.items():
         if key == "text":
-            text, _, hint = value.decode().partition("\n")
+            text, _, hint = value.decode(errors="replace").partition("\n")
             lines += [f"text {text}"] + ([f"hint {hint}"] if hint else [])
         elif key in TEXTS:
-            lines.append(f"{key} {value.decode()}")
+            lines.append(f"{key} {value.decode(errors='replace')}")
         elif isinstance(value, bytes):
             lines.append(f"{key} {value.hex()}")
         elif isinstance(value, list):
@@ -55,7 +55,7 @@ def _item(key, x):
     if key == "generations":
         return f"generation {x[0].hex()} {x[1].hex()}"
     if key == "blocks":
-        return f"block {x[1]} {x[0].decode()}"
+        return f"block {x[1]} {x[0].decode(errors='replace')}"
     if key == "ordinals":
         return f"ordinal {x}"
     if key == "pages":

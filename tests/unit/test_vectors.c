@@ -613,7 +613,7 @@ static void every_vector_is_judged_right(void **state)
         verdict_text(&o, verdict, sizeof(verdict));
         if (strcmp(verdict, v->verdict) != 0)
             fail_msg("%s: expected '%s', found '%s'", v->name, v->verdict, verdict);
-        if (o.rc == 0 && strcmp(fields, v->fields) != 0)
+        if (o.rc == 0 && v->fields[0] && strcmp(fields, v->fields) != 0)
             fail_msg("%s: expected\n%sfound\n%s", v->name, v->fields, fields);
         free(fields);
     }
@@ -730,14 +730,18 @@ static void digesters(void)
     assert_int_equal(vc_wire_codec_new(1, &g.codec, &err), 0);
 }
 
+/* From the command line (test_agree.py): only the vectors that are there. */
+static const char *directory;
+
 static int load(void **state)
 {
-    const char *dir = getenv("VC_VECTORS");
+    const char *dir = directory ? directory : getenv("VC_VECTORS");
     char path[512], line[4096];
     FILE *f;
 
     (void)state;
-    snprintf(path, sizeof(path), "%s/manifest", dir ? dir : "tests/vectors/wire");
+    dir = dir ? dir : "tests/vectors/wire";
+    snprintf(path, sizeof(path), "%s/manifest", dir);
     f = fopen(path, "r");
     if (!f)
         fail_msg("%s is missing", path);
@@ -752,7 +756,7 @@ static int load(void **state)
             snprintf(v->name, sizeof(v->name), "%.63s", line + 7);
             v->before = g.first_seal;
             v->fields = calloc(1, 1);
-            read_data(dir ? dir : "tests/vectors/wire", v);
+            read_data(dir, v);
         } else if (!g.n) {
             context_line(line);
         } else if (line[0]) {
@@ -776,12 +780,15 @@ static int unload(void **state)
     return 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    const struct CMUnitTest only[] = {cmocka_unit_test(every_vector_is_judged_right)};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_vector_is_judged_right),
         cmocka_unit_test(a_flipped_bit_never_gets_by),
     };
 
-    return cmocka_run_group_tests(tests, load, unload);
+    directory = argc > 1 ? argv[1] : NULL;
+    return directory ? cmocka_run_group_tests(only, load, unload)
+                     : cmocka_run_group_tests(tests, load, unload);
 }
