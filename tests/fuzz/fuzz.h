@@ -38,7 +38,7 @@ static inline uint64_t fuzz_number(struct vc_reader *r, unsigned bytes)
 static inline struct vc_reader fuzz_part(struct vc_reader *r, size_t n)
 {
     n = VC_MIN(n, vc_reader_left(r));
-    return vc_reader(vc_read_bytes(r, n), n);
+    return vc_reader(n ? vc_read_bytes(r, n) : (const uint8_t *)"", n);
 }
 
 /* All that is left. */

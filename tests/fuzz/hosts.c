@@ -5,8 +5,11 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "base/fdio.h"
 
 const struct vc_id fuzz_vm = {"the VM's UUID..."};
 const struct vc_lineage fuzz_lineage = {
@@ -159,7 +162,7 @@ struct vc_store *fuzz_store(const char *path)
     struct vc_err err;
 
     fuzz_seed_random(1);
-    FUZZ_ASSERT(vc_store_open(path, true, 1ull << 30, &s, &err) == 0);
+    FUZZ_ASSERT(vc_store_open(path, true, FUZZ_STORE_LIMIT_BYTES, &s, &err) == 0);
     FUZZ_ASSERT(vc_vm_open(s, &fuzz_vm, VC_VM_CREATE, &vm, &err) == 0);
     FUZZ_ASSERT(vc_vm_set_lineage(vm, &fuzz_lineage, &err) == 0);
     for (size_t i = 0; i < VC_ARRAY_LEN(gens); i++)
@@ -168,4 +171,99 @@ struct vc_store *fuzz_store(const char *path)
     FUZZ_ASSERT(vc_handover_set(vm, VC_HANDOVER_LEFT, &err) == 0);
     vc_vm_close(vm);
     return s;
+}
+
+/* ---- a directory as it was ---- */
+
+struct saved_file {
+    char name[64];
+    uint8_t *data; /* the first `have` bytes; an image's end is a hole */
+    size_t have, n;
+};
+
+struct fuzz_saved {
+    int dir_fd;
+    size_t n;
+    struct saved_file files[16];
+};
+
+static void save_file(struct fuzz_saved *s, const char *name)
+{
+    struct saved_file *f = &s->files[s->n++];
+    int fd = openat(s->dir_fd, name, O_RDONLY | O_CLOEXEC);
+    struct stat st;
+
+    FUZZ_ASSERT(s->n <= VC_ARRAY_LEN(s->files) && fd >= 0 && fstat(fd, &st) == 0);
+    snprintf(f->name, sizeof(f->name), "%.63s", name);
+    f->n = (size_t)st.st_size;
+    f->have = VC_MIN(f->n, (size_t)FUZZ_SOCKET_BYTES);
+    f->data = malloc(f->have + 1);
+    FUZZ_ASSERT(f->data && vc_read_full(fd, f->data, f->have) == 1);
+    close(fd);
+}
+
+static bool next_name(DIR *d, char name[256])
+{
+    struct dirent *e;
+
+    while ((e = readdir(d)))
+        if (e->d_name[0] != '.') {
+            snprintf(name, 256, "%s", e->d_name);
+            return true;
+        }
+    return false;
+}
+
+static DIR *list(int dir_fd)
+{
+    int fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+
+    FUZZ_ASSERT(d);
+    return d;
+}
+
+struct fuzz_saved *fuzz_save(const char *path)
+{
+    struct fuzz_saved *s = calloc(1, sizeof(*s));
+    char where[600], uuid[VC_ID_TEXT_BYTES], name[256];
+    DIR *d;
+
+    FUZZ_ASSERT(s);
+    vc_id_format(&fuzz_vm, uuid);
+    snprintf(where, sizeof(where), "%s/vms/%s", path, uuid);
+    s->dir_fd = open(where, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    FUZZ_ASSERT(s->dir_fd >= 0);
+    d = list(s->dir_fd);
+    while (next_name(d, name))
+        if (strcmp(name, "lock") != 0)
+            save_file(s, name);
+    closedir(d);
+    return s;
+}
+
+void fuzz_restore(const struct fuzz_saved *s)
+{
+    DIR *d = list(s->dir_fd);
+    char name[256];
+
+    while (next_name(d, name))
+        unlinkat(s->dir_fd, name, 0);
+    closedir(d);
+    for (size_t i = 0; i < s->n; i++) {
+        const struct saved_file *f = &s->files[i];
+        int fd = openat(s->dir_fd, f->name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+        FUZZ_ASSERT(fd >= 0 && vc_write_full(fd, f->data, f->have) == 0);
+        FUZZ_ASSERT(ftruncate(fd, (off_t)f->n) == 0);
+        close(fd);
+    }
+}
+
+void fuzz_prefilled(const uint8_t *p, size_t n, int fds[2])
+{
+    FUZZ_ASSERT(n <= FUZZ_SOCKET_BYTES);
+    FUZZ_ASSERT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
+    FUZZ_ASSERT(n == 0 || vc_write_full(fds[1], p, n) == 0);
+    shutdown(fds[1], SHUT_WR);
 }

@@ -127,6 +127,118 @@ def batch():
     save("batch", "raw", b"\0" + le(0, 2) + header + body)
 
 
+# ---- whole sessions ----
+
+def random_bytes(seed, n):
+    """The sequence of fuzz_random(), a byte of each number."""
+    mask, out = (1 << 64) - 1, bytearray()
+    for _ in range(n):
+        seed = seed + 0x9E3779B97F4A7C15 & mask
+        z = (seed ^ seed >> 30) * 0xBF58476D1CE4E5B9 & mask
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
+        out.append((z ^ z >> 31) & 0xFF)
+    return bytes(out)
+
+
+def known_page(page, version):
+    """A page of the store that hosts.c makes."""
+    return random_bytes(page * 1000 + version, 1024)
+
+
+def returning_stream():
+    """A VM whose pages the hosts of hosts.c hold, but for some."""
+    def ram(offset, content, name=None):
+        return streams.record_head(0x08, offset, name) + content
+    out = streams.config("versatilepb", 10) + streams.command(1) + streams.start(1, 2, "ram", 4)
+    out += be(24 * 1024 | 4, 8) + str8("pc.ram") + be(20 * 1024, 8)
+    out += str8("vga.vram") + be(4 * 1024, 8) + be(0x10, 8) + streams.footer(2) + streams.part(2, 2)
+    for i in range(16):
+        version = 9 if i == 3 else 2 if i % 5 == 0 else 1
+        out += ram(i * 1024, known_page(i, version), None if i else "pc.ram")
+    out += streams.zero(16 * 1024) + ram(17 * 1024, bytes(1024)) + be(0x10, 8) + streams.footer(2)
+    out += streams.part(3, 2) + ram(1024, known_page(101, 7), "vga.vram") + be(0x10, 8)
+    return out + streams.footer(2) + streams.TAIL
+
+
+def pipelines():
+    for name, data in streams.synthetics():
+        if len(data) < 6000:
+            save("pipelines", name, b"\3" + data)
+    for options in range(4):
+        save("pipelines", f"returning-{options}", bytes([options]) + returning_stream())
+    save("pipelines", "empty", b"\0")
+
+
+def elements(*parts):
+    """What a peer says: frame types, or pairs of a type and its payload."""
+    out = b""
+    for part in parts:
+        kind, payload = part if isinstance(part, tuple) else (part, b"")
+        out += bytes([kind]) + le(len(payload), 2) + payload
+    return out
+
+
+HELLO, OPEN, ACCEPT, START, BLOCKS_, BATCH, EOF, ACK, REPAIR = 1, 2, 3, 4, 16, 17, 18, 19, 20
+REPAIRED, RESEND, RETURN, ANNOUNCE_BLOCKS, ANNOUNCE, ANNOUNCE_END = 21, 22, 23, 24, 25, 26
+FAILED, COMMITTED, WORD, WORD_DONE, CLOSE, PING, ERROR = 28, 32, 33, 34, 35, 48, 50
+
+
+def heard(kind):
+    """Waits for such a frame."""
+    return 0, bytes([kind])
+
+
+def session_dest():
+    def sealed(runs, flags=0):
+        return BATCH, bytes([flags]) + le(len(runs), 2) + runs + bytes(range(1, 60))
+    begin = (HELLO, OPEN, START)
+    opaque = sealed(run(1, 40))
+    some = sealed(run(1, 9) + run(4, 3, named=True) + run(3, 4) + run(5, 2) + run(3, 1, as_page=True))
+    same = sealed(run(2, 4, named=True) + run(2, 2, page=2))
+    wrong = (BATCH, bytes([4]) + some[1][1:])
+    end = (EOF, heard(COMMITTED), COMMITTED, CLOSE)
+    for store in (0, 1):
+        options = store | 32
+        save("session_dest", f"whole-{store}", bytes([options, 0]) + elements(
+            *begin, opaque, BLOCKS_, some, sealed(run(1, 900), 2), (PING, le(1, 8)),
+            *end))
+        save("session_dest", f"unsealed-{store}", bytes([options, 0]) + elements(
+            *begin, BLOCKS_, wrong, heard(RESEND), some, *end))
+    for base in (1, 2):
+        options = 1 | base << 2 | 32
+        save("session_dest", f"same-{base}", bytes([options, 0]) +
+             elements(*begin, BLOCKS_, same, some, *end))
+        save("session_dest", f"repair-{base}", bytes([options | 16, 0]) +
+             elements(*begin, BLOCKS_, same, heard(REPAIR), REPAIRED, some, *end))
+    save("session_dest", "pong", bytes([0, 8]) + rp(2, be(1, 4)) + elements(*begin, opaque, heard(RETURN)))
+    save("session_dest", "failed", bytes([0, 8]) + rp(1, be(1, 4)) + elements(*begin, opaque, heard(RETURN)))
+    save("session_dest", "word", b"\0\0" + elements(HELLO, (OPEN, ID + ID + b"\3\0" + bytes(6)),
+                                                    (WORD, b"\1" + ID)))
+    save("session_dest", "raw", b"\2\0" + le(12, 4) + b"\1\0\0\0" + b"vecycle\nnope")
+
+
+def session_source():
+    stream = returning_stream()
+    head = le(len(stream), 2) + stream
+    begin = (HELLO, ACCEPT, heard(BATCH))
+    end = (heard(EOF), RETURN, ACK, EOF, heard(COMMITTED), COMMITTED, CLOSE)
+    known = (ANNOUNCE, le(0, 4) + le(0, 8) + b"\1" + varint(5) + b"\2" + varint(2) + bytes(16))
+    for store in (0, 1):
+        for base in (0, 1, 2):
+            options = bytes([store | base << 2])
+            save("session_source", f"whole-{store}-{base}", options + head +
+                 elements(*begin, *end))
+    save("session_source", "repair", b"\1" + head + elements(
+        *begin, heard(EOF), REPAIR, heard(REPAIRED), RESEND, heard(BATCH), *end[1:]))
+    save("session_source", "announce", b"\x09" + head + elements(HELLO, ACCEPT, ANNOUNCE_BLOCKS, known,
+                                                                ANNOUNCE_END, *end))
+    save("session_source", "failed", b"\0" + head + elements(
+        *begin, (FAILED, le(31, 4) + str8("no")), CLOSE))
+    save("session_source", "error", b"\0" + head + elements(HELLO, (ERROR, le(30, 4) + str8("no"))))
+    save("session_source", "no-return-path", b"\0" + le(200, 2) + streams.config("pc-1.0") +
+         bytes(200)[:179] + elements(*begin, *end))
+
+
 # ---- lines and words ----
 
 GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}}, "capabilities": []}}
@@ -207,6 +319,9 @@ def main():
     return_path()
     wire()
     batch()
+    pipelines()
+    session_dest()
+    session_source()
     qmp()
     control()
     text()

@@ -1,0 +1,458 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* A destination's session (proxy) against a source that says anything: it ends, and no byte reaches
+ * QEMU but those of batches with the right seal, in order.
+ *
+ * Input: a byte of options; the length (1 byte) of what QEMU answers and that; then what the source
+ * says (peer.h). A payload of no length is one that fits: HELLO, OPEN, START, BLOCKS, REPAIRED,
+ * COMMITTED. The payload of a BATCH is a byte of flags, the length of its runs (2 bytes), the runs,
+ * and contents; header, seal, and as much content as it takes are made for it. */
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "base/fdio.h"
+#include "dest/batch.h"
+#include "link/link.h"
+#include "peer.h"
+#include "session/session.h"
+
+#define OPT_STORE 1u
+#define OPT_RAW 2u       /* the source's bytes as they are */
+#define OPT_BASE_SHIFT 2 /* vc_wire_base of the default START */
+#define OPT_DAMAGE 16u   /* pages of the checkpoint are damaged */
+#define OPT_SHUT 32u     /* QEMU answers SHUT */
+#define OPT_STAY 64u     /* QEMU does not close its end by itself */
+
+#define FLAG_SELF 1u
+#define FLAG_COMPRESS 2u
+#define FLAG_SPOIL 4u /* a wrong seal; the next batch takes its place */
+
+#define MAX_EXPECTED (1u << 20)
+#define MAX_CONTENT (256u << 10)
+
+struct state {
+    struct fuzz_peer peer;
+    unsigned options;
+    struct vc_ram ram;
+    uint64_t seq, position;
+    struct vc_digest seal;
+    size_t n_expected;
+    bool too_much;
+    uint64_t repair_seq; /* what the session last asked for */
+    uint32_t repair_ordinal;
+};
+
+struct qemu {
+    pthread_t thread;
+    int listening;
+    unsigned options;
+    struct vc_reader answer;
+    size_t n_got;
+};
+
+struct session {
+    pthread_t thread;
+    struct vc_dest_session o;
+};
+
+/* What QEMU may get, and what it got. */
+static uint8_t expected[MAX_EXPECTED], got[MAX_EXPECTED];
+
+static const struct vc_id session_id = {"a session"};
+static struct vc_store *store;
+static struct fuzz_saved *saved;
+static struct vc_gen *gen;
+static struct vc_digester *pages, *seals;
+static struct vc_wire_codec *codec;
+static char socket_dir[300], image[600];
+
+/* ---- QEMU ---- */
+
+static void *run_qemu(void *arg)
+{
+    static const uint8_t shut[8] = {0, 1, 0, 4, 0, 0, 0, 0};
+    struct qemu *q = arg;
+    int fd = accept4(q->listening, NULL, NULL, SOCK_CLOEXEC);
+    ssize_t n;
+
+    if (fd < 0)
+        return NULL;
+    if (vc_write_full(fd, q->answer.data, q->answer.len) == 0 && q->options & OPT_SHUT &&
+        vc_write_full(fd, shut, sizeof(shut)) == 0 && !(q->options & OPT_STAY))
+        shutdown(fd, SHUT_WR);
+    while (q->n_got < MAX_EXPECTED &&
+           (n = vc_read_some(fd, got + q->n_got, MAX_EXPECTED - q->n_got)) > 0)
+        q->n_got += (size_t)n;
+    close(fd);
+    return NULL;
+}
+
+static void start_qemu(struct qemu *q, unsigned options, struct vc_reader answer)
+{
+    char path[400];
+
+    snprintf(path, sizeof(path), "%s/vm.sock", socket_dir);
+    unlink(path);
+    *q = (struct qemu){.options = options, .answer = answer};
+    q->listening = vc_unix_listen(path, 0600, 4);
+    FUZZ_ASSERT(q->listening >= 0);
+    FUZZ_ASSERT(pthread_create(&q->thread, NULL, run_qemu, q) == 0);
+}
+
+static void stop_qemu(struct qemu *q)
+{
+    shutdown(q->listening, SHUT_RDWR); /* wakes accept(2) */
+    pthread_join(q->thread, NULL);
+    close(q->listening);
+}
+
+/* ---- batches that fit ---- */
+
+/* Bytes of the stream that the runs stand for, and of content that they need. */
+static void sum_up(const struct state *st, struct vc_reader runs, uint64_t *stream,
+                   uint64_t *content)
+{
+    struct vc_wire_cursor c = {0};
+    struct vc_wire_run r;
+    struct vc_err err;
+
+    *stream = *content = 0;
+    while (vc_wire_run_decode(&runs, &c, st->ram.n_blocks ? &st->ram : NULL, 0, &r, &err) == 0) {
+        bool whole = r.kind == VC_RUN_SAME || r.kind == VC_RUN_DATA || r.as_page;
+
+        if (r.kind == VC_RUN_INVALIDATE)
+            continue;
+        if (r.kind == VC_RUN_OPAQUE) {
+            *stream += r.count;
+            *content += r.count;
+            continue;
+        }
+        *stream += r.count * (whole ? 8 + st->ram.page_bytes : 9) +
+                   (r.named ? 1 + strlen(st->ram.blocks[r.block].name) : 0);
+        if (r.kind == VC_RUN_DATA)
+            *content += r.count * st->ram.page_bytes;
+    }
+}
+
+/* Fills in pages of the checkpoint and all digests, as the session has to. */
+static bool resolve(const struct state *st, struct vc_dst_batch *b)
+{
+    struct vc_err err;
+
+    for (uint32_t i = 0; i < b->n_runs; i++) {
+        const struct vc_dst_run *run = &b->runs[i];
+        int block = -1;
+
+        if (run->run.kind == VC_RUN_SAME) {
+            block = vc_ram_find(vc_gen_ram(gen), st->ram.blocks[run->run.block].name);
+            if (block < 0 || st->ram.page_bytes != FUZZ_PAGE_BYTES)
+                return false;
+        } else if (run->run.kind != VC_RUN_DATA) {
+            continue;
+        }
+        for (uint64_t k = 0; k < run->run.count; k++) {
+            struct vc_dst_page *p = &b->pages[run->first + k];
+            struct vc_page at = vc_page(run->run.page.n + k);
+
+            if (block >= 0 &&
+                (at.n >= vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)block) ||
+                 vc_gen_lookup(gen, (uint32_t)block, at, NULL) != VC_PAGE_HELD ||
+                 vc_gen_read(gen, (uint32_t)block, at, 1, (uint8_t *)p->content, &err)))
+                return false;
+            FUZZ_ASSERT(
+                vc_digest_pages(pages, &p->content, 1, st->ram.page_bytes, &p->digest, &err) == 0);
+        }
+    }
+    return true;
+}
+
+static void expect(struct state *st, const struct vc_dst_batch *b)
+{
+    for (size_t i = 0; i < b->n_iov; i++) {
+        if (b->iov[i].iov_len > MAX_EXPECTED - st->n_expected) {
+            st->too_much = true;
+            return;
+        }
+        memcpy(expected + st->n_expected, b->iov[i].iov_base, b->iov[i].iov_len);
+        st->n_expected += b->iov[i].iov_len;
+    }
+}
+
+/* Seals the batch that is in `payload`. */
+static void seal(struct state *st, uint8_t *payload, size_t n, struct vc_wire_batch *h, bool spoil)
+{
+    struct vc_link_frame *f = vc_link_frame_new(VC_WIRE_BATCH, 0, (uint32_t)n);
+    struct vc_dst_batch *b = vc_dst_batch_new();
+    struct vc_digest sealed;
+    struct vc_err err;
+
+    FUZZ_ASSERT(f && b);
+    memcpy(f->payload, payload, n);
+    if (vc_dst_batch_parse(b, f, st->ram.n_blocks ? &st->ram : NULL, 0, codec, &err) == 0 &&
+        resolve(st, b)) {
+        FUZZ_ASSERT(vc_dst_batch_seal(b, seals, &st->seal, &sealed, &err) == 0);
+        memcpy(h->seal, sealed.b, sizeof(h->seal));
+        h->seal[0] ^= spoil;
+        vc_wire_batch_encode(payload, h);
+        if (!spoil) {
+            st->seal = sealed;
+            st->seq++;
+            st->position += h->stream_bytes;
+            expect(st, b);
+        }
+    }
+    vc_dst_batch_unref(b);
+}
+
+static void send_batch(struct state *st, struct vc_reader in)
+{
+    unsigned flags = (unsigned)fuzz_number(&in, 1);
+    struct vc_reader runs = fuzz_part(&in, (size_t)fuzz_number(&in, 2)), rest = fuzz_rest(&in);
+    uint64_t stream, content;
+    struct vc_wire_batch h = {.seq = st->seq, .position = st->position};
+    uint8_t *body, *payload;
+    size_t cap, n = 0;
+
+    sum_up(st, runs, &stream, &content);
+    content = VC_MIN(content, (uint64_t)MAX_CONTENT);
+    h.stream_bytes = (uint32_t)stream;
+    h.runs_bytes = (uint32_t)runs.len;
+    h.body_bytes = (uint32_t)(runs.len + content);
+    h.flags = flags & FLAG_SELF;
+    cap = VC_WIRE_BATCH_HEADER_BYTES + vc_wire_body_bound(h.body_bytes);
+    body = calloc(1, h.body_bytes + 1u);
+    payload = malloc(cap);
+    FUZZ_ASSERT(body && payload);
+    memcpy(body, runs.data, runs.len);
+    for (size_t i = 0; i < content && rest.len; i++)
+        body[runs.len + i] = rest.data[i % rest.len];
+    if (flags & FLAG_COMPRESS)
+        n = vc_wire_body_compress(codec, body, h.body_bytes, payload + VC_WIRE_BATCH_HEADER_BYTES,
+                                  cap - VC_WIRE_BATCH_HEADER_BYTES);
+    h.codec = n ? VC_WIRE_CODEC_ZSTD : VC_WIRE_CODEC_NONE;
+    if (!n)
+        memcpy(payload + VC_WIRE_BATCH_HEADER_BYTES, body, n = h.body_bytes);
+    vc_wire_batch_encode(payload, &h);
+    seal(st, payload, VC_WIRE_BATCH_HEADER_BYTES + n, &h, flags & FLAG_SPOIL);
+    fuzz_send(&st->peer, VC_WIRE_BATCH, payload, VC_WIRE_BATCH_HEADER_BYTES + n);
+    free(body);
+    free(payload);
+}
+
+/* ---- the source ---- */
+
+static void on_frame(void *opaque, uint8_t type, const uint8_t *p, size_t n)
+{
+    struct state *st = opaque;
+
+    if (type != VC_WIRE_REPAIR || n < 16)
+        return;
+    st->repair_seq = vc_load_le(p, 8);
+    st->repair_ordinal = (uint32_t)vc_load_le(p + 12, 4);
+}
+
+static void defaults(struct state *st, uint8_t type, struct vc_writer *w)
+{
+    struct vc_wire_open open = {.session = session_id,
+                                .vm = fuzz_vm,
+                                .mode = VC_WIRE_MODE_PROXY,
+                                .name = "vm",
+                                .window_bytes = 1u << 20};
+    struct vc_wire_start start = {
+        .lineage = {.id = fuzz_lineage.id, .algo = fuzz_lineage.algo},
+        .base = (uint8_t)(st->options >> OPT_BASE_SHIFT & 3),
+        .has_key = true,
+        .generation = {"generation new"},
+    };
+    struct vc_wire_committed committed = {.generation = start.generation, .committed = true};
+    struct vc_ram ram;
+
+    switch (type) {
+    case VC_WIRE_HELLO:
+        w->len = fuzz_hello(w->data, w->cap, VC_WIRE_SOURCE);
+        break;
+    case VC_WIRE_OPEN:
+        open.has_lineage = true;
+        open.lineage = start.lineage;
+        vc_wire_open_encode(w, &open);
+        break;
+    case VC_WIRE_START:
+        memcpy(start.key, fuzz_lineage.key, sizeof(start.key));
+        vc_wire_start_encode(w, &start);
+        break;
+    case VC_WIRE_BLOCKS:
+        fuzz_ram(&ram);
+        vc_wire_blocks_encode(w, &ram);
+        break;
+    case VC_WIRE_REPAIRED:
+        vc_write_u64(w, st->repair_seq);
+        vc_write_u32(w, 1);
+        vc_write_u32(w, st->repair_ordinal);
+        fuzz_page(vc_write_reserve(w, FUZZ_PAGE_BYTES), 1, 1);
+        break;
+    case VC_WIRE_COMMITTED:
+        vc_wire_committed_encode(w, &committed);
+        break;
+    default:
+        break;
+    }
+}
+
+static void play(struct state *st, struct vc_reader *in)
+{
+    struct vc_reader payload;
+    uint8_t type;
+
+    for (int i = 0; i < FUZZ_MAX_ELEMENTS && fuzz_element(in, &type, &payload); i++) {
+        uint8_t buf[2048];
+        struct vc_writer w = vc_writer(buf, sizeof(buf));
+        struct vc_err err;
+
+        if (type == FUZZ_AWAIT) {
+            fuzz_await(&st->peer, payload.len ? payload.data[0] : 0);
+            continue;
+        }
+        if (type == VC_WIRE_BATCH) {
+            send_batch(st, payload);
+            continue;
+        }
+        if (!payload.len) {
+            defaults(st, type, &w);
+            payload = vc_reader(buf, w.len);
+        }
+        if (type == VC_WIRE_BLOCKS && !st->ram.n_blocks &&
+            vc_wire_blocks_decode(payload.data, payload.len, &st->ram, &err))
+            st->ram.n_blocks = 0;
+        fuzz_send(&st->peer, type, payload.data, payload.len);
+    }
+}
+
+/* ---- the whole ---- */
+
+static void *run_session(void *arg)
+{
+    struct session *s = arg;
+    struct vc_session_result result;
+    struct vc_err err = VC_ERR_INIT;
+    int rc = vc_session_dest(&s->o, &result, &err);
+
+    fuzz_check_error(rc, &err);
+    if (getenv("FUZZ_VERBOSE"))
+        fprintf(stderr, "phase %u, code %d: %s\n", result.phase, rc, err.message);
+    FUZZ_ASSERT(rc <= 0 && result.phase <= VC_PHASE_DONE);
+    return NULL;
+}
+
+static void check_output(const struct state *st, const struct qemu *q)
+{
+    if (st->too_much)
+        return;
+    FUZZ_ASSERT(q->n_got <= st->n_expected);
+    FUZZ_ASSERT(q->n_got == 0 || !memcmp(got, expected, q->n_got));
+}
+
+static void damage(void)
+{
+    int fd = open(image, O_WRONLY | O_CLOEXEC);
+
+    FUZZ_ASSERT(fd >= 0 && pwrite(fd, "?", 1, FUZZ_PAGE_BYTES + 5) == 1);
+    close(fd);
+}
+
+static void find_image(void)
+{
+    char dir[400], uuid[VC_ID_TEXT_BYTES];
+    DIR *d;
+    struct dirent *e;
+
+    vc_id_format(&fuzz_vm, uuid);
+    snprintf(dir, sizeof(dir), "%s/vms/%s", fuzz_dir(), uuid);
+    d = opendir(dir);
+    while (d && (e = readdir(d)))
+        if (strstr(e->d_name, ".image"))
+            snprintf(image, sizeof(image), "%s/%.100s", dir, e->d_name);
+    FUZZ_ASSERT(d && image[0]);
+    closedir(d);
+}
+
+static void set_up(void)
+{
+    struct vc_vm *vm;
+    struct vc_err err;
+
+    if (store)
+        return;
+    store = fuzz_store(fuzz_dir());
+    saved = fuzz_save(fuzz_dir());
+    find_image();
+    FUZZ_ASSERT(vc_vm_open(store, &fuzz_vm, VC_VM_READ, &vm, &err) == 0);
+    FUZZ_ASSERT(vc_gen_open(vm, &vc_vm_generation(vm, 0)->id, &gen, &err) == 0);
+    vc_vm_close(vm);
+    snprintf(socket_dir, sizeof(socket_dir), "%s/sockets", fuzz_dir());
+    FUZZ_ASSERT(mkdir(socket_dir, 0700) == 0);
+    FUZZ_ASSERT(vc_wire_codec_new(1, &codec, &err) == 0);
+    FUZZ_ASSERT(
+        vc_digester_new(fuzz_lineage.algo, VC_DIGEST_PAGE, fuzz_lineage.key, &pages, &err) == 0);
+    FUZZ_ASSERT(
+        vc_digester_new(fuzz_lineage.algo, VC_DIGEST_SEAL, fuzz_lineage.key, &seals, &err) == 0);
+}
+
+static void first_seal(struct state *st)
+{
+    struct vc_err err;
+
+    FUZZ_ASSERT(vc_digest_begin(seals, &err) == 0);
+    FUZZ_ASSERT(vc_digest_update(seals, session_id.b, sizeof(session_id.b), &err) == 0);
+    FUZZ_ASSERT(vc_digest_end(seals, &st->seal, &err) == 0);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
+{
+    static struct state st;
+    struct vc_reader in = vc_reader(data, n), answer, rest;
+    struct session s;
+    struct qemu q;
+    struct vc_conn *conn;
+    struct vc_err err = VC_ERR_INIT;
+    int ends[2];
+
+    set_up();
+    st = (struct state){.options = (unsigned)fuzz_number(&in, 1), .seq = 1};
+    answer = fuzz_part(&in, (size_t)fuzz_number(&in, 1));
+    first_seal(&st);
+    if (st.options & OPT_STORE)
+        fuzz_restore(saved);
+    if (st.options & OPT_STORE && st.options & OPT_DAMAGE)
+        damage();
+    fuzz_seed_random(4);
+    start_qemu(&q, st.options, answer);
+    FUZZ_ASSERT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+    FUZZ_ASSERT(vc_conn_from_fds(ends[0], ends[0], VC_CONN_LOCAL, "fuzz", &conn, &err) == 0);
+    st.peer.fd = ends[1];
+    st.peer.on_frame = on_frame;
+    st.peer.opaque = &st;
+    s.o = (struct vc_dest_session){
+        .store = st.options & OPT_STORE ? store : NULL,
+        .conn = conn,
+        .socket_dir = socket_dir,
+    };
+    FUZZ_ASSERT(pthread_create(&s.thread, NULL, run_session, &s) == 0);
+    if (st.options & OPT_RAW) {
+        rest = fuzz_rest(&in);
+        if (vc_write_full(ends[1], rest.data, rest.len)) {
+            /* The session is over. */
+        }
+    } else {
+        play(&st, &in);
+    }
+    fuzz_hang_up(&st.peer);
+    pthread_join(s.thread, NULL);
+    stop_qemu(&q);
+    check_output(&st, &q);
+    close(ends[1]);
+    return 0;
+}
