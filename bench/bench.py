@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "bench")]
 sys.dont_write_bytecode = True
-MICRO = ["digest", "zero"]
+MICRO = ["digest", "zero", "qstream", "lookup", "store", "wire"]
 
 
 def say(text):

@@ -159,10 +159,12 @@ class Lab:
         self._quiet()
         wire, start = self._wire_bytes(), time.time()
         self.system.start(self, dest, to)
-        wait_for(lambda: self.system.progress(self) >= share or self.system.ended(self),
-                 RUN_TIMEOUT_S, "the first pass to be under way", step=0.002)
+
+        def far_enough():
+            assert not self.system.ended(self), "the migration was over before it could be cancelled"
+            return self.system.progress(self) >= share
+        wait_for(far_enough, RUN_TIMEOUT_S, "the first pass to be under way", step=0.002)
         reached = self.system.progress(self)
-        assert not self.system.ended(self), "the migration was over before it could be cancelled"
         self.system.cancel(self)
         dest.stop()
         assert self.qemu.status() == "running"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What happens to the VM before and while it migrates. A scenario is given a lab whose VM is on a host,
 and yields a run for each measured migration, as long as more() says so."""
+import itertools
 import re
 
 from vctest.proc import wait_for
@@ -84,30 +85,39 @@ def resume(lab, more):
 
 # ---- programs from Debian inside the guest ----
 
-def _redis(lab, first):
-    """A key-value store that is written to at random."""
-    if first:
+REDIS = "/usr/bin/redis-{} -s /tmp/redis.sock"
+KEYS = 40000
+VALUE = "__rand_int__" * 60  # twelve digits each
+
+
+def _redis(lab, round_):
+    """A key-value store in which a quarter of the values is overwritten at random."""
+    if not round_:
         lab.guest.command("spawn /usr/bin/redis-server --port 0 --unixsocket /tmp/redis.sock "
                           "--save '' --appendonly no")
-        wait_for(lambda: "exit 0" in lab.guest.command("run /usr/bin/redis-cli -s /tmp/redis.sock ping"),
-                 60, "redis to listen")
-    n = 60000 if first else 6000
-    _must(lab, "run /usr/bin/redis-benchmark -s /tmp/redis.sock -q -c 4 -P 16 -t set -r 40000 "
-               f"-d 1000 -n {n}")
+        wait_for(lambda: "exit 0" in lab.guest.command(f"run {REDIS.format('cli')} ping"), 60,
+                 "redis to listen", step=0.5)
+    n = KEYS // 4 if round_ else KEYS * 3
+    _must(lab, f"run {REDIS.format('benchmark')} -q -c 4 -P 16 -r {KEYS} -n {n} "
+               f"set key:__rand_int__ {VALUE}")
 
 
-def _sort(lab, first):
-    """Text is sorted, and written beside it."""
-    if first:
-        lab.guest.command("text /tmp/lines 24 7", SETTLE_TIMEOUT_S)
-    _must(lab, "run /usr/bin/sort -R -S 64M --parallel=1 -T /tmp -o /tmp/sorted /tmp/lines")
+def _sort(lab, round_):
+    """Text is sorted, each time by something else, and written beside it."""
+    if not round_:
+        _text(lab, 24, 7)
+    _must(lab, f"run /usr/bin/sort -k 1.{round_ + 1} -S 64M --parallel=1 -T /tmp -o /tmp/sorted "
+               "/tmp/lines")
 
 
-def _xz(lab, first):
-    """Text is compressed."""
-    if first:
-        lab.guest.command("text /tmp/lines 24 7", SETTLE_TIMEOUT_S)
+def _xz(lab, round_):
+    """New text is compressed."""
+    _text(lab, 4, round_)
     _must(lab, "run /usr/bin/xz -1 -k -f -T1 /tmp/lines")
+
+
+def _text(lab, mib, seed):
+    lab.guest.command(f"text /tmp/lines {mib} {seed}", SETTLE_TIMEOUT_S)
 
 
 def _must(lab, command):
@@ -118,10 +128,12 @@ def _must(lab, command):
 def work(name, job):
     def scenario(lab, more):
         """A program works on the host where the VM is before it returns."""
-        job(lab, True)
+        job(lab, 0)
         ping_pong(lab)
-        while more():
-            job(lab, False)
+        for round_ in itertools.count(1):
+            if not more():
+                break
+            job(lab, round_)
             yield lab.migrate(f"work-{name}")
     return scenario
 

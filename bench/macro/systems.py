@@ -112,7 +112,10 @@ class Vecycle:
             lab.qemu, fleet.vecycles[to].address, dest.name,
             ["--downtime-limit", str(DOWNTIME_LIMIT_MS)])
 
-    progress, ended = Plain.progress, Plain.ended
+    progress = Plain.progress
+
+    def ended(self, lab):
+        return not self.process.alive()
 
     def cancel(self, lab):
         self.process.popen.send_signal(signal.SIGINT)
