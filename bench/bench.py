@@ -17,7 +17,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "bench")]
 sys.dont_write_bytecode = True
-MICRO = ["digest", "zero", "qstream", "lookup", "store", "wire"]
+MICRO = [
+    ("digest",), ("zero",), ("qstream",), ("lookup",), ("store",), ("wire",),
+    ("pipeline",), ("pipeline", "--return=0"),
+    ("pipeline", "--source-only=1", "--pin=1", "--zero=0", "--changed=0", "--passes=4"),
+]
+MICRO_FULL = [
+    ("pipeline", "--gib=16", "--zero=50"), ("pipeline", "--gib=64", "--zero=95"),
+    ("pipeline", "--return=0", "--gib=8"), ("pipeline", "--gib=1", "--passes=64", "--record=0"),
+]
 
 
 def say(text):
@@ -42,12 +50,12 @@ class Bench:
     # ---- micro ----
 
     def micro(self, build):
-        for name in MICRO:
+        for name, *extra in MICRO + (MICRO_FULL if self.plan.micro_full else []):
             r = subprocess.run([build / "bench" / "micro" / f"bench-{name}", "--json",
-                                f"--seconds={self.plan.micro_seconds}"],
-                               capture_output=True, text=True, timeout=900)
+                                f"--seconds={self.plan.micro_seconds}", *extra],
+                               capture_output=True, text=True, timeout=3600)
             if r.returncode:
-                self.results["failures"].append(f"bench-{name}: {r.stderr.strip()}")
+                self.results["failures"].append(f"bench-{name} {' '.join(extra)}: {r.stderr.strip()}")
                 continue
             self.results["micro"].append(json.loads(r.stdout))
             say(f"micro: {r.stdout.strip()}")

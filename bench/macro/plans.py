@@ -35,6 +35,7 @@ class Plan:
     offline: tuple = ()  # scenarios whose images the offline tools are given
     offline_all: bool = False
     micro_seconds: float = 1
+    micro_full: bool = False
 
 
 PLANS = {
@@ -59,5 +60,5 @@ PLANS = {
             ["first-visit", *RETURNS, "writing", "resume", *WORK, "third-host"], repeats=3),
         Job(["1gbit", "unshaped"], ["vecycle-cold", "vecycle-slow"],
             [*RETURNS, *WORK, "third-host"], repeats=3),
-    ], 720, offline=(*RETURNS, *WORK), offline_all=True, micro_seconds=3),
+    ], 720, offline=(*RETURNS, *WORK), offline_all=True, micro_seconds=3, micro_full=True),
 }
