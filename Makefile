@@ -2,7 +2,7 @@
 # A thin front for meson. `make demo` and `make check` install what they need (as root, or by sudo).
 BUILD ?= build
 
-.PHONY: all demo check fuzz bench clean install
+.PHONY: all demo check fuzz bench bench-quick bench-full clean install
 
 all: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
@@ -25,10 +25,11 @@ fuzz:
 	scripts/install-deps check
 	/usr/bin/python3 tests/fuzz/run.py --build $(BUILD)/fuzz
 
-bench:
-	scripts/install-deps demo
+# bench-quick takes up to 5 minutes, bench 45, bench-full a night.
+bench bench-quick bench-full:
+	scripts/install-deps bench
 	@$(MAKE) --no-print-directory all
-	/usr/bin/python3 bench/bench.py --build $(BUILD)
+	/usr/bin/python3 bench/bench.py --build $(BUILD) --plan $(patsubst bench-%,%,$@)
 
 install: all
 	meson install -C $(BUILD)

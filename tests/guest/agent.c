@@ -5,11 +5,16 @@
  *
  *   ping                    -> @@ OK pong
  *   fill MIB SEED           memory is allocated and filled; each page is different
- *   rewrite PERCENT [spread] new contents for that share of the pages, at the end or spread
+ *   rewrite PERCENT [HOW]   new contents for that share of the pages: the last ones, `spread` over
+ *                           all, or `top`, those at the highest physical addresses
  *   check                   everything is compared with what it should be
  *   dirty MIB RATE          a child rewrites MIB of its own memory again and again, RATE MiB/s
  *   stop                    it ends
  *   passes                  how often it has gone round
+ *   tick MS                 a child writes a dot to the console so often; 0: no more
+ *   text PATH MIB SEED      a file with lines of random words
+ *   run PROGRAM ARG...      a program, to its end: @@ OK exit STATUS (an argument '' is empty)
+ *   spawn PROGRAM ARG...    a program in the background
  *
  * Answers begin with "@@ OK" or "@@ ERR". */
 
@@ -21,6 +26,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
@@ -39,7 +45,7 @@ struct shared {
     volatile int stop;
 };
 static struct shared *shared;
-static pid_t child;
+static pid_t child, ticker;
 
 static uint64_t mix(uint64_t x)
 {
@@ -116,20 +122,61 @@ static void fill(size_t mib, uint64_t with)
     printf("@@ OK filled %zu pages\n", pages);
 }
 
-static void rewrite(unsigned percent, int spread)
+struct place {
+    uint64_t frame;
+    size_t page;
+};
+
+static int by_frame(const void *a, const void *b)
 {
+    const struct place *x = a, *y = b;
+
+    return (x->frame > y->frame) - (x->frame < y->frame);
+}
+
+/* The pages in the order of their physical addresses, malloc'd, or NULL. */
+static struct place *by_physical_address(void)
+{
+    struct place *p = malloc(pages * sizeof(*p));
+    int fd = open("/proc/self/pagemap", O_RDONLY);
+    uint64_t entry = 0;
+
+    for (size_t i = 0; p && i < pages; i++) {
+        off_t at = (off_t)(((uintptr_t)memory / PAGE + i) * sizeof(entry));
+
+        if (pread(fd, &entry, sizeof(entry), at) != sizeof(entry) || !(entry >> 63)) {
+            free(p);
+            p = NULL;
+            break;
+        }
+        p[i] = (struct place){entry & ((1ull << 55) - 1), i};
+    }
+    close(fd);
+    if (p)
+        qsort(p, pages, sizeof(*p), by_frame);
+    return p;
+}
+
+static void rewrite(unsigned percent, const char *how)
+{
+    int spread = how && !strcmp(how, "spread"), top = how && !strcmp(how, "top");
+    struct place *order = top ? by_physical_address() : NULL;
     size_t n = pages * percent / 100;
 
-    if (percent > 100) {
-        puts("@@ ERR more than everything");
+    if (percent > 100 || (top && !order)) {
+        puts(top ? "@@ ERR no pagemap" : "@@ ERR more than everything");
+        free(order);
         return;
     }
     for (size_t i = 0; i < n; i++) {
         size_t page = spread ? i * pages / n : pages - n + i;
 
+        if (top)
+            page = order[page].page;
         versions[page]++;
         write_page(page);
     }
+    free(order);
     printf("@@ OK rewrote %zu pages\n", n);
 }
 
@@ -199,24 +246,101 @@ static void stop(void)
     printf("@@ OK stopped after %llu passes\n", (unsigned long long)shared->passes);
 }
 
+/* So often that a pause of the guest is seen by whoever listens. */
+static void tick(unsigned ms)
+{
+    struct timespec t = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000};
+
+    if (ticker > 0) {
+        kill(ticker, SIGKILL);
+        waitpid(ticker, NULL, 0);
+    }
+    ticker = ms ? fork() : 0;
+    if (ms && ticker == 0)
+        while (write(1, ".", 1) == 1)
+            nanosleep(&t, NULL);
+    puts(ticker < 0 ? "@@ ERR fork" : "@@ OK ticking");
+}
+
+static void text(const char *path, size_t mib, uint64_t with)
+{
+    FILE *f = fopen(path, "w");
+    uint64_t x = mix(with);
+    int good = f != NULL;
+
+    for (size_t n = 0; good && n < mib << 20;) {
+        for (int words = 1 + (int)(x % 12); words > 0; words--) {
+            char word[8];
+            size_t len = 1 + (x = mix(x)) % sizeof(word);
+
+            for (size_t i = 0; i < len; i++)
+                word[i] = (char)('a' + (x >> (8 + 5 * i) & 31) % 26);
+            good = good && fwrite(word, 1, len, f) == len && putc(words > 1 ? ' ' : '\n', f) != EOF;
+            n += len + 1;
+        }
+    }
+    if (f)
+        good &= fclose(f) == 0;
+    puts(good ? "@@ OK written" : "@@ ERR cannot write");
+}
+
+/* The rest of the line that strtok() is at, as a program's arguments. */
+static void program(int wait_for_it)
+{
+    char *argv[40];
+    int n = 0, status = 0;
+    pid_t pid;
+
+    while (n < 39 && (argv[n] = strtok(NULL, " \r\n"))) {
+        if (!strcmp(argv[n], "''"))
+            argv[n][0] = 0;
+        n++;
+    }
+    argv[n] = NULL;
+    pid = n ? fork() : -1;
+    if (pid == 0) {
+        int fd = open("/dev/null", O_RDWR);
+
+        for (int i = 0; i < 3; i++)
+            dup2(fd, i);
+        execv(argv[0], argv);
+        _exit(127);
+    }
+    if (pid > 0 && wait_for_it && waitpid(pid, &status, 0) == pid)
+        printf("@@ OK exit %d\n", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+    else
+        puts(pid > 0 ? "@@ OK started" : "@@ ERR no program");
+}
+
 static void command(char *line)
 {
-    char *name = strtok(line, " \r\n"), *a = strtok(NULL, " \r\n"), *b = strtok(NULL, " \r\n");
+    char *name = strtok(line, " \r\n"), *a, *b, *c;
 
     if (!name)
         return;
+    if (!strcmp(name, "run") || !strcmp(name, "spawn")) {
+        program(name[0] == 'r');
+        return;
+    }
+    a = strtok(NULL, " \r\n");
+    b = strtok(NULL, " \r\n");
+    c = strtok(NULL, " \r\n");
     if (!strcmp(name, "ping"))
         puts("@@ OK pong");
     else if (!strcmp(name, "fill") && a && b)
         fill(strtoul(a, NULL, 10), strtoull(b, NULL, 10));
     else if (!strcmp(name, "rewrite") && a)
-        rewrite((unsigned)strtoul(a, NULL, 10), b && !strcmp(b, "spread"));
+        rewrite((unsigned)strtoul(a, NULL, 10), b);
     else if (!strcmp(name, "check"))
         check();
     else if (!strcmp(name, "dirty") && a && b)
         dirty(strtoul(a, NULL, 10), (unsigned)strtoul(b, NULL, 10));
     else if (!strcmp(name, "stop"))
         stop();
+    else if (!strcmp(name, "tick") && a)
+        tick((unsigned)strtoul(a, NULL, 10));
+    else if (!strcmp(name, "text") && a && b && c)
+        text(a, strtoul(b, NULL, 10), strtoull(c, NULL, 10));
     else if (!strcmp(name, "passes"))
         printf("@@ OK passes %llu errors %llu\n", (unsigned long long)shared->passes,
                (unsigned long long)shared->errors);
@@ -241,9 +365,12 @@ static void open_console(void)
 
 int main(void)
 {
-    char line[256];
+    char line[1024];
 
     mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
+    mkdir("/proc", 0755);
+    mount("proc", "/proc", "proc", 0, NULL);
+    mkdir("/tmp", 01777);
     open_console();
     shared = map(PAGE);
     puts("@@ OK ready");

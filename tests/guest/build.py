@@ -3,10 +3,11 @@
 """Builds the guests that the tests and the demo run in QEMU.
 
   build.py selfcheck OUT --end-mib N [--delay LOOPS]   a boot sector that checks its own memory
-  build.py linux OUTDIR                                OUTDIR/kernel and OUTDIR/initrd
+  build.py linux OUTDIR [--programs]                   OUTDIR/kernel and OUTDIR/initrd
 
 The Linux guest is Debian's cloud kernel, taken out of its package, and tests/guest/agent.c as the
-only process."""
+only process. With --programs OUTDIR/programs is made too: an initrd that has some of Debian's
+programs besides, with their libraries."""
 import argparse
 import gzip
 import os
@@ -48,7 +49,72 @@ def cpio_entry(name, data, mode, rdev=(0, 0)):
     return out + b"\0" * (-len(data) % 4)
 
 
-def initrd(out):
+# What the benchmark lets the guest do. Packages that are not installed are downloaded and unpacked.
+PACKAGES = ["redis-server", "coreutils", "xz-utils"]
+PROGRAMS = ["usr/bin/redis-server", "usr/bin/redis-cli", "usr/bin/redis-benchmark", "usr/bin/sort",
+            "usr/bin/xz"]
+LIBRARY_DIRS = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
+
+
+def installed(package):
+    r = subprocess.run(["dpkg-query", "-W", "-f=${Status}", package], capture_output=True, text=True)
+    return "ok installed" in r.stdout
+
+
+def unpack_missing(tree):
+    """The packages, and what they depend on, as far as this machine does not have them."""
+    listed = subprocess.run(["apt-cache", "depends", "--recurse", "--no-recommends", "--no-suggests",
+                             "--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances",
+                             *PACKAGES], capture_output=True, text=True).stdout
+    names = [n for n in listed.splitlines() if re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", n)]
+    missing = [n for n in names if not installed(n)]
+    with tempfile.TemporaryDirectory() as tmp:
+        os.chmod(tmp, 0o777)  # apt drops its privileges for the download
+        for name in missing:  # a virtual package cannot be downloaded; what is really needed is seen later
+            subprocess.run(["apt-get", "-qq", "download", name], cwd=tmp, stderr=subprocess.DEVNULL)
+        for deb in Path(tmp).glob("*.deb"):
+            run("dpkg", "-x", deb, tree)
+
+
+def find(tree, *names):
+    """The first of the files in the unpacked packages or on this machine."""
+    for name in names:
+        for top in Path(tree), Path("/"):
+            path = (top / name)
+            if path.is_symlink() and os.readlink(path).startswith("/"):
+                path = Path(str(top) + os.readlink(path))
+            if path.exists():
+                return path.resolve()
+    sys.exit(f"build.py: {names[0]} is in no package that was unpacked; run apt-get update")
+
+
+def needed(path):
+    """(libraries, loader) of a program or library."""
+    text = subprocess.run(["readelf", "-d", "-l", path], capture_output=True, text=True).stdout
+    loader = re.search(r"interpreter: (/[^]]+)", text)
+    return re.findall(r"\(NEEDED\).*\[(.+)\]", text), loader and loader[1].lstrip("/")
+
+
+def program_files():
+    """{path in the guest: content} of the programs, their libraries, and the loader."""
+    files = {}
+    with tempfile.TemporaryDirectory() as tree:
+        unpack_missing(tree)
+        todo = [(name, find(tree, name)) for name in PROGRAMS]
+        while todo:
+            name, path = todo.pop()
+            if name in files:
+                continue
+            files[name] = path.read_bytes()
+            libraries, loader = needed(path)
+            if loader:
+                todo.append((loader, find(tree, loader, f"usr/{loader}")))
+            todo += [(f"lib/x86_64-linux-gnu/{lib}", find(tree, *(f"{d}/{lib}" for d in LIBRARY_DIRS)))
+                     for lib in libraries]
+    return files
+
+
+def initrd(out, files=None):
     with tempfile.TemporaryDirectory() as tmp:
         agent = f"{tmp}/init"
         run("cc", "-std=gnu17", "-O2", "-static", "-Wall", "-o", agent, HERE / "agent.c")
@@ -57,6 +123,11 @@ def initrd(out):
     archive = cpio_entry("dev", b"", 0o040755)
     archive += cpio_entry("dev/console", b"", 0o020600, (5, 1))
     archive += cpio_entry("init", data, 0o100755)
+    folders = {str(p) for name in files or () for p in list(Path(name).parents)[:-1]}
+    for name in sorted(folders):
+        archive += cpio_entry(name, b"", 0o040755)
+    for name, content in (files or {}).items():
+        archive += cpio_entry(name, content, 0o100755)
     archive += cpio_entry("TRAILER!!!", b"", 0)
     Path(out).write_bytes(gzip.compress(archive, 6))
 
@@ -77,15 +148,21 @@ def kernel(out):
     os.rename(f"{out}.tmp", out)
 
 
-def linux(outdir):
+def stale(made):
+    return not made.exists() or made.stat().st_mtime < (HERE / "agent.c").stat().st_mtime
+
+
+def linux(outdir, programs=False):
     """Makes what is missing or older than its source."""
     outdir = Path(outdir)
     outdir.mkdir(parents=True, exist_ok=True)
     if not (outdir / "kernel").exists():
         kernel(outdir / "kernel")
     made = outdir / "initrd"
-    if not made.exists() or made.stat().st_mtime < (HERE / "agent.c").stat().st_mtime:
+    if stale(made):
         initrd(made)
+    if programs and stale(outdir / "programs"):
+        initrd(outdir / "programs", program_files())
     return outdir / "kernel", made
 
 
@@ -98,11 +175,12 @@ def main():
     s.add_argument("--delay", type=int, default=0)
     s = sub.add_parser("linux")
     s.add_argument("outdir")
+    s.add_argument("--programs", action="store_true")
     a = p.parse_args()
     if a.what == "selfcheck":
         selfcheck(a.out, a.end_mib, a.delay)
     else:
-        linux(a.outdir)
+        linux(a.outdir, a.programs)
 
 
 if __name__ == "__main__":

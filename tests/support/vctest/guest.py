@@ -17,11 +17,11 @@ def build(*argv):
                    stdout=sys.stderr)
 
 
-def linux_options():
-    """QEMU options that boot the Linux guest."""
+def linux_options(programs=False):
+    """QEMU options that boot the Linux guest; `programs`: with real programs inside."""
     where = BUILD / "guest"
-    build("linux", where)
-    return ["-kernel", where / "kernel", "-initrd", where / "initrd",
+    build("linux", where, *(["--programs"] if programs else []))
+    return ["-kernel", where / "kernel", "-initrd", where / ("programs" if programs else "initrd"),
             "-append", "console=ttyS0 quiet panic=-1 mitigations=off"]
 
 

@@ -10,6 +10,10 @@ from pathlib import Path
 from .proc import Process
 
 
+BUILD = Path(os.environ.get("VC_BUILD_DIR", Path(__file__).resolve().parents[3] / "build"))
+DELAY = BUILD / "bench" / "tools" / "delay"
+
+
 def can_make_namespaces():
     """(yes, reason)."""
     if os.geteuid() != 0:
@@ -63,10 +67,12 @@ class Host:
 
 
 class Hosts:
-    """n hosts in a temporary directory; `rate` (tc's notation) limits each direction of each link."""
+    """n hosts in a temporary directory; `rate` (tc's notation) limits each direction of each link.
+    With delay_ms the first host is that far from the others, each way."""
 
-    def __init__(self, n=2, rate=None, namespaces=None):
-        self.n, self.rate = n, rate
+    def __init__(self, n=2, rate=None, namespaces=None, delay_ms=0):
+        self.n, self.rate, self.delay_ms = n, rate, delay_ms
+        self.line = None
         self.namespaces = can_make_namespaces()[0] if namespaces is None else namespaces
         self.made = []
 
@@ -87,8 +93,11 @@ class Hosts:
         switch = f"vc{os.getpid()}-s"
         sh("ip", "netns", "add", switch)
         self.made.append(switch)
-        sh("ip", "-n", switch, "link", "add", "br0", "type", "bridge", "forward_delay", "0")
-        sh("ip", "-n", switch, "link", "set", "br0", "up")
+        for bridge in ("br0", "br1") if self.delay_ms else ("br0",):
+            sh("ip", "-n", switch, "link", "add", bridge, "type", "bridge", "forward_delay", "0")
+            sh("ip", "-n", switch, "link", "set", bridge, "up")
+        if self.delay_ms:
+            self._make_line(switch)
         for i in range(self.n):
             ns, port = f"vc{os.getpid()}-{i}", f"p{i}"
             sh("ip", "netns", "add", ns)
@@ -97,7 +106,8 @@ class Hosts:
             sh("ip", "-n", ns, "link", "add", "eth0", "type", "veth", "peer", "name", port,
                "netns", switch)
             sh("ip", "-n", ns, "addr", "add", f"10.88.0.{i + 1}/24", "dev", "eth0")
-            sh("ip", "-n", switch, "link", "set", port, "master", "br0", "up")
+            sh("ip", "-n", switch, "link", "set", port, "master",
+               "br1" if self.delay_ms and i else "br0", "up")
             sh("ip", "-n", ns, "link", "set", "eth0", "up")
             for where, dev in (ns, "eth0"), (switch, port):
                 # Segments as on a real wire: counters and shaping see what would cross it.
@@ -107,6 +117,16 @@ class Hosts:
         if self.rate:
             self.set_rate(self.rate)
 
+    def _make_line(self, switch):
+        """A program that carries frames between the two bridges, later."""
+        log = Path(self.dir) / "line.log"
+        self.line = Process(["ip", "netns", "exec", switch, DELAY, "line0", "line1",
+                             str(int(self.delay_ms * 1000))], log, stdout=subprocess.PIPE)
+        ready = self.line.popen.stdout.readline()
+        assert ready == b"ready\n", self.line.messages()
+        for tap, bridge in ("line0", "br0"), ("line1", "br1"):
+            sh("ip", "-n", switch, "link", "set", tap, "txqueuelen", "10000", "master", bridge, "up")
+
     def set_rate(self, rate):
         for h in self.list:
             sh("tc", "-n", h.netns, "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate,
@@ -115,6 +135,9 @@ class Hosts:
     def __exit__(self, *_):
         for h in self.list:
             h.stop()
+        if self.line:
+            self.line.stop()
+            self.line.popen.stdout.close()
         for ns in reversed(self.made):
             subprocess.run(["ip", "netns", "del", ns], capture_output=True)
         shutil.rmtree(self.dir, ignore_errors=True)

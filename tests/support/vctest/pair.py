@@ -12,8 +12,8 @@ from .vecycle import Vecycle
 class Fleet:
     """n hosts with an agent each, and one VM on the first of them."""
 
-    def __init__(self, n=2, rate=None, namespaces=None, agents=True):
-        self.network = Hosts(n, rate=rate, namespaces=namespaces)
+    def __init__(self, n=2, rate=None, namespaces=None, agents=True, delay_ms=0):
+        self.network = Hosts(n, rate=rate, namespaces=namespaces, delay_ms=delay_ms)
         self.hosts = self.network.__enter__()
         self.vecycles = [Vecycle(h, agent=agents) for h in self.hosts]
         self.vm = new_uuid()
@@ -29,8 +29,8 @@ class Fleet:
         return Qemu(self.hosts[host], f"vm{self.n_qemus}", self.ram_mib, self.vm, incoming,
                     [*self.options, *extra])
 
-    def boot_linux(self, ram_mib=256, fill_mib=100):
-        self.ram_mib, self.options = ram_mib, linux_options()
+    def boot_linux(self, ram_mib=256, fill_mib=100, programs=False):
+        self.ram_mib, self.options = ram_mib, linux_options(programs)
         self.qemu = self.new_qemu(0)
         self.guest = LinuxGuest(self.qemu)
         self.guest.wait_ready()

@@ -54,7 +54,7 @@ class Qemu:
     def ram_facts(self):
         """(SHA-256 of all of its memory, bytes in pages that are not zero); it has to be paused."""
         path = self.host.path(f"{self.name}.ram")
-        self.qmp.execute("pmemsave", val=0, size=self.ram_bytes, filename=path)
+        self.save_ram(path)
         digest, zero, nonzero = hashlib.sha256(), bytes(4096), 0
         with open(path, "rb") as f:
             while chunk := f.read(1 << 20):
@@ -63,15 +63,23 @@ class Qemu:
         os.unlink(path)
         return digest.hexdigest(), nonzero * 4096
 
+    def save_ram(self, path):
+        """All of its memory into a file; it has to be paused."""
+        self.qmp.execute("pmemsave", val=0, size=self.ram_bytes, filename=str(path))
+
     def ram_digest(self):
         return self.ram_facts()[0]
 
-    def migrate_plain(self, uri, downtime_limit=300, capabilities=("return-path", "events")):
-        """Starts a migration as a user of plain QEMU would."""
+    def set_capabilities(self, capabilities):
         self.qmp.execute("migrate-set-capabilities",
                          capabilities=[{"capability": c, "state": True} for c in capabilities])
+
+    def migrate_plain(self, uri, downtime_limit=300, capabilities=("return-path", "events"),
+                      **parameters):
+        """Starts a migration as a user of plain QEMU would."""
+        self.set_capabilities(capabilities)
         self.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 40,
-                         downtime_limit=downtime_limit)
+                         downtime_limit=downtime_limit, **parameters)
         self.qmp.execute("migrate", uri=uri)
 
     def wait_migrated(self, timeout=120):

@@ -13,8 +13,8 @@ PORT = 7890
 class Vecycle:
     """The vecycle of one host, with a store and an agent of its own."""
 
-    def __init__(self, host, agent=True, listen=None, extra=()):
-        self.host = host
+    def __init__(self, host, agent=True, listen=None, extra=(), wrapper=()):
+        self.host, self.wrapper = host, wrapper  # words before the agent's: `env NAME=VALUE`, ...
         self.store = host.dir / "store"
         self.control = host.path("control") if agent else "none"
         self.agent = None
@@ -24,7 +24,7 @@ class Vecycle:
             self.start_agent(listen or [self.address], extra)
 
     def start_agent(self, listen, extra=()):
-        argv = [BINARY, "serve", *self.common(), "--socket-dir", self.host.sockets, "--insecure"]
+        argv = [*self.wrapper, BINARY, "serve", *self.common(), "--socket-dir", self.host.sockets, "--insecure"]
         for address in listen:
             argv += ["--listen", address]
         self.log = self.host.dir / "agent.log"
