@@ -28,6 +28,7 @@ void vc_inbox_fini(struct vc_inbox *in)
 
     while ((n = vc_queue_drain(&in->q)))
         vc_link_frame_free((struct vc_link_frame *)n);
+    vc_link_frame_free(vc_steal_ptr(in->back));
     vc_queue_fini(&in->q);
     if (in->fd >= 0)
         close(in->fd);
@@ -53,6 +54,10 @@ int vc_inbox_get(struct vc_inbox *in, uint64_t timeout_ms, struct vc_link_frame 
     uint64_t n;
     int rc;
 
+    if (in->back) {
+        *out = vc_steal_ptr(in->back);
+        return 0;
+    }
     if (read(in->fd, &n, sizeof(n)) < 0) {
         /* Nothing to clear. */
     }
@@ -60,6 +65,11 @@ int vc_inbox_get(struct vc_inbox *in, uint64_t timeout_ms, struct vc_link_frame 
     if (!rc)
         *out = (struct vc_link_frame *)node;
     return rc;
+}
+
+void vc_inbox_unget(struct vc_inbox *in, struct vc_link_frame *f)
+{
+    in->back = f;
 }
 
 int vc_lineage_random(struct vc_lineage *l, bool exposed, struct vc_err *err)

@@ -12,7 +12,8 @@
 /** Frames that the pipelines hand up (WORD, WORD_DONE, COMMITTED, CLOSE), in order. */
 struct vc_inbox {
     struct vc_queue q;
-    int fd; /* readable when something came, or nothing will come any more */
+    int fd;                     /* readable when something came, or nothing will come any more */
+    struct vc_link_frame *back; /* [thread: session] given back: comes first */
 };
 int vc_inbox_init(struct vc_inbox *in, struct vc_err *err) VC_NODISCARD;
 void vc_inbox_fini(struct vc_inbox *in);
@@ -20,6 +21,8 @@ void vc_inbox_fini(struct vc_inbox *in);
 void vc_inbox_put(void *inbox, struct vc_link_frame *f);
 /** The next frame: 0; VC_AGAIN: not within the time; VC_CLOSED: none will come. */
 int vc_inbox_get(struct vc_inbox *in, uint64_t timeout_ms, struct vc_link_frame **out) VC_NODISCARD;
+/** Gives back the frame that was got last (taken): it is the next one. */
+void vc_inbox_unget(struct vc_inbox *in, struct vc_link_frame *f);
 
 /** This host's part in a VM's store for one session. */
 struct vc_holding {

@@ -281,16 +281,30 @@ static int obey(struct arrival *a, const struct vc_link_frame *f, struct vc_err 
     return rc;
 }
 
+/* The source of a proxied migration is done when SHUT has passed, and says so while the end of its
+ * stream may still wait here in a queue. */
+static bool is_early(struct arrival *a, const struct vc_link_frame *f)
+{
+    struct vc_dest_status st;
+
+    vc_dest_status(a->pipeline, &st);
+    return f->type == VC_WIRE_COMMITTED && !a->qmp && st.shut && st.shut_status == 0;
+}
+
 /* Frames of the session while the stream flows. 0, or an error that ends the session. */
 static int take_frames(struct arrival *a, struct vc_err *err)
 {
     struct vc_link_frame *f;
+    int rc;
 
     while (!a->word_done && vc_inbox_get(&a->inbox, 0, &f) == 0) {
-        int rc = f->type == VC_WIRE_WORD ? obey(a, f, err)
-                                         : vc_err_set(err, VC_E_PROTOCOL, "%s came too early",
-                                                      vc_wire_type_name(f->type));
-
+        if (is_early(a, f)) {
+            vc_inbox_unget(&a->inbox, f);
+            return 0;
+        }
+        rc = f->type == VC_WIRE_WORD
+                 ? obey(a, f, err)
+                 : vc_err_set(err, VC_E_PROTOCOL, "%s came too early", vc_wire_type_name(f->type));
         vc_link_frame_free(f);
         if (rc)
             return rc;
@@ -490,7 +504,7 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
                     struct vc_err *err)
 {
     struct arrival a = {.o = o, .result = result, .inbox = {.fd = -1}};
-    int rc = vc_link_new(o->conn, VC_WIRE_DESTINATION, 0, &a.link, err);
+    int rc = vc_link_new(o->conn, VC_WIRE_DESTINATION, o->dead_peer_ms, &a.link, err);
 
     *result = (struct vc_session_result){0};
     if (rc)

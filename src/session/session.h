@@ -65,9 +65,10 @@ struct vc_source_session {
     vc_progress_fn progress;  /* may be NULL; a few times a second */
     void *opaque;
 
-    const char *to;       /* address of the destination's vecycle, for the handover record */
-    struct vc_conn *conn; /* to it; taken */
-    const char *name;     /* socket name there; "" = the VM's UUID */
+    const char *to;        /* address of the destination's vecycle, for the handover record */
+    struct vc_conn *conn;  /* to it; taken */
+    uint32_t dead_peer_ms; /* silence after which it is taken for dead; 0: VC_LINK_DEAD_PEER_MS */
+    const char *name;      /* socket name there; "" = the VM's UUID */
 
     /* Driven: QEMU's QMP socket. */
     int qmp_fd;                 /* connected; taken; -1: proxy */
@@ -90,6 +91,7 @@ struct vc_dest_session {
     const struct vc_log *log;
     struct vc_cancel *cancel; /* may be NULL */
     struct vc_conn *conn;     /* taken */
+    uint32_t dead_peer_ms;    /* as above */
     const char *socket_dir;   /* QEMU's sockets are looked for here, and nowhere else */
 };
 

@@ -416,7 +416,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     };
     vc_auto_close int qmp_fd = o->qmp_fd;
     uint64_t total_ms;
-    int rc = vc_link_new(o->conn, VC_WIRE_SOURCE, 0, &m.link, err);
+    int rc = vc_link_new(o->conn, VC_WIRE_SOURCE, o->dead_peer_ms, &m.link, err);
 
     *result = (struct vc_session_result){0};
     if (rc) {
