@@ -82,6 +82,7 @@ struct json_object *cmd_vm_json(const struct vecycle_vm *vm)
 #define BOOLEAN(name) json_object_object_add(o, #name, json_object_new_boolean(vm->name))
     TEXT(vm);
     NUMBER(n_generations);
+    BOOLEAN(partial);
     TEXT(generation);
     TEXT(root);
     NUMBER(created_unix);
@@ -97,6 +98,10 @@ struct json_object *cmd_vm_json(const struct vecycle_vm *vm)
     TEXT(role);
     BOOLEAN(confirmed);
     BOOLEAN(exposed);
+    TEXT(partial_generation);
+    NUMBER(partial_unix);
+    NUMBER(partial_held_pages);
+    NUMBER(partial_disk_bytes);
     TEXT(handover);
     TEXT(handover_peer);
     TEXT(handover_socket);
@@ -145,6 +150,8 @@ static const char *state(const struct vecycle_vm *vm)
         return "damaged";
     if (is_open(vm))
         return "unsettled";
+    if (vm->partial)
+        return "partial";
     if (!vm->n_generations)
         return "empty";
     return vm->confirmed ? "shared" : "own";
@@ -186,11 +193,12 @@ static void show_text(const struct vecycle_vm *vm)
     printf("state        %s\n", state(vm));
     if (vm->damaged)
         printf("damage       %s\n", vm->error);
-    if (vm->n_generations) {
-        printf("generation   %s, made %s ago as %s\n", vm->generation, age(vm->created_unix),
-               vm->role);
-        printf("peer         %s (%s)\n", vm->peer,
-               vm->confirmed ? "has the same" : "not known to have the same");
+    if (vm->generation[0]) {
+        printf("generation   %s, made %s ago%s%s\n", vm->generation, age(vm->created_unix),
+               vm->role[0] ? " as " : "", vm->role);
+        if (vm->peer[0])
+            printf("peer         %s (%s)\n", vm->peer,
+                   vm->confirmed ? "has the same" : "not known to have the same");
         printf("RAM          %s: %" PRIu64 " pages held, %" PRIu64 " zero, %" PRIu64 " unknown\n",
                cmd_size(vm->ram_bytes), vm->held_pages, vm->zero_pages, vm->unknown_pages);
         printf("on disk      %s in %" PRIu64 " file%s\n", cmd_size(vm->disk_bytes), vm->layers,
@@ -199,6 +207,10 @@ static void show_text(const struct vecycle_vm *vm)
                vm->same_pages, moved, moved ? 100.0 * (double)vm->same_pages / (double)moved : 0.0);
         printf("exposed      %s\n", vm->exposed ? "yes: it crossed a network in the clear" : "no");
     }
+    if (vm->partial_generation[0])
+        printf("unfinished   %" PRIu64
+               " pages held from a migration that ended %s ago, %s on disk\n",
+               vm->partial_held_pages, age(vm->partial_unix), cmd_size(vm->partial_disk_bytes));
     if (is_open(vm))
         printf("unsettled    %s '%s' since %s ago: see `vecycle resolve`\n",
                !strcmp(vm->handover, "left") ? "it left to" : "it arrived from", vm->handover_peer,
@@ -242,10 +254,15 @@ static int run_verify(struct cmd_common *c, int argc, char **argv)
 
         json_object_object_add(o, "pages", json_object_new_uint64(v.pages));
         json_object_object_add(o, "bad_pages", json_object_new_uint64(v.bad_pages));
+        json_object_object_add(o, "partial_pages", json_object_new_uint64(v.partial_pages));
+        json_object_object_add(o, "unusable_pages", json_object_new_uint64(v.unusable_pages));
         print_json(o);
         c->json = false;
     } else if (!rc) {
         printf("%" PRIu64 " pages, all as they should be\n", v.pages);
+        if (v.partial_pages)
+            printf("%" PRIu64 " of %" PRIu64 " pages of an unfinished migration can be used\n",
+                   v.partial_pages - v.unusable_pages, v.partial_pages);
     }
     return rc ? cmd_fail(c, &err) : 0;
 }

@@ -212,12 +212,13 @@ VECYCLE_API int vecycle_agent_run(const struct vecycle_context *c,
 
 /* ---- the store ---- */
 
-/** One VM in the store, and its newest checkpoint. */
+/** One VM in the store, and its newest checkpoint: a complete one if there is one. */
 struct vecycle_vm {
     char vm[37];
-    uint64_t n_generations;
-    char generation[37]; /* "" if there is none */
-    char root[65];       /* of its index, hex */
+    uint64_t n_generations; /* complete ones */
+    bool partial;           /* there is no complete one; what follows is of the partial one */
+    char generation[37];    /* "" if there is neither */
+    char root[65];          /* of its index, hex */
     uint64_t created_unix;
     uint64_t ram_bytes, disk_bytes;
     uint64_t zero_pages, held_pages, unknown_pages;
@@ -227,7 +228,10 @@ struct vecycle_vm {
     char role[12];                   /* "source" or "destination" */
     bool confirmed;                  /* the other host has the same */
     bool exposed;                    /* its key or pages crossed a network in the clear */
-    char handover[12];               /* "none", "leaving", "left", "arriving", "settled" */
+    /* Of a migration that did not finish: what had arrived by then, for the next attempt. */
+    char partial_generation[37]; /* "" if there is none */
+    uint64_t partial_unix, partial_held_pages, partial_disk_bytes;
+    char handover[12]; /* "none", "leaving", "left", "arriving", "settled" */
     char handover_peer[256];
     char handover_socket[256];
     uint64_t handover_unix;
@@ -243,10 +247,12 @@ VECYCLE_API int vecycle_store_show(const struct vecycle_context *c, const char *
                                    struct vecycle_vm *out, struct vecycle_error *err);
 
 struct vecycle_verified {
-    uint64_t pages, bad_pages;
+    uint64_t pages, bad_pages;              /* of the newest complete checkpoint */
+    uint64_t partial_pages, unusable_pages; /* of the partial one */
 };
-/** Hashes every page of a VM's checkpoint again. VECYCLE_E_CORRUPT if a page or an index is damaged
- *  (*out tells how many). @progress may be NULL. */
+/** Hashes every page of a VM's checkpoints again. VECYCLE_E_CORRUPT if a page of a complete one or
+ *  an index is damaged (*out tells how many). Pages of a partial one whose digest differs are not
+ *  usable and no damage: a crash may leave such. @progress may be NULL. */
 VECYCLE_API int vecycle_store_verify(const struct vecycle_context *c, const char *vm,
                                      void (*progress)(void *opaque, uint64_t done, uint64_t total),
                                      void *opaque, struct vecycle_verified *out,

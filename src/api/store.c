@@ -10,23 +10,43 @@
 
 static const char *const handover_names[] = {"none", "leaving", "left", "arriving", "settled"};
 
+static void describe_partial(const struct vc_gen_info *g, struct vecycle_vm *out)
+{
+    vc_id_format(&g->id, out->partial_generation);
+    out->partial_unix = g->created_unix;
+    out->partial_held_pages = g->held_pages;
+    out->partial_disk_bytes = g->disk_bytes;
+}
+
+/* What to show of a VM: the newest complete generation, or else the partial one; NULL: neither. */
+static const struct vc_gen_info *shown(struct vc_vm *vm)
+{
+    const struct vc_gen_info *g = vc_vm_complete(vm);
+
+    return g ? g : vc_vm_partial(vm);
+}
+
 static void describe_generation(struct vc_vm *vm, struct vecycle_vm *out)
 {
-    const struct vc_gen_info *g;
+    static const char *const roles[] = {"", "source", "destination"};
+    const struct vc_gen_info *partial = vc_vm_partial(vm), *g = shown(vm);
     struct vc_lineage l;
 
-    out->n_generations = vc_vm_n_generations(vm);
+    out->n_generations = vc_vm_n_generations(vm) - (partial != NULL);
     if (vc_vm_lineage(vm, &l))
         out->exposed = l.exposed;
     vc_wipe(&l, sizeof(l));
-    if (!out->n_generations)
+    if (partial)
+        describe_partial(partial, out);
+    if (!g)
         return;
-    g = vc_vm_generation(vm, 0);
+    out->partial = g->partial;
     vc_id_format(&g->id, out->generation);
     for (int i = 0; i < VC_ROOT_BYTES; i++)
         snprintf(out->root + 2 * i, 3, "%02x", g->root[i]);
     out->created_unix = g->created_unix;
     out->ram_bytes = g->ram_bytes;
+    out->disk_bytes = g->disk_bytes;
     out->zero_pages = g->zero_pages;
     out->held_pages = g->held_pages;
     out->unknown_pages = g->unknown_pages;
@@ -35,7 +55,7 @@ static void describe_generation(struct vc_vm *vm, struct vecycle_vm *out)
     out->data_pages = g->data_pages;
     out->confirmed = g->confirmed;
     snprintf(out->peer, sizeof(out->peer), "%s", g->peer);
-    snprintf(out->role, sizeof(out->role), "%s", g->role == 1 ? "source" : "destination");
+    snprintf(out->role, sizeof(out->role), "%s", roles[g->role]);
 }
 
 static void describe_handover(struct vc_vm *vm, struct vecycle_vm *out, struct vc_err *err)
@@ -78,10 +98,10 @@ static int describe(struct vc_store *store, const struct vc_id *id, struct vecyc
     if (!rc) {
         describe_generation(vm, out);
         describe_handover(vm, out, &trouble);
-        if (out->n_generations)
-            rc = vc_gen_open(vm, &vc_vm_generation(vm, 0)->id, &gen, &trouble);
-        if (gen)
-            out->disk_bytes = vc_gen_info(gen)->disk_bytes;
+        if (shown(vm))
+            rc = vc_gen_open(vm, &shown(vm)->id, &gen, &trouble);
+        if (rc == VC_NOT_FOUND)
+            rc = 0; /* another one took its place just now */
         vc_gen_close(gen);
         vc_vm_close(vm);
     }
@@ -172,13 +192,31 @@ int vecycle_store_show(const struct vecycle_context *c, const char *vm, struct v
     return vc_public_error(rc, &e, err);
 }
 
+static int verify_one(struct vc_vm *vm, const struct vc_gen_info *info,
+                      void (*progress)(void *opaque, uint64_t done, uint64_t total), void *opaque,
+                      struct vc_verify_result *r, struct vc_err *err)
+{
+    struct vc_gen *gen = NULL;
+    struct vc_lineage l;
+    int rc;
+
+    if (!info || !vc_vm_lineage(vm, &l))
+        return 0;
+    rc = vc_gen_open(vm, &info->id, &gen, err);
+    if (!rc)
+        rc = vc_gen_verify(gen, &l, progress, opaque, r, err);
+    if (rc == VC_NOT_FOUND)
+        rc = 0; /* another one took its place just now */
+    vc_wipe(&l, sizeof(l));
+    vc_gen_close(gen);
+    return rc;
+}
+
 static int verify(struct vc_store *store, const struct vc_id *id,
                   void (*progress)(void *opaque, uint64_t done, uint64_t total), void *opaque,
                   struct vecycle_verified *out, struct vc_err *err)
 {
-    struct vc_verify_result r = {0};
-    struct vc_gen *gen = NULL;
-    struct vc_lineage l;
+    struct vc_verify_result r = {0}, partial = {0};
     struct vc_vm *vm;
     int rc = vc_vm_open(store, id, VC_VM_READ, &vm, err);
 
@@ -187,16 +225,14 @@ static int verify(struct vc_store *store, const struct vc_id *id,
                                "the store has no such VM");
     if (rc)
         return rc;
-    if (vc_vm_n_generations(vm) && vc_vm_lineage(vm, &l)) {
-        rc = vc_gen_open(vm, &vc_vm_generation(vm, 0)->id, &gen, err);
-        if (!rc)
-            rc = vc_gen_verify(gen, &l, progress, opaque, &r, err);
-        vc_wipe(&l, sizeof(l));
-    }
-    vc_gen_close(gen);
+    rc = verify_one(vm, vc_vm_complete(vm), progress, opaque, &r, err);
+    if (!rc)
+        rc = verify_one(vm, vc_vm_partial(vm), progress, opaque, &partial, err);
     vc_vm_close(vm);
     out->pages = r.pages;
     out->bad_pages = r.bad_pages;
+    out->partial_pages = partial.pages;
+    out->unusable_pages = partial.bad_pages;
     if (!rc && r.bad_pages)
         rc = vc_err_set_hint(err, VC_E_CORRUPT,
                              "damaged pages are fetched again at the next migration",

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "dest/pipeline.h"
 
 /* The recording stage: writes this host's new generation from verified batches. What is written is
@@ -121,6 +122,21 @@ static int record_batch(struct record *r, const struct vc_dst_batch *b, struct v
     return rc;
 }
 
+/* The next batch; while none comes, what was recorded is logged once a second. False: the end. */
+static bool next_batch(struct vc_dest *d, struct vc_queue_node **node)
+{
+    for (;;) {
+        struct vc_err err = VC_ERR_INIT;
+        uint64_t deadline = d->txn ? vc_now_ns() + VC_NS_PER_S : UINT64_MAX;
+        int rc = vc_queue_pop(&d->to_record, deadline, node);
+
+        if (rc != VC_AGAIN)
+            return rc == 0;
+        if (vc_txn_log(d->txn, false, &err))
+            give_up(d, &err);
+    }
+}
+
 void *vc_dest_record_main(void *arg)
 {
     struct record *r = calloc(1, sizeof(*r));
@@ -129,7 +145,7 @@ void *vc_dest_record_main(void *arg)
 
     if (r)
         r->d = d;
-    while (vc_queue_pop(&d->to_record, UINT64_MAX, &node) == 0) {
+    while (next_batch(d, &node)) {
         struct vc_dst_batch *b = vc_dst_batch_of_record(node);
         struct vc_err err = VC_ERR_INIT;
         int rc = 0;

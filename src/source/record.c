@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "base/clock.h"
 #include "source/pipeline.h"
 
 /* The recording stage: writes this host's new generation from the batches as they were built. What
@@ -63,12 +64,27 @@ static int record_batch(struct vc_source *s, const struct vc_src_batch *b, struc
     return 0;
 }
 
+/* The next batch; while none comes, what was recorded is logged once a second. False: the end. */
+static bool next_batch(struct vc_source *s, struct vc_queue_node **node)
+{
+    for (;;) {
+        struct vc_err err = VC_ERR_INIT;
+        uint64_t deadline = s->txn ? vc_now_ns() + VC_NS_PER_S : UINT64_MAX;
+        int rc = vc_queue_pop(&s->to_record, deadline, node);
+
+        if (rc != VC_AGAIN)
+            return rc == 0;
+        if (vc_txn_log(s->txn, false, &err))
+            give_up(s, &err);
+    }
+}
+
 void *vc_source_record_main(void *arg)
 {
     struct vc_source *s = arg;
     struct vc_queue_node *node;
 
-    while (vc_queue_pop(&s->to_record, UINT64_MAX, &node) == 0) {
+    while (next_batch(s, &node)) {
         struct vc_src_batch *b = vc_src_batch_of_record(node);
         struct vc_err err = VC_ERR_INIT;
         int rc = 0;

@@ -4,10 +4,9 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 
-#include "base/bytes.h"
 #include "base/durable.h"
-#include "base/fdio.h"
 #include "store/internal.h"
 
 /* Folding: one new image out of an image and its deltas, copied while nothing is locked, since the
@@ -16,34 +15,34 @@
 
 #define COPY_BYTES (1u << 20)
 
-static int copy_range(int from, uint64_t from_at, int to, uint64_t to_at, uint64_t n, uint8_t *buf)
+static int copy_range(const struct vc_io *io, int from, uint64_t from_at, int to, uint64_t to_at,
+                      uint64_t n, uint8_t *buf)
 {
-    off_t in = (off_t)from_at, out = (off_t)to_at;
-
     while (n) {
-        ssize_t k = copy_file_range(from, &in, to, &out, n, 0);
+        ssize_t k = io->copy(io, from, from_at, to, to_at, n);
 
         if (k <= 0)
             break;
+        from_at += (uint64_t)k;
+        to_at += (uint64_t)k;
         n -= (uint64_t)k;
     }
     while (n) {
         size_t k = VC_MIN(n, (uint64_t)COPY_BYTES);
         struct iovec iov = {buf, k};
 
-        if (vc_pread_full(from, buf, k, (uint64_t)in) != 1 ||
-            vc_pwritev_full(to, &iov, 1, (uint64_t)out) < 0)
+        if (io->read(io, from, buf, k, from_at) != 1 || io->write(io, to, &iov, 1, to_at) < 0)
             return -1;
-        in += (off_t)k;
-        out += (off_t)k;
+        from_at += k;
+        to_at += k;
         n -= k;
     }
     return 0;
 }
 
 /* 0, VC_AGAIN (stopped), or an error. */
-static int copy_block(const struct vc_gen *g, uint32_t block, int to, uint8_t *buf,
-                      const _Atomic bool *stop, struct vc_err *err)
+static int copy_block(const struct vc_gen *g, const struct vc_index *folded, uint32_t block, int to,
+                      uint8_t *buf, const _Atomic bool *stop, struct vc_err *err)
 {
     const struct vc_index *ix = &g->index;
     uint64_t pages = vc_ram_block_pages(&ix->ram, block);
@@ -64,7 +63,7 @@ static int copy_block(const struct vc_gen *g, uint32_t block, int to, uint8_t *b
                ix->state[ix->first[block] + p + n] == VC_PAGE_HELD &&
                vc_index_offset(ix, block, p + n, &other) == at + n * page_bytes && other == layer)
             n++;
-        if (copy_range(g->fds[layer], at, to, ix->image_offset[block] + p * page_bytes,
+        if (copy_range(g->io, g->fds[layer], at, to, folded->image_offset[block] + p * page_bytes,
                        n * page_bytes, buf))
             return vc_store_errno(err, "copy", "a checkpoint");
         p += n;
@@ -72,81 +71,156 @@ static int copy_block(const struct vc_gen *g, uint32_t block, int to, uint8_t *b
     return 0;
 }
 
-static int copy_all(const struct vc_gen *g, int to, const _Atomic bool *stop, struct vc_err *err)
+/* The pages, durable. */
+static int copy_all(const struct vc_gen *g, const struct vc_index *folded, int to,
+                    const _Atomic bool *stop, struct vc_err *err)
 {
     vc_auto_free uint8_t *buf = malloc(COPY_BYTES);
     int rc = 0;
 
     if (!buf)
         return vc_err_set(err, VC_E_NOMEM, "no memory to fold a checkpoint");
-    if (ftruncate(to, (off_t)g->index.image_bytes) < 0)
+    if (g->io->resize(g->io, to, folded->layers[0].bytes) < 0)
         return vc_store_errno(err, "extend", "a checkpoint");
     for (uint32_t b = 0; b < g->index.ram.n_blocks && !rc; b++)
-        rc = copy_block(g, b, to, buf, stop, err);
+        rc = copy_block(g, folded, b, to, buf, stop, err);
+    return rc ? rc : vc_durable_sync(g->io, to, "a folded checkpoint", err);
+}
+
+/* A file that is written without the VM's lock: its own lock keeps it from being swept. */
+struct tmp {
+    char name[VC_NAME_BYTES];
+    int fd;
+    bool named; /* it has its final name, which is not to be removed */
+};
+
+static int make_tmp(struct vc_vm *vm, const struct vc_id *id, const char *suffix, struct tmp *t,
+                    struct vc_err *err)
+{
+    const struct vc_io *io = vm->store->io;
+    struct stat st;
+
+    vc_store_file_name(t->name, id, suffix);
+    t->fd = io->open(io, vm->dir_fd, t->name, O_RDWR | O_CREAT | O_EXCL);
+    if (t->fd < 0)
+        return vc_store_errno(err, "create", t->name);
+    /* Whoever swept in between took it for a dead one. */
+    if (flock(t->fd, LOCK_EX | LOCK_NB) < 0 || fstat(t->fd, &st) < 0 || st.st_nlink == 0)
+        return VC_AGAIN;
+    return 0;
+}
+
+static void drop_tmp(struct vc_vm *vm, struct tmp *t)
+{
+    if (t->fd < 0)
+        return;
+    if (!t->named)
+        vm->store->io->unlink(vm->store->io, vm->dir_fd, t->name, 0);
+    close(t->fd);
+}
+
+static int give_name(struct vc_vm *vm, struct tmp *t, const char *name, struct vc_err *err)
+{
+    int rc = vc_durable_rename(vm->store->io, vm->dir_fd, t->name, name, err);
+
+    t->named = !rc;
     return rc;
 }
 
-/* With the VM locked: image and index under their names, then the manifest. The new index has the
- * same generation and so the same name; a crash in between leaves it and the new image, or the old
- * one: both hold the same pages. */
-static int publish(struct vc_vm *vm, const struct vc_gen *g, int fd, const char *tmp,
-                   const struct vc_id *image, struct vc_err *err)
+/* With the VM locked: image and index get their names, then the manifest is switched. */
+static int publish(struct vc_vm *vm, const struct vc_gen *g, const struct vc_index *folded,
+                   const struct vc_id *index, struct tmp tmp[2], struct vc_err *err)
 {
-    struct vc_index ix = g->index;
-    vc_auto_free uint8_t *layer = calloc(ix.n_pages + 1, 1);
-    vc_auto_free uint8_t *slot = calloc(ix.n_pages + 1, 4);
+    struct vc_manifest m = vm->m;
+    struct vc_entry *e = &m.gens[0];
     char name[VC_NAME_BYTES];
     int rc;
 
-    if (!layer || !slot)
-        return vc_err_set(err, VC_E_NOMEM, "no memory to fold a checkpoint");
-    vc_store_file_name(name, image, ".image");
-    rc = vc_durable_publish(vm->dir_fd, fd, tmp, name, err);
-    if (rc)
-        return rc;
-    ix.layer = layer;
-    ix.slot = slot;
-    ix.n_layers = 1;
-    ix.layers[0] = (struct vc_layer){.id = *image, .kind = VC_LAYER_IMAGE, .bytes = ix.image_bytes};
-    rc = vc_index_write(&ix, vm->dir_fd, err);
-    if (rc)
-        return rc;
-    vm->gens[0].n_layers = 1;
-    rc = vc_manifest_write(vm, err);
+    if (!m.n_gens || e->info.partial || !vc_id_equal(&e->info.id, &g->index.gen) ||
+        !vc_id_equal(&e->index, &g->index_file))
+        return VC_AGAIN;
+    vc_layer_name(name, &folded->layers[0]);
+    rc = give_name(vm, &tmp[0], name, err);
+    vc_store_file_name(name, index, ".index");
     if (!rc)
-        vc_vm_sweep(vm);
+        rc = give_name(vm, &tmp[1], name, err);
+    if (!rc)
+        rc = vc_durable_sync_dir(vm->store->io, vm->dir_fd, "the VM's directory", err);
+    if (!rc) {
+        struct stat image = {0}, list = {0};
+
+        e->index = *index;
+        e->info.n_layers = 1;
+        e->layers[0] = folded->layers[0];
+        if (fstat(tmp[0].fd, &image) == 0 && fstat(tmp[1].fd, &list) == 0)
+            e->info.disk_bytes = (uint64_t)(image.st_blocks + list.st_blocks) * 512;
+        rc = vc_manifest_switch(vm, &m, err);
+    }
+    vc_wipe(&m.lineage, sizeof(m.lineage));
+    vc_vm_sweep(vm, rc == 0); /* the old files; on failure the new ones */
     return rc;
 }
 
-static int fold(struct vc_store *s, struct vc_vm *reader, const struct vc_gen *g,
-                const _Atomic bool *stop, struct vc_err *err)
+/* The index of the same pages in one image. Layer numbers and slots are the caller's to free, the
+ * other arrays are g's. */
+static int plan(const struct vc_gen *g, const struct vc_id *image, struct vc_index *folded,
+                struct vc_err *err)
 {
-    struct vc_id image;
-    char tmp[VC_NAME_BYTES];
-    vc_auto_close int fd = -1;
+    *folded = g->index;
+    folded->n_layers = 1;
+    folded->layers[0] = (struct vc_layer){.id = *image, .kind = VC_LAYER_IMAGE};
+    folded->layers[0].bytes = vc_index_place(folded);
+    folded->layer = calloc(folded->n_pages + 1, 1);
+    folded->slot = calloc(folded->n_pages + 1, 4);
+    return folded->layer && folded->slot
+               ? 0
+               : vc_err_set(err, VC_E_NOMEM, "no memory to fold a checkpoint");
+}
+
+static int fold(struct vc_store *s, struct vc_vm *reader, const struct vc_gen *g,
+                struct vc_index *folded, struct tmp tmp[2], const _Atomic bool *stop,
+                struct vc_err *err)
+{
+    struct vc_id image, index;
     struct vc_vm *vm = NULL;
     int rc;
 
-    if (!vc_id_random(&image))
+    if (!vc_id_random(&image) || !vc_id_random(&index))
         return vc_err_set(err, VC_E_FAILED, "the kernel gives no random numbers");
-    vc_store_file_name(tmp, &image, ".tmp");
-    fd = openat(reader->dir_fd, tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0)
-        return vc_store_errno(err, "create", tmp);
-    rc = copy_all(g, fd, stop, err);
+    rc = plan(g, &image, folded, err);
     if (!rc)
-        rc = vc_durable_sync(fd, tmp, err); /* the long part of it, before the lock */
+        rc = make_tmp(reader, &image, ".image.tmp", &tmp[0], err);
+    if (!rc)
+        rc = copy_all(g, folded, tmp[0].fd, stop, err);
+    if (!rc)
+        rc = make_tmp(reader, &index, ".index.tmp", &tmp[1], err);
+    if (!rc)
+        rc = vc_index_write(folded, g->io, tmp[1].fd, tmp[1].name, err);
     if (!rc)
         rc = vc_vm_open(s, &reader->uuid, VC_VM_WRITE, &vm, err);
     if (rc == VC_E_BUSY || rc == VC_NOT_FOUND)
         rc = VC_AGAIN;
-    if (!rc && (vm->n_gens == 0 || !vc_id_equal(&vm->gens[0].id, &g->index.gen)))
-        rc = VC_AGAIN;
     if (!rc)
-        rc = publish(vm, g, fd, tmp, &image, err);
-    if (rc)
-        unlinkat(reader->dir_fd, tmp, 0);
+        rc = publish(vm, g, folded, &index, tmp, err);
     vc_vm_close(vm);
+    return rc;
+}
+
+static int fold_generation(struct vc_store *s, struct vc_vm *reader, const struct vc_gen *g,
+                           const _Atomic bool *stop, struct vc_err *err)
+{
+    struct vc_index *folded = calloc(1, sizeof(*folded));
+    struct tmp tmp[2] = {{.fd = -1}, {.fd = -1}};
+    int rc;
+
+    if (!folded)
+        return vc_err_set(err, VC_E_NOMEM, "no memory to fold a checkpoint");
+    rc = fold(s, reader, g, folded, tmp, stop, err);
+    drop_tmp(reader, &tmp[0]);
+    drop_tmp(reader, &tmp[1]);
+    free(folded->layer); /* plan()'s */
+    free(folded->slot);
+    free(folded);
     return rc;
 }
 
@@ -159,10 +233,12 @@ int vc_vm_fold(struct vc_store *s, const struct vc_id *uuid, const _Atomic bool 
 
     if (rc)
         return rc == VC_NOT_FOUND ? 0 : rc;
-    if (reader->n_gens)
-        rc = vc_gen_open(reader, &reader->gens[0].id, &g, err);
+    if (vc_vm_complete(reader))
+        rc = vc_gen_open(reader, &vc_vm_complete(reader)->id, &g, err);
+    if (rc == VC_NOT_FOUND)
+        rc = VC_AGAIN;
     if (!rc && g && g->index.n_layers > 1)
-        rc = fold(s, reader, g, stop, err);
+        rc = fold_generation(s, reader, g, stop, err);
     vc_gen_close(g);
     vc_vm_close(reader);
     return rc;

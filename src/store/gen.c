@@ -6,11 +6,16 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#include "base/bytes.h"
-#include "base/fdio.h"
 #include "store/internal.h"
 
 #define VERIFY_PAGES 64
+
+static int missing(struct vc_err *err, const char *name)
+{
+    vc_err_set_errno_hint(err, VC_E_CORRUPT, "'vecycle rm' drops the VM's checkpoint",
+                          "cannot open '%s'", name);
+    return VC_NOT_FOUND;
+}
 
 static int open_layers(struct vc_gen *g, int dir_fd, struct vc_err *err)
 {
@@ -19,39 +24,35 @@ static int open_layers(struct vc_gen *g, int dir_fd, struct vc_err *err)
         char name[VC_NAME_BYTES];
         struct stat st;
 
-        vc_store_file_name(name, &l->id, vc_layer_suffix(l->kind));
-        g->fds[i] = openat(dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        vc_layer_name(name, l);
+        g->fds[i] = g->io->open(g->io, dir_fd, name, O_RDONLY);
+        if (g->fds[i] < 0 && errno == ENOENT)
+            return missing(err, name);
         if (g->fds[i] < 0 || fstat(g->fds[i], &st) < 0)
-            return vc_err_set_errno_hint(err, errno == ENOENT ? VC_E_CORRUPT : VC_E_STORE,
-                                         "'vecycle rm' drops the VM's checkpoint",
-                                         "cannot open '%s'", name);
+            return vc_store_errno(err, "open", name);
         if ((uint64_t)st.st_size < l->bytes)
             return vc_err_set_hint(err, VC_E_CORRUPT, "'vecycle rm' drops the VM's checkpoint",
                                    "'%s' is cut off: %lld of %llu bytes", name,
                                    (long long)st.st_size, (unsigned long long)l->bytes);
-        g->info.disk_bytes += (uint64_t)st.st_blocks * 512;
     }
     return 0;
 }
 
-int vc_gen_open(struct vc_vm *vm, const struct vc_id *id, struct vc_gen **out, struct vc_err *err)
+/* 0, VC_NOT_FOUND (a file is missing; err filled as if it were damage), or an error. */
+static int open_entry(struct vc_vm *vm, const struct vc_entry *e, struct vc_gen **out,
+                      struct vc_err *err)
 {
-    struct vc_gen *g;
-    size_t i;
+    struct vc_gen *g = calloc(1, sizeof(*g));
     int rc;
 
-    for (i = 0; i < vm->n_gens; i++)
-        if (vc_id_equal(&vm->gens[i].id, id))
-            break;
-    if (i == vm->n_gens)
-        return VC_NOT_FOUND;
-    g = calloc(1, sizeof(*g));
     if (!g)
         return vc_err_set(err, VC_E_NOMEM, "no memory for a generation");
     for (size_t k = 0; k < VC_STORE_MAX_LAYERS; k++)
         g->fds[k] = -1;
-    g->info = vm->gens[i];
-    rc = vc_index_map(&g->index, vm->dir_fd, id, &g->map, &g->map_bytes, err);
+    g->io = vm->store->io;
+    g->info = e->info;
+    g->index_file = e->index;
+    rc = vc_index_map(&g->index, vm, e, &g->map, &g->map_bytes, err);
     if (!rc)
         rc = open_layers(g, vm->dir_fd, err);
     if (rc) {
@@ -60,6 +61,32 @@ int vc_gen_open(struct vc_vm *vm, const struct vc_id *id, struct vc_gen **out, s
     }
     *out = g;
     return 0;
+}
+
+/* Who reads holds no lock: a fold or a commit may have taken the files away, and then the manifest
+ * says so. False: it is as it was, the file is really missing. */
+static bool manifest_moved(struct vc_vm *vm, const struct vc_id *id)
+{
+    struct vc_entry *e = vc_manifest_find(&vm->m, id);
+    struct vc_id before = e->index;
+
+    if (vm->lock_fd >= 0 || vc_manifest_read(vm, NULL))
+        return false;
+    e = vc_manifest_find(&vm->m, id);
+    return !e || !vc_id_equal(&e->index, &before);
+}
+
+int vc_gen_open(struct vc_vm *vm, const struct vc_id *id, struct vc_gen **out, struct vc_err *err)
+{
+    for (;;) {
+        struct vc_entry *e = vc_manifest_find(&vm->m, id);
+        int rc = e ? open_entry(vm, e, out, err) : VC_NOT_FOUND;
+
+        if (!e || rc != VC_NOT_FOUND)
+            return rc;
+        if (!manifest_moved(vm, id))
+            return VC_E_CORRUPT;
+    }
 }
 
 void vc_gen_close(struct vc_gen *g)
@@ -95,16 +122,6 @@ enum vc_page_state vc_gen_lookup(const struct vc_gen *g, uint32_t block, struct 
     return (enum vc_page_state)g->index.state[i];
 }
 
-uint64_t vc_index_offset(const struct vc_index *ix, uint32_t block, uint64_t page, uint32_t *layer)
-{
-    uint64_t i = ix->first[block] + page;
-
-    *layer = ix->layer[i];
-    if (ix->layers[*layer].kind == VC_LAYER_IMAGE)
-        return ix->image_offset[block] + page * ix->ram.page_bytes;
-    return vc_load_le(ix->slot + 4 * i, 4) * ix->ram.page_bytes;
-}
-
 int vc_gen_read(const struct vc_gen *g, uint32_t block, struct vc_page page, size_t n, uint8_t *buf,
                 struct vc_err *err)
 {
@@ -121,7 +138,7 @@ int vc_gen_read(const struct vc_gen *g, uint32_t block, struct vc_page page, siz
                vc_index_offset(ix, block, page.n + i + k, &next_layer) == at + k * page_bytes &&
                next_layer == layer)
             k++;
-        rc = vc_pread_full(g->fds[layer], buf + i * page_bytes, k * page_bytes, at);
+        rc = g->io->read(g->io, g->fds[layer], buf + i * page_bytes, k * page_bytes, at);
         if (rc == 0)
             return vc_err_set(err, VC_E_CORRUPT, "a checkpoint file is cut off");
         if (rc < 0)

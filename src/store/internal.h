@@ -2,16 +2,40 @@
 #ifndef VC_STORE_INTERNAL_H
 #define VC_STORE_INTERNAL_H
 
+#include "base/bytes.h"
+#include "base/io.h"
 #include "store/store.h"
 
 /* Private to src/store. */
 
-struct vc_writer;
-
 struct vc_store {
     char root[4096];
+    const struct vc_io *io;
     int vms_fd; /* ROOT/vms */
     uint64_t limit_bytes;
+};
+
+enum vc_layer_kind { VC_LAYER_IMAGE = 1, VC_LAYER_DELTA = 2 };
+
+struct vc_layer {
+    struct vc_id id;
+    uint8_t kind;   /* vc_layer_kind */
+    uint64_t bytes; /* length of the file */
+};
+
+/* A generation as the manifest has it. */
+struct vc_entry {
+    struct vc_gen_info info;
+    struct vc_id index;                          /* name of its index file */
+    struct vc_layer layers[VC_STORE_MAX_LAYERS]; /* info.n_layers of them */
+};
+
+/* Complete generations, newest first, then the partial one. */
+struct vc_manifest {
+    bool has_lineage;
+    struct vc_lineage lineage;
+    size_t n_gens;
+    struct vc_entry gens[VC_STORE_MAX_GENERATIONS];
 };
 
 struct vc_vm {
@@ -23,73 +47,127 @@ struct vc_vm {
     uint64_t handover_seq;
     struct vc_handover handover;
     bool was_reset;
-    bool has_lineage;
-    struct vc_lineage lineage;
-    size_t n_gens;
-    struct vc_gen_info gens[VC_STORE_MAX_GENERATIONS];
-};
-
-enum vc_layer_kind { VC_LAYER_IMAGE = 1, VC_LAYER_DELTA = 2 };
-
-struct vc_layer {
-    struct vc_id id;
-    uint8_t kind;   /* vc_layer_kind */
-    uint64_t bytes; /* length of the file */
+    bool in_doubt;      /* a manifest was renamed and not synced: nothing may be deleted */
+    struct vc_txn *txn; /* the one in progress, or NULL */
+    struct vc_manifest m;
 };
 
 /* The content of an index file. Pages are numbered through all blocks: first[block] + page. The
  * arrays are either on the heap (a transaction) or in the mapped file. */
 struct vc_index {
     struct vc_id gen, lineage;
+    uint8_t root[VC_ROOT_BYTES];
     struct vc_ram ram;
     uint64_t first[VC_MAX_BLOCKS];
-    uint64_t image_offset[VC_MAX_BLOCKS];
-    uint64_t image_bytes;
+    uint64_t image_offset[VC_MAX_BLOCKS]; /* in layer 0 */
+    uint64_t image_room[VC_MAX_BLOCKS];   /* of the block, in layer 0 */
     uint64_t n_pages;
     uint32_t n_layers;
     struct vc_layer layers[VC_STORE_MAX_LAYERS];
+    uint8_t *digest; /* 16 bytes each */
+    uint8_t *slot;   /* u32 little-endian each: page of a delta file */
     uint8_t *state;  /* vc_page_state */
     uint8_t *layer;  /* of HELD pages */
-    uint8_t *slot;   /* u32 little-endian each: page of a delta file */
-    uint8_t *digest; /* 16 bytes each */
 };
 
 struct vc_gen {
+    const struct vc_io *io;
     struct vc_index index;
+    struct vc_id index_file;
     struct vc_gen_info info;
     int fds[VC_STORE_MAX_LAYERS];
     void *map;
     size_t map_bytes;
 };
 
-/* file names */
+/* ---- store.c: names and messages ---- */
+
 #define VC_NAME_BYTES 64
 void vc_store_file_name(char name[VC_NAME_BYTES], const struct vc_id *id, const char *suffix);
 const char *vc_layer_suffix(unsigned kind);
-
-/* manifest.c */
-int vc_manifest_read(struct vc_vm *vm,
-                     struct vc_err *err) VC_NODISCARD; /* VC_NOT_FOUND: none yet */
-int vc_manifest_write(struct vc_vm *vm, struct vc_err *err) VC_NODISCARD;
-
-/* index.c */
-void vc_index_layout(struct vc_index *ix); /* numbers and offsets from ix->ram */
-int vc_index_root(const struct vc_index *ix, uint8_t root[VC_ROOT_BYTES],
-                  struct vc_err *err) VC_NODISCARD;
-int vc_index_write(const struct vc_index *ix, int dir_fd, struct vc_err *err) VC_NODISCARD;
-/* Maps and checks; the arrays of *ix point into *map_out. */
-int vc_index_map(struct vc_index *ix, int dir_fd, const struct vc_id *gen, void **map_out,
-                 size_t *bytes_out, struct vc_err *err) VC_NODISCARD;
-
-/* gen.c */
-/* Where a HELD page lies. */
-uint64_t vc_index_offset(const struct vc_index *ix, uint32_t block, uint64_t page, uint32_t *layer);
-
-/* vm.c */
-/* Deletes files that nothing refers to. Needs the lock. */
-void vc_vm_sweep(struct vc_vm *vm);
-
+void vc_layer_name(char name[VC_NAME_BYTES], const struct vc_layer *l);
+/* The suffix of a file name made of an id and one of ours, with its dot, and the id; NULL: none. */
+const char *vc_store_parse_name(const char *name, struct vc_id *id);
 /* Disk full, or anything else that went wrong with a file. */
 int vc_store_errno(struct vc_err *err, const char *what, const char *name);
+
+/* ---- codec.c: what several files have in common ---- */
+
+#define VC_HEAD_BYTES 24
+/* Longest header of an index or a log. */
+#define VC_HEADER_MAX (96u << 10)
+void vc_head_write(struct vc_writer *w, const char magic[8]);
+/* 0; VC_MISMATCH: another magic; VC_E_VERSION (err filled). *frozen: not to be written to by us. */
+int vc_head_read(struct vc_reader *r, const char magic[8], const char *name, bool *frozen,
+                 struct vc_err *err) VC_NODISCARD;
+void vc_layers_write(struct vc_writer *w, const struct vc_layer *l, uint32_t n);
+/* False: not legal (1..8 layers, an image below deltas). */
+bool vc_layers_read(struct vc_reader *r, struct vc_layer *l, uint32_t n);
+bool vc_layers_equal(const struct vc_layer *a, const struct vc_layer *b, uint32_t n);
+/* The blocks of ix->ram with their places in layer 0; the numbers of both are stored elsewhere. */
+void vc_blocks_write(struct vc_writer *w, const struct vc_index *ix);
+/* Numbers the pages too. False: not legal. ix->ram.page_bytes, n_blocks and layer 0 are set. */
+bool vc_blocks_read(struct vc_reader *r, struct vc_index *ix);
+bool vc_read_zero(struct vc_reader *r, size_t n);
+
+/* ---- manifest.c ---- */
+
+int vc_manifest_read(struct vc_vm *vm, struct vc_err *err) VC_NODISCARD; /* VC_NOT_FOUND: none */
+/* Makes it the VM's, on disk and in vm->m. On failure vm->m is what the disk has, as far as that
+ * can be told; if it cannot, or is not durable, vm->in_doubt is set. */
+int vc_manifest_switch(struct vc_vm *vm, const struct vc_manifest *m,
+                       struct vc_err *err) VC_NODISCARD;
+/* The entry, or NULL. */
+struct vc_entry *vc_manifest_find(struct vc_manifest *m, const struct vc_id *gen);
+bool vc_manifest_lists_layer(const struct vc_manifest *m, const struct vc_id *layer);
+bool vc_manifest_lists_index(const struct vc_manifest *m, const struct vc_id *index);
+
+/* ---- index.c ---- */
+
+void vc_index_number(struct vc_index *ix);    /* first[] and n_pages from ix->ram */
+uint64_t vc_index_place(struct vc_index *ix); /* places of the blocks; length of an image */
+int vc_index_root(const struct vc_index *ix, uint8_t root[VC_ROOT_BYTES],
+                  struct vc_err *err) VC_NODISCARD;
+int vc_index_alloc(struct vc_index *ix, struct vc_err *err) VC_NODISCARD;
+void vc_index_free(struct vc_index *ix); /* its arrays, where they are on the heap */
+/* What the format wants to be zero becomes zero. */
+void vc_index_normalize(struct vc_index *ix);
+/* Writes all into an open, empty file and syncs it. */
+int vc_index_write(const struct vc_index *ix, const struct vc_io *io, int fd, const char *name,
+                   struct vc_err *err) VC_NODISCARD;
+/* Maps and checks; the arrays of *ix point into *map_out. VC_NOT_FOUND: no such file (err filled).
+ */
+int vc_index_map(struct vc_index *ix, struct vc_vm *vm, const struct vc_entry *e, void **map_out,
+                 size_t *bytes_out, struct vc_err *err) VC_NODISCARD;
+/* Where a HELD page lies. */
+uint64_t vc_index_offset(const struct vc_index *ix, uint32_t block, uint64_t page, uint32_t *layer);
+bool vc_ram_equal(const struct vc_ram *a, const struct vc_ram *b);
+
+/* ---- commit.c ---- */
+
+/* Commits an index whose layers are durable: root, index file, directory, manifest; then sweeps.
+ * ix->gen becomes the generation's id. A complete one takes the place of all others, a partial one
+ * that of the partial one. root_out may be NULL. */
+int vc_commit(struct vc_vm *vm, struct vc_index *ix, const struct vc_txn_note *note, bool partial,
+              uint8_t root_out[VC_ROOT_BYTES], struct vc_err *err) VC_NODISCARD;
+/* Pages that the index does not mention become what the base has, where it is held there; the
+ * base's layers are the index's first ones. */
+void vc_commit_fill(struct vc_index *ix, const struct vc_index *base);
+
+/* ---- txn.c ---- */
+
+/* The names of the files that the transaction writes ("" for what it has not). */
+void vc_txn_names(const struct vc_txn *t, char layer[VC_NAME_BYTES], char log[VC_NAME_BYTES]);
+
+/* ---- recover.c ---- */
+
+/* Commits what interrupted migrations had logged. Needs the lock. */
+int vc_vm_recover(struct vc_vm *vm, struct vc_err *err) VC_NODISCARD;
+
+/* ---- sweep.c ---- */
+
+/* Deletes files that nothing refers to. Needs the lock. @synced: the directory has been synced
+ * since the manifest was read or written. */
+void vc_vm_sweep(struct vc_vm *vm, bool synced);
 
 #endif

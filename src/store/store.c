@@ -9,7 +9,6 @@
 #include <sys/stat.h>
 
 #include "base/durable.h"
-#include "base/fdio.h"
 #include "store/internal.h"
 
 static const char format_text[] = "vecycle store 1\n";
@@ -37,6 +36,48 @@ const char *vc_layer_suffix(unsigned kind)
     return kind == VC_LAYER_IMAGE ? ".image" : ".delta";
 }
 
+void vc_layer_name(char name[VC_NAME_BYTES], const struct vc_layer *l)
+{
+    vc_store_file_name(name, &l->id, vc_layer_suffix(l->kind));
+}
+
+const char *vc_store_parse_name(const char *name, struct vc_id *id)
+{
+    static const char *const suffixes[] = {".index", ".image", ".delta", ".log"};
+    char text[VC_ID_TEXT_BYTES];
+
+    if (strnlen(name, sizeof(text)) < sizeof(text))
+        return NULL;
+    memcpy(text, name, sizeof(text) - 1);
+    text[sizeof(text) - 1] = 0;
+    if (!vc_id_parse(text, id))
+        return NULL;
+    vc_id_format(id, text); /* ours are in lower case */
+    if (strncmp(name, text, sizeof(text) - 1) != 0)
+        return NULL;
+    for (size_t i = 0; i < VC_ARRAY_LEN(suffixes); i++)
+        if (!strcmp(name + sizeof(text) - 1, suffixes[i]))
+            return suffixes[i];
+    return NULL;
+}
+
+/* Makes a directory; its name is durable when this returns. 0, or -1 with errno. */
+static int make_dir(const char *path, mode_t mode)
+{
+    char parent[4096];
+    vc_auto_close int fd = -1;
+    char *slash;
+
+    if (mkdir(path, mode) < 0)
+        return errno == EEXIST ? 0 : -1;
+    snprintf(parent, sizeof(parent), "%s", path);
+    slash = strrchr(parent, '/');
+    if (slash)
+        slash[slash == parent] = 0;
+    fd = open(slash ? parent : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 || vc_durable_sync_dir(&vc_io_kernel, fd, parent, NULL) ? -1 : 0;
+}
+
 static int make_path(const char *root)
 {
     char path[4096];
@@ -46,30 +87,50 @@ static int make_path(const char *root)
         if (*p != '/')
             continue;
         *p = 0;
-        if (mkdir(path, 0755) < 0 && errno != EEXIST)
+        if (make_dir(path, 0755) < 0)
             return -1;
         *p = '/';
     }
-    return mkdir(path, 0700) < 0 && errno != EEXIST ? -1 : 0;
+    return make_dir(path, 0700);
 }
 
-static int check_format(int root_fd, bool create, const char *root, struct vc_err *err)
+static int check_format(const struct vc_io *io, int root_fd, bool create, const char *root,
+                        struct vc_err *err)
 {
     char text[sizeof(format_text)] = "";
-    vc_auto_close int fd = openat(root_fd, "format", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    vc_auto_close int fd = io->open(io, root_fd, "format", O_RDONLY);
+    int rc;
 
     if (fd < 0 && errno == ENOENT && create)
-        return vc_durable_write_file(root_fd, "format", format_text, strlen(format_text), err);
+        return vc_durable_write_file(io, root_fd, "format", format_text, strlen(format_text), err);
     if (fd < 0)
         return vc_store_errno(err, "open", root);
-    if (vc_read_full(fd, text, strlen(format_text)) != 1 || strcmp(text, format_text) != 0)
+    rc = io->read(io, fd, text, strlen(format_text), 0);
+    if (rc < 0)
+        return vc_store_errno(err, "read", root);
+    if (!rc || strcmp(text, format_text) != 0)
         return vc_err_set_hint(err, VC_E_STORE, "another directory can be given with --store",
                                "'%s' is not a store of this version", root);
     return 0;
 }
 
-int vc_store_open(const char *root, bool create, uint64_t limit_bytes, struct vc_store **out,
-                  struct vc_err *err)
+static int open_vms(const struct vc_io *io, int root_fd, bool create, struct vc_err *err)
+{
+    int fd;
+
+    if (create) {
+        if (io->mkdir(io, root_fd, "vms") < 0 && errno != EEXIST)
+            return vc_store_errno(err, "create", "vms");
+        /* Also if it was there: who made it may have died before this. */
+        if (vc_durable_sync_dir(io, root_fd, "the store", err))
+            return VC_E_STORE;
+    }
+    fd = io->open(io, root_fd, "vms", O_RDONLY | O_DIRECTORY);
+    return fd < 0 ? vc_store_errno(err, "open", "vms") : fd;
+}
+
+int vc_store_open_on(const struct vc_io *io, const char *root, bool create, uint64_t limit_bytes,
+                     struct vc_store **out, struct vc_err *err)
 {
     vc_auto_free struct vc_store *s = calloc(1, sizeof(*s));
     vc_auto_close int fd = -1;
@@ -78,22 +139,27 @@ int vc_store_open(const char *root, bool create, uint64_t limit_bytes, struct vc
     if (!s)
         return vc_err_set(err, VC_E_NOMEM, "no memory for the store");
     snprintf(s->root, sizeof(s->root), "%s", root);
+    s->io = io;
     s->limit_bytes = limit_bytes ? limit_bytes : VC_STORE_DEFAULT_LIMIT_BYTES;
     if (create && make_path(root) < 0)
         return vc_store_errno(err, "create", root);
     fd = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return errno == ENOENT && !create ? VC_NOT_FOUND : vc_store_errno(err, "open", root);
-    rc = check_format(fd, create, root, err);
+    rc = check_format(io, fd, create, root, err);
     if (rc)
         return rc;
-    if (create && mkdirat(fd, "vms", 0700) < 0 && errno != EEXIST)
-        return vc_store_errno(err, "create", "vms");
-    s->vms_fd = openat(fd, "vms", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    s->vms_fd = open_vms(io, fd, create, err);
     if (s->vms_fd < 0)
-        return vc_store_errno(err, "open", "vms");
+        return s->vms_fd;
     *out = vc_steal_ptr(s);
     return 0;
+}
+
+int vc_store_open(const char *root, bool create, uint64_t limit_bytes, struct vc_store **out,
+                  struct vc_err *err)
+{
+    return vc_store_open_on(&vc_io_kernel, root, create, limit_bytes, out, err);
 }
 
 void vc_store_close(struct vc_store *s)

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/io.h"
 #include "base/units.h"
 #include "digest/digest.h"
 
@@ -28,7 +29,7 @@ struct vc_txn;   /* a generation being written */
 #define VC_STORE_DEFAULT_LIMIT_BYTES (256ull << 30)
 /** Files that one generation may be spread over: one image and deltas on top. */
 #define VC_STORE_MAX_LAYERS 8
-#define VC_STORE_MAX_GENERATIONS 4
+#define VC_STORE_MAX_GENERATIONS 16
 #define VC_ROOT_BYTES 32
 
 /** Opens the store, creating the directory (0700, parents too) if @create.
@@ -36,6 +37,9 @@ struct vc_txn;   /* a generation being written */
  *  hint says what to do), VC_NOT_FOUND if it does not exist and !create. */
 int vc_store_open(const char *root, bool create, uint64_t limit_bytes, struct vc_store **out,
                   struct vc_err *err) VC_NODISCARD;
+/** The same on another table of system calls (tests): @io is borrowed for the store's life. */
+int vc_store_open_on(const struct vc_io *io, const char *root, bool create, uint64_t limit_bytes,
+                     struct vc_store **out, struct vc_err *err) VC_NODISCARD;
 void vc_store_close(struct vc_store *s);
 const char *vc_store_root(const struct vc_store *s);
 
@@ -51,9 +55,10 @@ enum vc_vm_open {
     VC_VM_CREATE, /* as WRITE, and made if missing */
 };
 
-/** Opens a VM. With WRITE or CREATE files that no generation refers to (a migration that did not
- *  finish) are deleted first. A damaged manifest: VC_E_CORRUPT (READ, WRITE); with CREATE the VM
- *  starts anew, and vc_vm_was_reset() says so. */
+/** Opens a VM. WRITE and CREATE recover first: what an interrupted migration had logged becomes the
+ *  partial generation, and files that nothing refers to are deleted; READ changes nothing. A
+ * damaged manifest: VC_E_CORRUPT (READ, WRITE); with CREATE the VM starts anew, and
+ * vc_vm_was_reset() says so. VC_E_VERSION: a newer vecycle's. */
 int vc_vm_open(struct vc_store *s, const struct vc_id *uuid, enum vc_vm_open mode,
                struct vc_vm **out, struct vc_err *err) VC_NODISCARD;
 void vc_vm_close(struct vc_vm *vm);
@@ -83,18 +88,23 @@ struct vc_gen_info {
     uint8_t root[VC_ROOT_BYTES];
     uint64_t created_unix; /* seconds */
     uint64_t ram_bytes, zero_pages, held_pages, unknown_pages;
-    uint64_t disk_bytes; /* allocated on disk by its files; only of an open generation */
+    uint64_t disk_bytes; /* allocated on disk by its files when it was committed */
     uint32_t n_layers;
     uint64_t same_pages; /* of the migration that made it: pages reused */
     uint64_t data_pages; /* ... and pages newly written */
     uint8_t role;        /* 1: this host was the source, 2: the destination */
     bool confirmed;      /* the peer reported the same root after the switch */
+    bool partial;        /* of a migration that did not finish; no other host knows its id */
     char peer[128];      /* the other host, as the transport names it */
 };
 
-/** Generations, newest first. i < vc_vm_n_generations(). */
+/** Generations: complete ones, newest first, then the partial one if there is one.
+ *  i < vc_vm_n_generations(). */
 size_t vc_vm_n_generations(const struct vc_vm *vm);
 const struct vc_gen_info *vc_vm_generation(const struct vc_vm *vm, size_t i);
+/** The newest complete one, and the partial one; NULL: none. Valid until the VM is changed. */
+const struct vc_gen_info *vc_vm_complete(const struct vc_vm *vm);
+const struct vc_gen_info *vc_vm_partial(const struct vc_vm *vm);
 
 /** Notes durably that the peer has the same generation (after COMMITTED was exchanged). */
 int vc_vm_confirm(struct vc_vm *vm, const struct vc_id *gen, struct vc_err *err) VC_NODISCARD;
@@ -131,9 +141,10 @@ int vc_gen_read(const struct vc_gen *g, uint32_t block, struct vc_page page, siz
 /* ---- writing a generation ---- */
 
 /** Begins a new generation of a VM opened with WRITE or CREATE. @base: pages marked *same* are
- *  taken from it (its layers become the new generation's); NULL: none. @base stays the caller's and
- *  must outlive the transaction. The transaction keeps the VM's lock alive; only one at a time.
- *  VC_E_STORE, VC_E_STORE_FULL. */
+ *  taken from it (its layers become the new generation's); NULL: none. It may be complete or
+ *  partial, stays the caller's and must outlive the transaction. The transaction keeps the VM's
+ * lock alive; only one at a time. While it runs it appends to a log what it is told, so that
+ * whoever locks the VM after a crash can keep what had arrived. VC_E_STORE, VC_E_STORE_FULL. */
 int vc_txn_begin(struct vc_vm *vm, const struct vc_id *id, const struct vc_gen *base,
                  struct vc_txn **out, struct vc_err *err) VC_NODISCARD;
 
@@ -168,11 +179,27 @@ int vc_txn_commit(struct vc_txn *t, const struct vc_txn_note *note, uint8_t root
 /** Gives up: deletes its files, frees it. NULL is fine. */
 void vc_txn_abort(struct vc_txn *t);
 
-/** Folds the newest committed generation into one image without deltas, if it has any: copies in
- *  the background (no lock is held while copying), then locks, switches the manifest if the
- *  generation is still the newest, and drops the old files. The generation's id, root and index
- *  content stay. *stop (may be NULL) set to true from another thread ends it early.
- *  0; VC_AGAIN: stopped, or overtaken by a newer generation, or locked; nothing to do: 0. */
+/** Writes to the log what is not in it yet. The calls above do that about once a second by
+ *  themselves; who has nothing to tell for a second calls this, so that a killed process loses no
+ *  more. @sync: and waits until the log and what it tells of are durable (a thread of the
+ *  transaction's own does that every few seconds). */
+int vc_txn_log(struct vc_txn *t, bool sync, struct vc_err *err) VC_NODISCARD;
+/** Ends a transaction of a migration that did not finish by keeping what had arrived: commits it as
+ *  the VM's partial generation, with a random id of its own, in the place of an older one. Complete
+ *  generations stay. Pages that had not arrived are as the base has them, where it holds them and
+ *  the new generation stands on its layers. Frees the transaction whatever it returns. 0;
+ *  VC_NOT_FOUND: nothing had arrived, its files are deleted; an error: likewise. NULL:
+ * VC_NOT_FOUND.
+ */
+int vc_txn_suspend(struct vc_txn *t, const struct vc_txn_note *note,
+                   struct vc_err *err) VC_NODISCARD;
+
+/** Folds the newest complete generation into one image without deltas, if it has any: copies in the
+ *  background (no lock is held while copying), then locks, switches the manifest if the generation
+ *  is still the newest, and drops the old files, except those that a partial generation needs. The
+ *  generation's id, root, states and digests stay. *stop (may be NULL) set to true from another
+ * thread ends it early. 0; VC_AGAIN: stopped, or overtaken by a newer generation, or locked;
+ * nothing to do: 0. */
 int vc_vm_fold(struct vc_store *s, const struct vc_id *uuid, const _Atomic bool *stop,
                struct vc_err *err) VC_NODISCARD;
 
@@ -182,8 +209,10 @@ struct vc_verify_result {
     struct vc_page first_bad_page;
 };
 
-/** Hashes every held page of a generation again. 0 and a result (bad_pages may be > 0), or
- *  VC_E_CORRUPT where index or layers cannot be read at all. @progress may be NULL. */
+/** Hashes every held page of a generation again. 0 and a result (bad_pages may be > 0; of a partial
+ *  generation that is no damage: pages may have been written again before a crash, or not at all;
+ *  they are not usable), or VC_E_CORRUPT where index or layers cannot be read at all. @progress may
+ * be NULL. */
 int vc_gen_verify(const struct vc_gen *g, const struct vc_lineage *l,
                   void (*progress)(void *opaque, uint64_t done, uint64_t total), void *opaque,
                   struct vc_verify_result *out, struct vc_err *err) VC_NODISCARD;

@@ -2,22 +2,18 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <stdio.h>
 #include <string.h>
 
-#include "base/bytes.h"
-#include "base/clock.h"
 #include "base/durable.h"
-#include "base/fdio.h"
-#include "store/internal.h"
+#include "store/genlog.h"
 
 /* Theory of operation
  *
  * A transaction builds an index in memory and writes contents into one new file: a delta on top of
  * the base's layers, or an image where there is no base to stand on (none, another layout of the
  * RAM, or too many layers already). In the latter case pages that equal the base's are copied.
- * Nothing committed is touched before the manifest is switched. */
+ * What the index learns is appended to a log beside it, which is all that a crash leaves of the
+ * index. Nothing committed is touched before the manifest is switched. */
 
 struct vc_txn {
     struct vc_vm *vm;
@@ -26,67 +22,90 @@ struct vc_txn {
     struct vc_index ix;
     uint32_t own; /* layer that is written */
     int fd;
+    struct vc_id log_id; /* names the log; nil: there is none */
+    struct vc_genlog *log;
     uint64_t next_slot;
     bool ram_set;
+    bool arrived; /* some page is held, by word of the migration */
 };
 
 int vc_txn_begin(struct vc_vm *vm, const struct vc_id *id, const struct vc_gen *base,
                  struct vc_txn **out, struct vc_err *err)
 {
-    struct vc_txn *t = calloc(1, sizeof(*t));
+    struct vc_txn *t;
 
+    if (vm->txn)
+        return vc_err_set(err, VC_E_STORE, "the VM has a generation in progress already");
+    t = calloc(1, sizeof(*t));
     if (!t)
         return vc_err_set(err, VC_E_NOMEM, "no memory for a generation");
     t->vm = vm;
     t->base = base;
     t->fd = -1;
     t->ix.gen = *id;
-    t->ix.lineage = vm->lineage.id;
+    t->ix.lineage = vm->m.lineage.id;
+    vm->txn = t;
     *out = t;
     return 0;
 }
 
-static bool same_ram(const struct vc_ram *a, const struct vc_ram *b)
+void vc_txn_names(const struct vc_txn *t, char layer[VC_NAME_BYTES], char log[VC_NAME_BYTES])
 {
-    if (a->page_bytes != b->page_bytes || a->n_blocks != b->n_blocks)
-        return false;
-    for (uint32_t i = 0; i < a->n_blocks; i++)
-        if (a->blocks[i].bytes != b->blocks[i].bytes ||
-            strcmp(a->blocks[i].name, b->blocks[i].name) != 0)
-            return false;
-    return true;
+    layer[0] = log[0] = 0;
+    if (t->fd >= 0)
+        vc_layer_name(layer, &t->ix.layers[t->own]);
+    if (!vc_id_is_nil(&t->log_id))
+        vc_store_file_name(log, &t->log_id, ".log");
 }
 
-static int make_arrays(struct vc_index *ix, struct vc_err *err)
+static int make_layer(struct vc_txn *t, uint64_t image_bytes, struct vc_err *err)
 {
-    ix->state = calloc(ix->n_pages + 1, 1);
-    ix->layer = calloc(ix->n_pages + 1, 1);
-    ix->slot = calloc(ix->n_pages + 1, 4);
-    ix->digest = calloc(ix->n_pages + 1, VC_DIGEST_BYTES);
-    if (!ix->state || !ix->layer || !ix->slot || !ix->digest)
-        return vc_err_set(err, VC_E_NOMEM, "no memory for an index of %llu pages",
-                          (unsigned long long)ix->n_pages);
-    return 0;
-}
-
-static int make_layer(struct vc_txn *t, struct vc_err *err)
-{
+    const struct vc_io *io = t->vm->store->io;
     struct vc_layer *l = &t->ix.layers[t->own];
     char name[VC_NAME_BYTES];
 
     if (!vc_id_random(&l->id))
         return vc_err_set(err, VC_E_FAILED, "the kernel gives no random numbers");
     l->kind = t->on_base ? VC_LAYER_DELTA : VC_LAYER_IMAGE;
-    vc_store_file_name(name, &l->id, vc_layer_suffix(l->kind));
-    t->fd = openat(t->vm->dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    l->bytes = t->on_base ? 0 : image_bytes;
+    vc_layer_name(name, l);
+    t->fd = io->open(io, t->vm->dir_fd, name, O_RDWR | O_CREAT | O_EXCL);
     if (t->fd < 0)
         return vc_store_errno(err, "create", name);
-    if (l->kind == VC_LAYER_IMAGE) {
-        l->bytes = t->ix.image_bytes;
-        if (ftruncate(t->fd, (off_t)l->bytes) < 0)
-            return vc_store_errno(err, "extend", name);
-    }
+    if (!t->on_base && io->resize(io, t->fd, l->bytes) < 0)
+        return vc_store_errno(err, "extend", name);
     return 0;
+}
+
+static int make_log(struct vc_txn *t, struct vc_err *err)
+{
+    vc_auto_free struct vc_genlog_head *h = calloc(1, sizeof(*h));
+
+    if (!h)
+        return vc_err_set(err, VC_E_NOMEM, "no memory for a log");
+    h->ix = t->ix;
+    if (t->on_base)
+        h->base = t->base->index.gen;
+    t->log_id = t->ix.gen;
+    return vc_genlog_open(&t->log, t->vm, h, t->fd, err);
+}
+
+/* The base's layers are taken over if a new one fits on top, and the blocks lie where they lay. */
+static uint64_t lay_out(struct vc_txn *t)
+{
+    const struct vc_index *base = t->base ? &t->base->index : NULL;
+    uint64_t image_bytes = vc_index_place(&t->ix);
+
+    t->on_base =
+        base && vc_ram_equal(&t->ix.ram, &base->ram) && base->n_layers < VC_STORE_MAX_LAYERS;
+    if (t->on_base) {
+        t->ix.n_layers = base->n_layers;
+        memcpy(t->ix.layers, base->layers, sizeof(t->ix.layers));
+        memcpy(t->ix.image_offset, base->image_offset, sizeof(t->ix.image_offset));
+        memcpy(t->ix.image_room, base->image_room, sizeof(t->ix.image_room));
+    }
+    t->own = t->ix.n_layers++;
+    return image_bytes;
 }
 
 int vc_txn_set_ram(struct vc_txn *t, const struct vc_ram *ram, struct vc_err *err)
@@ -101,21 +120,17 @@ int vc_txn_set_ram(struct vc_txn *t, const struct vc_ram *ram, struct vc_err *er
                                (unsigned long long)(bytes >> 20),
                                (unsigned long long)(limit >> 20));
     t->ix.ram = *ram;
-    vc_index_layout(&t->ix);
+    vc_index_number(&t->ix);
     if (t->ix.n_pages > UINT32_MAX)
         return vc_err_set(err, VC_E_STORE_FULL, "the VM has too many pages for the store");
-    rc = make_arrays(&t->ix, err);
+    rc = vc_index_alloc(&t->ix, err);
     if (rc)
         return rc;
-    t->on_base = t->base && same_ram(ram, &t->base->index.ram) &&
-                 t->base->index.n_layers < VC_STORE_MAX_LAYERS - 1;
-    if (t->on_base) {
-        t->ix.n_layers = t->base->index.n_layers;
-        memcpy(t->ix.layers, t->base->index.layers, sizeof(t->ix.layers));
-    }
-    t->own = t->ix.n_layers++;
-    t->ram_set = true;
-    return make_layer(t, err);
+    rc = make_layer(t, lay_out(t), err);
+    if (!rc)
+        rc = make_log(t, err);
+    t->ram_set = !rc;
+    return rc;
 }
 
 static void mark(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
@@ -129,17 +144,15 @@ static void mark(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n
 
 int vc_txn_zero(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n, struct vc_err *err)
 {
-    (void)err;
     mark(t, block, page, n, VC_PAGE_ZERO);
-    return 0;
+    return n ? vc_genlog_add(t->log, VC_RECORD_ZERO, block, page.n, n, 0, NULL, err) : 0;
 }
 
 int vc_txn_unknown(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
                    struct vc_err *err)
 {
-    (void)err;
     mark(t, block, page, n, VC_PAGE_UNKNOWN);
-    return 0;
+    return n ? vc_genlog_add(t->log, VC_RECORD_UNKNOWN, block, page.n, n, 0, NULL, err) : 0;
 }
 
 static int copy_page(struct vc_txn *t, uint32_t block, struct vc_page page, uint32_t from,
@@ -155,50 +168,82 @@ static int copy_page(struct vc_txn *t, uint32_t block, struct vc_page page, uint
     return rc ? rc : vc_txn_put(t, block, page, 1, &content, digest, err);
 }
 
-int vc_txn_same(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n, struct vc_err *err)
+/* Whether the base holds the page, where the new RAM calls it by the block's name. */
+static bool base_holds(const struct vc_txn *t, int from, struct vc_page p, struct vc_digest *d)
 {
-    int from = t->base ? vc_ram_find(&t->base->index.ram, t->ix.ram.blocks[block].name) : -1;
+    return from >= 0 && p.n < vc_ram_block_pages(&t->base->index.ram, (uint32_t)from) &&
+           vc_gen_lookup(t->base, (uint32_t)from, p, d) == VC_PAGE_HELD;
+}
 
-    if (from >= 0 && t->base->index.ram.page_bytes != t->ix.ram.page_bytes)
-        from = -1;
+/* No place to stand on: the pages are copied. */
+static int copy_same(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
+                     struct vc_err *err)
+{
+    const struct vc_ram *ram = t->base ? &t->base->index.ram : NULL;
+    int from = ram && ram->page_bytes == t->ix.ram.page_bytes
+                   ? vc_ram_find(ram, t->ix.ram.blocks[block].name)
+                   : -1;
+
     for (size_t i = 0; i < n; i++) {
         struct vc_page p = vc_page(page.n + i);
-        uint64_t to = t->ix.first[block] + p.n;
         struct vc_digest d;
-        uint64_t at;
+        int rc = base_holds(t, from, p, &d) ? copy_page(t, block, p, (uint32_t)from, &d, err)
+                                            : vc_txn_unknown(t, block, p, 1, err);
 
-        if (from < 0 || p.n >= vc_ram_block_pages(&t->base->index.ram, (uint32_t)from) ||
-            vc_gen_lookup(t->base, (uint32_t)from, p, &d) != VC_PAGE_HELD) {
-            mark(t, block, p, 1, VC_PAGE_UNKNOWN);
-            continue;
-        }
-        if (!t->on_base) {
-            int rc = copy_page(t, block, p, (uint32_t)from, &d, err);
-
-            if (rc)
-                return rc;
-            continue;
-        }
-        at = t->base->index.first[from] + p.n;
-        t->ix.state[to] = VC_PAGE_HELD;
-        t->ix.layer[to] = t->base->index.layer[at];
-        memcpy(t->ix.slot + 4 * to, t->base->index.slot + 4 * at, 4);
-        memcpy(t->ix.digest + to * VC_DIGEST_BYTES, d.b, VC_DIGEST_BYTES);
+        if (rc)
+            return rc;
     }
     return 0;
 }
 
-/* Where the page goes: its place in an image; in a delta the slot it has already, or a new one. */
+int vc_txn_same(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n, struct vc_err *err)
+{
+    const struct vc_index *base = t->on_base ? &t->base->index : NULL;
+    struct vc_index *ix = &t->ix;
+
+    mark(t, block, page, n, VC_PAGE_UNKNOWN);
+    if (!base)
+        return copy_same(t, block, page, n, err);
+    for (size_t i = 0; i < n; i++) {
+        uint64_t at = ix->first[block] + page.n + i;
+
+        if (base->state[at] != VC_PAGE_HELD)
+            continue;
+        ix->state[at] = VC_PAGE_HELD;
+        ix->layer[at] = base->layer[at];
+        memcpy(ix->slot + 4 * at, base->slot + 4 * at, 4);
+        memcpy(ix->digest + at * VC_DIGEST_BYTES, base->digest + at * VC_DIGEST_BYTES,
+               VC_DIGEST_BYTES);
+        t->arrived = true;
+    }
+    return n ? vc_genlog_add(t->log, VC_RECORD_SAME, block, page.n, n, 0, NULL, err) : 0;
+}
+
+/* Where the page goes: its place in an image; in a delta the slot it has had there, or a new one.
+ */
 static uint64_t place(struct vc_txn *t, uint32_t block, uint64_t page)
 {
     uint64_t i = t->ix.first[block] + page;
     uint32_t layer;
 
-    if (t->on_base && !(t->ix.state[i] == VC_PAGE_HELD && t->ix.layer[i] == t->own))
+    if (t->on_base && t->ix.layer[i] != t->own)
         vc_store_le(t->ix.slot + 4 * i, t->next_slot++, 4);
     t->ix.state[i] = VC_PAGE_HELD;
     t->ix.layer[i] = (uint8_t)t->own;
     return vc_index_offset(&t->ix, block, page, &layer);
+}
+
+/* Pages that lie one behind the other in the file, k of them. */
+static int put_stretch(struct vc_txn *t, uint32_t block, uint64_t page, struct iovec *iov, size_t k,
+                       uint64_t at, const struct vc_digest *digests, struct vc_err *err)
+{
+    const struct vc_io *io = t->vm->store->io;
+    uint32_t slot = t->on_base ? (uint32_t)(at / t->ix.ram.page_bytes) : 0;
+
+    if (io->write(io, t->fd, iov, k, at) < 0)
+        return vc_store_errno(err, "write", "the new generation");
+    t->arrived = true;
+    return vc_genlog_add(t->log, VC_RECORD_HELD, block, page, k, slot, digests, err);
 }
 
 int vc_txn_put(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
@@ -209,13 +254,17 @@ int vc_txn_put(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
     uint64_t start = 0;
     size_t k = 0;
 
-    mark(t, block, page, 0, VC_PAGE_HELD);
+    mark(t, block, page, 0, VC_PAGE_UNKNOWN); /* looks at the range alone */
+    if (t->next_slot + n > UINT32_MAX)
+        return vc_err_set(err, VC_E_STORE_FULL, "the new generation has too many pages");
     for (size_t i = 0; i <= n; i++) {
         uint64_t at = i < n ? place(t, block, page.n + i) : 0;
 
         if (k && (i == n || k == VC_ARRAY_LEN(iov) || at != start + k * page_bytes)) {
-            if (vc_pwritev_full(t->fd, iov, k, start) < 0)
-                return vc_store_errno(err, "write", "the new generation");
+            int rc = put_stretch(t, block, page.n + i - k, iov, k, start, &digests[i - k], err);
+
+            if (rc)
+                return rc;
             k = 0;
         }
         if (i == n)
@@ -229,115 +278,96 @@ int vc_txn_put(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
     return 0;
 }
 
+int vc_txn_log(struct vc_txn *t, bool sync, struct vc_err *err)
+{
+    if (!t->ram_set)
+        return 0;
+    return sync ? vc_genlog_sync(t->log, err) : vc_genlog_flush(t->log, err);
+}
+
+/* ---- the end ---- */
+
 static void free_txn(struct vc_txn *t)
 {
+    vc_genlog_close(t->log, NULL);
     if (t->fd >= 0)
         close(t->fd);
-    free(t->ix.state);
-    free(t->ix.layer);
-    free(t->ix.slot);
-    free(t->ix.digest);
+    vc_index_free(&t->ix);
+    if (t->vm->txn == t)
+        t->vm->txn = NULL;
     free(t);
 }
 
 void vc_txn_abort(struct vc_txn *t)
 {
-    char name[VC_NAME_BYTES];
+    char layer[VC_NAME_BYTES], log[VC_NAME_BYTES];
+    const struct vc_io *io;
+    struct vc_vm *vm;
 
     if (!t)
         return;
-    if (t->fd >= 0) {
-        const struct vc_layer *l = &t->ix.layers[t->own];
-
-        vc_store_file_name(name, &l->id, vc_layer_suffix(l->kind));
-        unlinkat(t->vm->dir_fd, name, 0);
-    }
+    vm = t->vm;
+    io = vm->store->io;
+    vc_txn_names(t, layer, log);
     free_txn(t);
+    if (vm->in_doubt)
+        return;
+    /* The log first: alone it would be a generation with a layer missing. */
+    if (log[0])
+        io->unlink(io, vm->dir_fd, log, 0);
+    if (layer[0])
+        io->unlink(io, vm->dir_fd, layer, 0);
 }
 
-/* Layers that no page is in any more need not be kept; the order of the rest stays. */
-static void drop_unused_layers(struct vc_index *ix)
+/* Everything durable but index and manifest; from now on they alone say what is garbage. */
+static int finish(struct vc_txn *t, struct vc_err *err)
 {
-    bool used[VC_STORE_MAX_LAYERS] = {false};
-    uint8_t to[VC_STORE_MAX_LAYERS] = {0};
-    uint32_t n = 0;
-
-    for (uint64_t i = 0; i < ix->n_pages; i++)
-        if (ix->state[i] == VC_PAGE_HELD)
-            used[ix->layer[i]] = true;
-    for (uint32_t i = 0; i < ix->n_layers; i++) {
-        if (!used[i])
-            continue;
-        to[i] = (uint8_t)n;
-        ix->layers[n++] = ix->layers[i];
-    }
-    for (uint64_t i = 0; i < ix->n_pages; i++)
-        if (ix->state[i] == VC_PAGE_HELD)
-            ix->layer[i] = to[ix->layer[i]];
-    ix->n_layers = n;
-}
-
-static void describe(const struct vc_txn *t, const struct vc_txn_note *note,
-                     struct vc_gen_info *info)
-{
-    const struct vc_index *ix = &t->ix;
-
-    info->id = ix->gen;
-    info->created_unix = vc_wall_s();
-    info->ram_bytes = vc_ram_bytes(&ix->ram);
-    info->n_layers = ix->n_layers;
-    for (uint64_t i = 0; i < ix->n_pages; i++) {
-        info->zero_pages += ix->state[i] == VC_PAGE_ZERO;
-        info->held_pages += ix->state[i] == VC_PAGE_HELD;
-        info->unknown_pages += ix->state[i] == VC_PAGE_UNKNOWN;
-    }
-    info->same_pages = note->same_pages;
-    info->data_pages = note->data_pages;
-    info->role = note->role;
-    if (note->peer)
-        snprintf(info->peer, sizeof(info->peer), "%s", note->peer);
-}
-
-static int commit(struct vc_txn *t, const struct vc_txn_note *note, uint8_t *root_out,
-                  struct vc_err *err)
-{
-    struct vc_gen_info info = {0};
-    struct vc_vm *vm = t->vm;
-    struct vc_vm before = *vm;
+    struct vc_genlog *log = t->log;
     int rc;
 
     if (!t->ram_set)
         return vc_err_set(err, VC_E_STORE, "the migration ended before it listed the RAM");
+    if (!vc_id_equal(&t->ix.lineage, &t->vm->m.lineage.id))
+        return vc_err_set(err, VC_E_STORE, "the VM has got another lineage in the meantime");
+    t->log = NULL;
+    t->vm->txn = NULL;
+    rc = vc_genlog_close(log, err);
+    if (rc)
+        return rc;
     if (t->on_base)
         t->ix.layers[t->own].bytes = t->next_slot * t->ix.ram.page_bytes;
-    rc = vc_durable_sync(t->fd, "the new generation", err);
-    if (!rc)
-        rc = vc_index_root(&t->ix, info.root, err);
-    if (rc)
-        return rc;
-    drop_unused_layers(&t->ix);
-    rc = vc_index_write(&t->ix, vm->dir_fd, err);
-    if (rc)
-        return rc;
-    describe(t, note, &info);
-    vm->gens[0] = info;
-    vm->n_gens = 1;
-    rc = vc_manifest_write(vm, err);
-    if (rc) {
-        *vm = before;
-        return rc;
-    }
-    if (root_out)
-        memcpy(root_out, info.root, VC_ROOT_BYTES);
-    vc_vm_sweep(vm);
-    return 0;
+    return vc_durable_sync(t->vm->store->io, t->fd, "the new generation", err);
 }
 
 int vc_txn_commit(struct vc_txn *t, const struct vc_txn_note *note, uint8_t root_out[VC_ROOT_BYTES],
                   struct vc_err *err)
 {
-    int rc = commit(t, note, root_out, err);
+    int rc = finish(t, err);
 
+    if (!rc)
+        rc = vc_commit(t->vm, &t->ix, note, false, root_out, err);
+    if (rc)
+        vc_txn_abort(t);
+    else
+        free_txn(t);
+    return rc;
+}
+
+int vc_txn_suspend(struct vc_txn *t, const struct vc_txn_note *note, struct vc_err *err)
+{
+    int rc;
+
+    if (!t || !t->arrived) {
+        vc_txn_abort(t);
+        return VC_NOT_FOUND;
+    }
+    rc = finish(t, err);
+    if (!rc && t->on_base)
+        vc_commit_fill(&t->ix, &t->base->index);
+    if (!rc && !vc_id_random(&t->ix.gen))
+        rc = vc_err_set(err, VC_E_FAILED, "the kernel gives no random numbers");
+    if (!rc)
+        rc = vc_commit(t->vm, &t->ix, note, true, NULL, err);
     if (rc)
         vc_txn_abort(t);
     else

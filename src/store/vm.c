@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -9,32 +8,35 @@
 #include "base/durable.h"
 #include "store/internal.h"
 
+static int busy(const char *name, struct vc_err *err)
+{
+    return vc_err_set_hint(err, VC_E_BUSY, "wait for the other migration to end",
+                           "VM '%s' is in use by another session", name);
+}
+
 static int lock(struct vc_vm *vm, const char *name, struct vc_err *err)
 {
-    vm->lock_fd = openat(vm->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    const struct vc_io *io = vm->store->io;
+    struct stat st;
+
+    vm->lock_fd = io->open(io, vm->dir_fd, "lock", O_RDWR | O_CREAT);
     if (vm->lock_fd < 0)
         return vc_store_errno(err, "open the lock of", name);
     if (flock(vm->lock_fd, LOCK_EX | LOCK_NB) < 0)
-        return vc_err_set_hint(err, VC_E_BUSY, "wait for the other migration to end",
-                               "VM '%s' is in use by another session", name);
+        return busy(name, err);
+    /* Removed by its holder between our two calls: nobody else would see our lock. */
+    if (fstat(vm->lock_fd, &st) < 0 || st.st_nlink == 0)
+        return busy(name, err);
     return 0;
 }
 
 static int open_dir(struct vc_vm *vm, enum vc_vm_open mode, const char *name, struct vc_err *err)
 {
-    struct vc_store *s = vm->store;
+    const struct vc_io *io = vm->store->io;
 
-    if (mode == VC_VM_CREATE) {
-        if (mkdirat(s->vms_fd, name, 0700) == 0) {
-            int rc = vc_durable_sync_dir(s->vms_fd, "vms", err);
-
-            if (rc)
-                return rc;
-        } else if (errno != EEXIST) {
-            return vc_store_errno(err, "create", name);
-        }
-    }
-    vm->dir_fd = openat(s->vms_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (mode == VC_VM_CREATE && io->mkdir(io, vm->store->vms_fd, name) < 0 && errno != EEXIST)
+        return vc_store_errno(err, "create", name);
+    vm->dir_fd = io->open(io, vm->store->vms_fd, name, O_RDONLY | O_DIRECTORY);
     if (vm->dir_fd < 0)
         return errno == ENOENT ? VC_NOT_FOUND : vc_store_errno(err, "open", name);
     return 0;
@@ -42,15 +44,17 @@ static int open_dir(struct vc_vm *vm, enum vc_vm_open mode, const char *name, st
 
 static int load(struct vc_vm *vm, enum vc_vm_open mode, struct vc_err *err)
 {
+    static const struct vc_manifest empty;
     int rc = vc_manifest_read(vm, err);
 
+    /* As long as nothing has been committed, the directory itself may not be on the disk yet. */
     if (rc == VC_NOT_FOUND)
-        return 0;
+        return mode == VC_VM_READ
+                   ? 0
+                   : vc_durable_sync_dir(vm->store->io, vm->store->vms_fd, "vms", err);
     if (rc == VC_E_CORRUPT && mode == VC_VM_CREATE) {
-        vm->has_lineage = false;
-        vm->n_gens = 0;
         vm->was_reset = true;
-        return vc_manifest_write(vm, err);
+        return vc_manifest_switch(vm, &empty, err);
     }
     return rc;
 }
@@ -73,12 +77,14 @@ int vc_vm_open(struct vc_store *s, const struct vc_id *uuid, enum vc_vm_open mod
         rc = lock(vm, name, err);
     if (!rc)
         rc = load(vm, mode, err);
+    if (!rc && mode != VC_VM_READ)
+        rc = vc_vm_recover(vm, err);
     if (rc) {
         vc_vm_close(vm);
         return rc;
     }
     if (mode != VC_VM_READ)
-        vc_vm_sweep(vm);
+        vc_vm_sweep(vm, false);
     *out = vm;
     return 0;
 }
@@ -93,7 +99,7 @@ void vc_vm_close(struct vc_vm *vm)
         close(vm->lock_fd);
     if (vm->dir_fd >= 0)
         close(vm->dir_fd);
-    vc_wipe(&vm->lineage, sizeof(vm->lineage));
+    vc_wipe(&vm->m.lineage, sizeof(vm->m.lineage));
     free(vm);
 }
 
@@ -107,141 +113,66 @@ bool vc_vm_was_reset(const struct vc_vm *vm)
     return vm->was_reset;
 }
 
-/* ---- sweeping ---- */
-
-struct keep {
-    size_t n;
-    char names[VC_STORE_MAX_GENERATIONS * (VC_STORE_MAX_LAYERS + 1)][VC_NAME_BYTES];
-};
-
-/* The files of a generation; false if its index cannot be read, so that nothing may be judged. */
-static bool keep_generation(struct vc_vm *vm, const struct vc_id *id, struct keep *k)
-{
-    struct vc_gen *g;
-
-    vc_store_file_name(k->names[k->n++], id, ".index");
-    if (vc_gen_open(vm, id, &g, NULL))
-        return false;
-    for (uint32_t i = 0; i < g->index.n_layers; i++)
-        vc_store_file_name(k->names[k->n++], &g->index.layers[i].id,
-                           vc_layer_suffix(g->index.layers[i].kind));
-    vc_gen_close(g);
-    return true;
-}
-
-static bool is_ours(const char *name)
-{
-    const char *dot = strchr(name, '.');
-
-    return dot && (!strcmp(dot, ".index") || !strcmp(dot, ".image") || !strcmp(dot, ".delta") ||
-                   !strcmp(dot, ".index.new"));
-}
-
-/* A file being written by a fold is locked by it. */
-static bool is_dead_tmp(struct vc_vm *vm, const char *name)
-{
-    size_t n = strlen(name);
-    vc_auto_close int fd = -1;
-
-    if (n < 4 || strcmp(name + n - 4, ".tmp") != 0)
-        return false;
-    fd = openat(vm->dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    return fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0;
-}
-
-static void sweep_dir(struct vc_vm *vm, const struct keep *k)
-{
-    int fd = openat(vm->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *d = fd < 0 ? NULL : fdopendir(fd);
-    struct dirent *e;
-
-    if (!d)
-        return;
-    while ((e = readdir(d))) {
-        bool kept = false;
-
-        for (size_t i = 0; i < k->n; i++)
-            kept |= !strcmp(e->d_name, k->names[i]);
-        if (!kept && (is_ours(e->d_name) || is_dead_tmp(vm, e->d_name)))
-            unlinkat(vm->dir_fd, e->d_name, 0);
-    }
-    closedir(d);
-}
-
-void vc_vm_sweep(struct vc_vm *vm)
-{
-    vc_auto_free struct keep *k = calloc(1, sizeof(*k));
-
-    if (!k)
-        return;
-    for (size_t i = 0; i < vm->n_gens; i++)
-        if (!keep_generation(vm, &vm->gens[i].id, k))
-            return;
-    sweep_dir(vm, k);
-}
-
-int vc_vm_remove(struct vc_vm *vm, struct vc_err *err)
-{
-    struct keep none = {0};
-    char name[VC_ID_TEXT_BYTES];
-
-    vc_id_format(&vm->uuid, name);
-    vm->n_gens = 0;
-    vm->has_lineage = false;
-    /* The manifest first: without it nothing else is believed. */
-    if (unlinkat(vm->dir_fd, "manifest", 0) < 0 && errno != ENOENT)
-        return vc_store_errno(err, "remove", "manifest");
-    sweep_dir(vm, &none);
-    unlinkat(vm->dir_fd, "handover", 0);
-    unlinkat(vm->dir_fd, "lock", 0);
-    if (unlinkat(vm->store->vms_fd, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
-        return vc_store_errno(err, "remove", name);
-    return vc_durable_sync_dir(vm->store->vms_fd, "vms", err);
-}
-
 /* ---- lineage and generations ---- */
 
 bool vc_vm_lineage(const struct vc_vm *vm, struct vc_lineage *out)
 {
-    if (vm->has_lineage)
-        *out = vm->lineage;
-    return vm->has_lineage;
+    if (vm->m.has_lineage)
+        *out = vm->m.lineage;
+    return vm->m.has_lineage;
 }
 
 int vc_vm_set_lineage(struct vc_vm *vm, const struct vc_lineage *l, struct vc_err *err)
 {
-    bool same = vm->has_lineage && vc_id_equal(&vm->lineage.id, &l->id);
+    bool same = vm->m.has_lineage && vc_id_equal(&vm->m.lineage.id, &l->id);
+    struct vc_manifest m = vm->m;
     int rc;
 
-    if (same && vm->lineage.exposed == l->exposed)
+    if (same && vm->m.lineage.exposed == l->exposed)
         return 0;
     if (!same)
-        vm->n_gens = 0;
-    vm->has_lineage = true;
-    vm->lineage = *l;
-    rc = vc_manifest_write(vm, err);
+        m.n_gens = 0;
+    m.has_lineage = true;
+    m.lineage = *l;
+    rc = vc_manifest_switch(vm, &m, err);
+    vc_wipe(&m.lineage, sizeof(m.lineage));
     if (!rc)
-        vc_vm_sweep(vm);
+        vc_vm_sweep(vm, true);
     return rc;
 }
 
 size_t vc_vm_n_generations(const struct vc_vm *vm)
 {
-    return vm->n_gens;
+    return vm->m.n_gens;
 }
 
 const struct vc_gen_info *vc_vm_generation(const struct vc_vm *vm, size_t i)
 {
-    return &vm->gens[i];
+    return &vm->m.gens[i].info;
+}
+
+const struct vc_gen_info *vc_vm_complete(const struct vc_vm *vm)
+{
+    return vm->m.n_gens && !vm->m.gens[0].info.partial ? &vm->m.gens[0].info : NULL;
+}
+
+const struct vc_gen_info *vc_vm_partial(const struct vc_vm *vm)
+{
+    size_t n = vm->m.n_gens;
+
+    return n && vm->m.gens[n - 1].info.partial ? &vm->m.gens[n - 1].info : NULL;
 }
 
 int vc_vm_confirm(struct vc_vm *vm, const struct vc_id *gen, struct vc_err *err)
 {
-    for (size_t i = 0; i < vm->n_gens; i++) {
-        if (!vc_id_equal(&vm->gens[i].id, gen))
-            continue;
-        vm->gens[i].confirmed = true;
-        return vc_manifest_write(vm, err);
-    }
-    return vc_err_set(err, VC_E_STORE, "no such generation");
+    struct vc_manifest m = vm->m;
+    struct vc_entry *e = vc_manifest_find(&m, gen);
+    int rc;
+
+    if (!e || e->info.partial)
+        return vc_err_set(err, VC_E_STORE, "no such generation");
+    e->info.confirmed = true;
+    rc = vc_manifest_switch(vm, &m, err);
+    vc_wipe(&m.lineage, sizeof(m.lineage));
+    return rc;
 }

@@ -854,15 +854,15 @@ static void a_published_file_replaces_the_old_one_whole(void **state)
     int old;
     char buf[8] = {0};
 
-    assert_int_equal(vc_durable_write_file(p->fd, "it", "first", 5, &err), 0);
+    assert_int_equal(vc_durable_write_file(&vc_io_kernel, p->fd, "it", "first", 5, &err), 0);
     assert_file(p, "first");
     old = openat(p->fd, "it", O_RDONLY | O_CLOEXEC);
-    assert_int_equal(vc_durable_write_file(p->fd, "it", "2nd", 3, &err), 0);
+    assert_int_equal(vc_durable_write_file(&vc_io_kernel, p->fd, "it", "2nd", 3, &err), 0);
     assert_file(p, "2nd");
     assert_int_equal(vc_read_some(old, buf, sizeof(buf)), 5);
     assert_string_equal(buf, "first");
     close(old);
-    assert_int_equal(vc_durable_write_file(p->fd, "it", "", 0, &err), 0);
+    assert_int_equal(vc_durable_write_file(&vc_io_kernel, p->fd, "it", "", 0, &err), 0);
     assert_file(p, "");
 }
 
@@ -874,7 +874,7 @@ static void what_an_interrupted_write_left_is_overwritten(void **state)
 
     assert_int_equal(vc_write_full(fd, "a long rest of a write", 22), 0);
     close(fd);
-    assert_int_equal(vc_durable_write_file(p->fd, "it", "new", 3, &err), 0);
+    assert_int_equal(vc_durable_write_file(&vc_io_kernel, p->fd, "it", "new", 3, &err), 0);
     assert_file(p, "new");
 }
 
@@ -883,15 +883,15 @@ static void a_write_that_fails_leaves_the_old_file_alone(void **state)
     struct place *p = *state;
     struct vc_err err = VC_ERR_INIT;
 
-    assert_int_equal(vc_durable_write_file(-1, "it", "x", 1, &err), VC_E_STORE);
+    assert_int_equal(vc_durable_write_file(&vc_io_kernel, -1, "it", "x", 1, &err), VC_E_STORE);
     assert_int_equal(err.sys_errno, EBADF);
     assert_non_null(strstr(err.message, "it.new"));
     assert_int_equal(mkdirat(p->fd, "it", 0700), 0);
-    assert_int_equal(vc_durable_write_file(p->fd, "it", "x", 1, &err), VC_E_STORE);
+    assert_int_equal(vc_durable_write_file(&vc_io_kernel, p->fd, "it", "x", 1, &err), VC_E_STORE);
     assert_int_equal(faccessat(p->fd, "it.new", F_OK, 0), -1);
     assert_int_equal(unlinkat(p->fd, "it", AT_REMOVEDIR), 0);
     assert_int_equal(symlinkat("it", p->fd, "it.new"), 0);
-    assert_int_equal(vc_durable_write_file(p->fd, "it", "x", 1, &err), VC_E_STORE);
+    assert_int_equal(vc_durable_write_file(&vc_io_kernel, p->fd, "it", "x", 1, &err), VC_E_STORE);
     assert_int_equal(err.sys_errno, ELOOP);
     assert_int_equal(faccessat(p->fd, "it", F_OK, 0), -1);
     assert_int_equal(unlinkat(p->fd, "it.new", 0), 0);
@@ -902,9 +902,9 @@ static void syncing_no_descriptor_is_a_store_error(void **state)
     struct vc_err err = VC_ERR_INIT;
 
     (void)state;
-    assert_int_equal(vc_durable_sync(-1, "it", &err), VC_E_STORE);
-    assert_int_equal(vc_durable_sync_dir(-1, "it", &err), VC_E_STORE);
-    assert_int_equal(vc_durable_publish(-1, -1, "a", "b", &err), VC_E_STORE);
+    assert_int_equal(vc_durable_sync(&vc_io_kernel, -1, "it", &err), VC_E_STORE);
+    assert_int_equal(vc_durable_sync_dir(&vc_io_kernel, -1, "it", &err), VC_E_STORE);
+    assert_int_equal(vc_durable_publish(&vc_io_kernel, -1, -1, "a", "b", &err), VC_E_STORE);
     assert_non_null(strstr(err.message, "'a'"));
 }
 

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/file.h>
+
+#include "base/durable.h"
+#include "store/internal.h"
+
+/* Deleting what nothing refers to. Only the manifest, and the transaction in progress, refer. */
+
+struct keep {
+    size_t n;
+    char names[VC_STORE_MAX_GENERATIONS * (VC_STORE_MAX_LAYERS + 1) + 2][VC_NAME_BYTES];
+};
+
+static void keep_all(const struct vc_vm *vm, struct keep *k)
+{
+    for (size_t i = 0; i < vm->m.n_gens; i++) {
+        const struct vc_entry *e = &vm->m.gens[i];
+
+        vc_store_file_name(k->names[k->n++], &e->index, ".index");
+        for (uint32_t l = 0; l < e->info.n_layers; l++)
+            vc_layer_name(k->names[k->n++], &e->layers[l]);
+    }
+    if (vm->txn) {
+        vc_txn_names(vm->txn, k->names[k->n], k->names[k->n + 1]);
+        k->n += 2;
+    }
+}
+
+/* A file that is written without the VM's lock is locked itself. */
+static bool is_dead_tmp(struct vc_vm *vm, const char *name)
+{
+    vc_auto_close int fd = openat(vm->dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+
+    return fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0;
+}
+
+static bool ends_with(const char *name, const char *end)
+{
+    size_t n = strlen(name), k = strlen(end);
+
+    return n > k && !strcmp(name + n - k, end);
+}
+
+static bool is_garbage(struct vc_vm *vm, const struct keep *k, const char *name)
+{
+    struct vc_id id;
+
+    for (size_t i = 0; i < k->n; i++)
+        if (!strcmp(name, k->names[i]))
+            return false;
+    if (ends_with(name, ".tmp"))
+        return is_dead_tmp(vm, name);
+    return ends_with(name, ".new") || vc_store_parse_name(name, &id);
+}
+
+/* Errors leave garbage behind, for the next time. */
+static void sweep(struct vc_vm *vm, const struct keep *k, bool synced)
+{
+    const struct vc_io *io = vm->store->io;
+    int fd = openat(vm->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *e;
+
+    if (!d)
+        return;
+    while ((e = readdir(d))) {
+        if (!is_garbage(vm, k, e->d_name))
+            continue;
+        /* The manifest that was read may not be on the disk yet, and the one before need these. */
+        if (!synced && vc_durable_sync_dir(io, vm->dir_fd, "the VM's directory", NULL))
+            break;
+        synced = true;
+        io->unlink(io, vm->dir_fd, e->d_name, 0);
+    }
+    closedir(d);
+}
+
+void vc_vm_sweep(struct vc_vm *vm, bool synced)
+{
+    vc_auto_free struct keep *k = calloc(1, sizeof(*k));
+
+    if (!k || vm->in_doubt)
+        return;
+    keep_all(vm, k);
+    sweep(vm, k, synced);
+}
+
+int vc_vm_remove(struct vc_vm *vm, struct vc_err *err)
+{
+    const struct vc_io *io = vm->store->io;
+    vc_auto_free struct keep *none = calloc(1, sizeof(*none));
+    char name[VC_ID_TEXT_BYTES];
+    int rc;
+
+    if (!none)
+        return vc_err_set(err, VC_E_NOMEM, "no memory to remove a VM");
+    vc_id_format(&vm->uuid, name);
+    vm->m.n_gens = 0;
+    vm->m.has_lineage = false;
+    /* The manifest first: without it nothing else is believed. */
+    if (io->unlink(io, vm->dir_fd, "manifest", 0) < 0 && errno != ENOENT)
+        return vc_store_errno(err, "remove", "manifest");
+    rc = vc_durable_sync_dir(io, vm->dir_fd, name, err);
+    if (rc)
+        return rc;
+    sweep(vm, none, true);
+    io->unlink(io, vm->dir_fd, "handover", 0);
+    io->unlink(io, vm->dir_fd, "lock", 0);
+    if (io->unlink(io, vm->store->vms_fd, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
+        return vc_store_errno(err, "remove", name);
+    return vc_durable_sync_dir(io, vm->store->vms_fd, "vms", err);
+}
