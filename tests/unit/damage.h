@@ -28,7 +28,8 @@ typedef size_t (*filter_fn)(struct filter *f, bool to_dest, uint8_t *frame, size
 struct filter {
     filter_fn on_frame;
     void *opaque;
-    bool gated; /* the source's QEMU waits until the announcement has been taken in */
+    bool gated;      /* the source's QEMU waits until the announcement has been taken in */
+    size_t pause_at; /* the source's QEMU writes no more than that; 0: all */
 
     int fds[2][2]; /* [to_dest]: in, out; private from here on */
     pthread_t threads[2];
@@ -43,6 +44,8 @@ static inline uint8_t frame_type(const uint8_t *frame)
     return frame[4];
 }
 void filter_await_gate(struct filter *f);
+/** Until a session has ended. */
+void filter_await_end(struct filter *f);
 /** A session has ended: opens the gate for good. */
 void filter_end(struct filter *f);
 /** Starts; *source_fd and *dest_fd are the two ends. */
@@ -74,7 +77,8 @@ struct lab {
     struct lab_host host[2];
     struct pristine kept[2];   /* both have the same generation: an image and two deltas */
     struct pristine parted[2]; /* host 0 has an older one than host 1 */
-    struct memory memory;      /* as `kept` has it */
+    struct memory shared;      /* as `kept` has it */
+    struct memory memory;      /* as host 1 of `parted` has it */
     struct memory now;         /* as it is when it returns */
     struct buf stream;         /* the migration of `now` */
     unsigned scale;
@@ -106,6 +110,7 @@ void lab_visit(struct lab *lab, struct visit *v);
 /** Pages of the host's newest generation that are not what its index says; -1: it has none. */
 long lab_bad_pages(struct lab *lab, int host);
 bool lab_has_generation(struct lab *lab, int host);
+bool lab_has_complete(struct lab *lab, int host);
 /** The digest of a page under the lineage of a host. */
 void lab_digest(struct lab *lab, int host, unsigned page, uint32_t version, struct vc_digest *out);
 

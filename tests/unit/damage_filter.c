@@ -40,6 +40,14 @@ void filter_await_gate(struct filter *f)
     pthread_mutex_unlock(&f->mu);
 }
 
+void filter_await_end(struct filter *f)
+{
+    pthread_mutex_lock(&f->mu);
+    while (!f->over)
+        pthread_cond_wait(&f->changed, &f->mu);
+    pthread_mutex_unlock(&f->mu);
+}
+
 /* The source answers our PING when it has taken in all that came before it. */
 static bool is_our_pong(const uint8_t *frame, size_t n)
 {

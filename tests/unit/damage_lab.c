@@ -94,13 +94,16 @@ static void *source_qemu_main(void *arg)
     uint8_t answer[8];
     /* Without anything to reuse before the RAM is known: everything up to the first page. */
     size_t head = VC_MIN(q->stream->n, (size_t)100);
+    size_t end = q->filter && q->filter->pause_at ? q->filter->pause_at : q->stream->n;
 
     if (vc_write_full(q->fd, q->stream->d, head) == 0) {
         if (q->filter)
             filter_await_gate(q->filter);
-        if (vc_write_full(q->fd, q->stream->d + head, q->stream->n - head) == 0 &&
-            vc_read_full(q->fd, answer, sizeof(answer)) < 0) {
-            /* the session is over */
+        if (vc_write_full(q->fd, q->stream->d + head, end - head) == 0) {
+            if (end < q->stream->n)
+                filter_await_end(q->filter);
+            else if (vc_read_full(q->fd, answer, sizeof(answer)) < 0)
+                end = 0; /* the session is over */
         }
     }
     close(q->fd);
@@ -275,6 +278,15 @@ bool lab_has_generation(struct lab *lab, int host)
     return has;
 }
 
+bool lab_has_complete(struct lab *lab, int host)
+{
+    struct vc_vm *vm = open_vm(lab, host);
+    bool has = vc_vm_complete(vm) != NULL;
+
+    vc_vm_close(vm);
+    return has;
+}
+
 long lab_bad_pages(struct lab *lab, int host)
 {
     struct vc_vm *vm = open_vm(lab, host);
@@ -349,6 +361,7 @@ static void make_history(struct lab *lab)
     good_visit(lab, 0, m);
     keep_files(&lab->host[0], &lab->kept[0]);
     keep_files(&lab->host[1], &lab->kept[1]);
+    lab->shared = *m;
     lab->parted[0] = lab->kept[0];
     /* What host 0 holds stays; host 1 and a third one, for which host 0 stands in, go on. */
     drop_files(&lab->host[0]);

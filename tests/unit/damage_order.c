@@ -59,7 +59,7 @@ void a_seal_that_fails_twice_quarantines_both_ends(void **state)
 struct hold {
     uint64_t until; /* REPAIR waits until so much of the stream is on its way */
     uint64_t sent;
-    unsigned held;
+    unsigned came;
 };
 
 static size_t hold_repair(struct filter *f, bool to_dest, uint8_t *frame, size_t n)
@@ -71,7 +71,7 @@ static size_t hold_repair(struct filter *f, bool to_dest, uint8_t *frame, size_t
         h->sent = vc_load_le(frame + FRAME_HEAD + 8, 8) + vc_load_le(frame + FRAME_HEAD + 16, 4);
         pthread_cond_broadcast(&f->changed);
     } else if (!to_dest && frame_type(frame) == VC_WIRE_REPAIR) {
-        h->held += h->sent < h->until;
+        h->came++;
         while (h->sent < h->until && !f->over)
             pthread_cond_wait(&f->changed, &f->mu);
     }
@@ -97,7 +97,7 @@ static void overwritten_meanwhile(struct lab *lab, bool parted, const char *kind
     spoil_images(&lab->host[0], &(parted ? lab->parted : lab->kept)[0]);
     lab_visit(lab, &v);
     assert_int_equal(conclude(lab, &v, kind, 1), REPAIRED);
-    assert_true(hold.held > 0);
+    assert_true(hold.came > 0);
     assert_int_equal(lab_bad_pages(lab, 0), 0);
     buf_free(&stream);
 }
