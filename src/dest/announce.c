@@ -9,7 +9,7 @@
  * is held the first half of its digest (docs/formats/wire.md, "ANNOUNCE"). */
 
 #define FRAME_BYTES 65536u
-#define PREFIX_BYTES 8
+#define PREFIX_BYTES VC_WIRE_ANNOUNCE_PAGE_BYTES
 #define HEAD_BYTES 12
 
 static int send_blocks(struct vc_dest *d, const struct vc_ram *ram)

@@ -50,7 +50,8 @@ void vc_dest_abort(struct vc_dest *d, const struct vc_err *why)
     }
     vc_queue_abort(&d->frames);
     vc_queue_abort(&d->to_emit);
-    vc_queue_abort(&d->to_record);
+    /* What was verified is recorded: the next attempt has it. */
+    vc_queue_close(&d->to_record);
     vc_dest_notify(d);
 }
 

@@ -77,7 +77,7 @@ void vc_dest_abort(struct vc_dest *d, const struct vc_err *why);
 
 /** Waits for the stages that the stream passes through (not the receiving thread) and gives the
  *  transaction back, or NULL if it was given up. Call once, when the source's stream has ended, or
- *  after an abort. */
+ *  after an abort; then the transaction has what was verified until then. */
 struct vc_txn *vc_dest_join(struct vc_dest *d);
 /** Shuts the link down, joins what is left, frees. NULL is fine. */
 void vc_dest_free(struct vc_dest *d);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "dest/pipeline.h"
 #include "link/link.h"
 
@@ -27,6 +28,8 @@ struct resolve {
 };
 
 #define DIGEST_GROUP 64
+/** How many dead-peer times the answer to REPAIR or RESEND may take: a batch on a slow link. */
+#define ANSWER_DEAD_PEER_TIMES 6u
 
 /* ---- asking the source ---- */
 
@@ -42,20 +45,26 @@ static void await(struct vc_dest *d, uint64_t seq)
     pthread_cond_broadcast(&d->changed);
 }
 
-/* NULL: the pipeline is torn down. */
-static struct vc_link_frame *next_mail(struct vc_dest *d)
+/* 0; VC_CLOSED: the pipeline is torn down; VC_E_PEER_LOST: the source lives, but does not answer.
+ * Answers pass everything else on the wire, so that a time can be named. */
+static int next_mail(struct resolve *r, struct vc_link_frame **out)
 {
+    struct vc_dest *d = r->d;
+    uint32_t limit_ms = ANSWER_DEAD_PEER_TIMES * vc_link_dead_peer_ms(d->o.link);
+    uint64_t deadline = vc_now_ns() + limit_ms * VC_NS_PER_MS;
     VC_LOCKED(&d->mu);
-    struct vc_link_frame *f;
 
     while (!d->mail && !d->stop)
-        pthread_cond_wait(&d->changed, &d->mu);
+        if (!vc_cond_wait_until(&d->changed, &d->mu, deadline) && !d->mail && !d->stop)
+            return vc_err_set(&r->err, VC_E_PEER_LOST,
+                              "peer '%s' has not answered a request for %u ms",
+                              vc_link_peer(d->o.link), limit_ms);
     if (d->stop)
-        return NULL;
-    f = d->mail;
+        return VC_CLOSED;
+    *out = d->mail;
     d->mail = NULL;
     pthread_cond_broadcast(&d->changed);
-    return f;
+    return 0;
 }
 
 /* Puts the pages of one REPAIRED frame in place; *left counts down. */
@@ -109,9 +118,11 @@ static int repair(struct resolve *r, struct vc_dst_batch *b, const uint32_t *ord
     if (vc_link_send(r->d->o.link, ask, true))
         rc = VC_CLOSED;
     while (!rc && left) {
-        vc_auto_frame struct vc_link_frame *f = next_mail(r->d);
+        vc_auto_frame struct vc_link_frame *f = NULL;
 
-        rc = f ? take_repair(r, b, f, ordinals, n, &left) : VC_CLOSED;
+        rc = next_mail(r, &f);
+        if (!rc)
+            rc = take_repair(r, b, f, ordinals, n, &left);
     }
     await(r->d, 0);
     vc_count(&r->d->n.repaired_pages, n - left);
@@ -264,10 +275,10 @@ static int build_again(struct resolve *r, struct vc_dst_batch **out)
         await(r->d, 0);
         return VC_CLOSED;
     }
-    f = next_mail(r->d);
+    rc = next_mail(r, &f);
     await(r->d, 0);
-    if (!f)
-        return VC_CLOSED;
+    if (rc)
+        return rc;
     if (f->type != VC_WIRE_BATCH) {
         vc_link_frame_free(f);
         return vc_err_set(&r->err, VC_E_PROTOCOL, "a page was sent instead of a batch");

@@ -25,7 +25,10 @@
 #define MAX_URGENT_BYTES (16u << 20)
 /* Unanswered PINGs do no harm while so much else is on its way to the peer. */
 #define MAX_PONG_BEHIND_BYTES (1u << 20)
-#define TICK_NS (250 * VC_NS_PER_MS)
+#define TICK_MS 250u
+/* Less than that of a frame that has begun is no sign of life: where the two ends disagree about
+ * where frames begin, the peer's PINGs would otherwise pass for the rest of it for hours. */
+#define TRICKLE_BYTES 1024u
 #define FAIL_LINGER_NS VC_NS_PER_S
 
 struct frame_list {
@@ -36,6 +39,7 @@ struct vc_link {
     struct vc_conn *conn;           /* [const after start] */
     enum vc_wire_role role;         /* [const after start] */
     uint32_t dead_peer_ms;          /* [const after start] */
+    uint32_t ping_ms;               /* [const after start] */
     struct vc_thread sender;        /* [const after start] */
     char peer[256];                 /* [const after start] */
     enum vc_wire_security security; /* [thread: recv, before the pipelines start] */
@@ -156,7 +160,7 @@ static struct vc_link_frame *next_to_send(struct vc_link *l, uint64_t last_sent_
             return NULL;
         if (check_peer_locked(l))
             return NULL;
-        if (vc_now_ns() - last_sent_ns > VC_LINK_PING_MS * VC_NS_PER_MS &&
+        if (vc_now_ns() - last_sent_ns > l->ping_ms * VC_NS_PER_MS &&
             atomic_load(&l->phase) != VC_WIRE_PHASE_HELLO) {
             f = vc_link_frame_new(VC_WIRE_PING, 0, 8);
             if (f) {
@@ -165,7 +169,8 @@ static struct vc_link_frame *next_to_send(struct vc_link *l, uint64_t last_sent_
                 return f;
             }
         }
-        vc_cond_wait_until(&l->changed, &l->mu, vc_now_ns() + TICK_NS);
+        vc_cond_wait_until(&l->changed, &l->mu,
+                           vc_now_ns() + VC_MIN(TICK_MS, l->ping_ms) * VC_NS_PER_MS);
     }
     return NULL;
 }
@@ -208,6 +213,7 @@ int vc_link_new(struct vc_conn *conn, enum vc_wire_role role, uint32_t dead_peer
     l->conn = conn;
     l->role = role;
     l->dead_peer_ms = dead_peer_ms ? dead_peer_ms : VC_LINK_DEAD_PEER_MS;
+    l->ping_ms = VC_MIN(VC_LINK_PING_MS, l->dead_peer_ms / 5);
     snprintf(l->peer, sizeof(l->peer), "%s", vc_conn_describe(conn));
     l->security = (enum vc_wire_security)vc_conn_security(conn);
     pthread_mutex_init(&l->mu, NULL);
@@ -277,7 +283,7 @@ int vc_link_send_small(struct vc_link *l, uint8_t type, uint16_t channel, const 
 /* Fills buf; the peer's silence, if that is why the connection is down, is told apart. */
 static int read_full(struct vc_link *l, uint8_t *buf, size_t n, bool at_start, struct vc_err *err)
 {
-    size_t have = 0;
+    size_t have = 0, counted = 0;
 
     while (have < n) {
         ssize_t got = vc_conn_read_some(l->conn, buf + have, n - have, err);
@@ -297,7 +303,10 @@ static int read_full(struct vc_link *l, uint8_t *buf, size_t n, bool at_start, s
                               l->peer);
         }
         have += (size_t)got;
-        atomic_store_explicit(&l->heard_ns, vc_now_ns(), memory_order_relaxed);
+        if (at_start || have == n || have - counted >= TRICKLE_BYTES) {
+            counted = have;
+            atomic_store_explicit(&l->heard_ns, vc_now_ns(), memory_order_relaxed);
+        }
     }
     atomic_fetch_add_explicit(&l->received, n, memory_order_relaxed);
     return 0;
@@ -479,6 +488,11 @@ void vc_link_shutdown(struct vc_link *l)
     VC_LOCKED(&l->mu);
 
     shutdown_locked(l);
+}
+
+uint32_t vc_link_dead_peer_ms(const struct vc_link *l)
+{
+    return l->dead_peer_ms;
 }
 
 uint64_t vc_link_bytes_sent(const struct vc_link *l)

@@ -18,7 +18,8 @@ struct vc_link;
 
 /** Silence after which a peer is taken for dead, unless set. */
 #define VC_LINK_DEAD_PEER_MS 10000u
-/** Idle time after which a PING goes out (docs/formats/wire.md section 2). */
+/** Idle time after which a PING goes out (docs/formats/wire.md section 2); a fifth of the dead-peer
+ *  time if that is less. */
 #define VC_LINK_PING_MS 2000u
 
 /** A frame with its payload, on its way in or out. Free with vc_link_frame_free(). */
@@ -81,6 +82,8 @@ void vc_link_shutdown(struct vc_link *l);
  *  not while a write is stuck; whoever owns the session calls this a few times a second. */
 void vc_link_check_peer(struct vc_link *l);
 
+/** Silence after which the peer is taken for dead. */
+uint32_t vc_link_dead_peer_ms(const struct vc_link *l);
 /** Bytes on the wire, with frame headers. Any thread. */
 uint64_t vc_link_bytes_sent(const struct vc_link *l);
 uint64_t vc_link_bytes_received(const struct vc_link *l);

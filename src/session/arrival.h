@@ -21,6 +21,8 @@ struct arrival {
     struct vc_wire_open open;
     char name[256];
     struct vc_wire_start start;
+    uint8_t offered; /* vc_wire_base of our ACCEPT ... */
+    bool of_partial; /* ... which names the partial generation */
     uint64_t features;
     bool recorded;  /* a handover was begun */
     bool word_done; /* it runs here, or is to stay paused here: the source knows, or will ask */

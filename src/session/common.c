@@ -28,6 +28,7 @@ void vc_inbox_fini(struct vc_inbox *in)
 
     while ((n = vc_queue_drain(&in->q)))
         vc_link_frame_free((struct vc_link_frame *)n);
+    vc_link_frame_free(vc_steal_ptr(in->back));
     vc_queue_fini(&in->q);
     if (in->fd >= 0)
         close(in->fd);
@@ -57,6 +58,10 @@ int vc_inbox_get(struct vc_inbox *in, uint64_t timeout_ms, struct vc_link_frame 
     uint64_t n;
     int rc;
 
+    if (in->back) {
+        *out = vc_steal_ptr(in->back);
+        return 0;
+    }
     if (read(in->fd, &n, sizeof(n)) < 0) {
         /* Nothing to clear. */
     }
@@ -64,6 +69,11 @@ int vc_inbox_get(struct vc_inbox *in, uint64_t timeout_ms, struct vc_link_frame 
     if (!rc)
         *out = (struct vc_link_frame *)node;
     return rc;
+}
+
+void vc_inbox_unget(struct vc_inbox *in, struct vc_link_frame *f)
+{
+    in->back = f;
 }
 
 int vc_lineage_random(struct vc_lineage *l, bool exposed, struct vc_err *err)
@@ -74,10 +84,21 @@ int vc_lineage_random(struct vc_lineage *l, bool exposed, struct vc_err *err)
     return 0;
 }
 
+static void open_generation(struct vc_holding *h, const struct vc_gen_info *info,
+                            struct vc_gen **out, const struct vc_log *log)
+{
+    struct vc_err err = VC_ERR_INIT;
+
+    if (info && vc_gen_open(h->vm, &info->id, out, &err))
+        vc_log_err(log, VC_LOG_WARNING,
+                   info->partial ? "what had arrived before cannot be used"
+                                 : "the checkpoint cannot be used",
+                   &err);
+}
+
 int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct vc_id *uuid,
                     bool plaintext, const struct vc_log *log, struct vc_err *err)
 {
-    struct vc_err gen_err = VC_ERR_INIT;
     int rc;
 
     *h = (struct vc_holding){0};
@@ -90,12 +111,66 @@ int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct v
         vc_log(log, VC_LOG_WARNING, "the VM's manifest was damaged: its checkpoints are dropped");
     h->has_lineage = vc_vm_lineage(h->vm, &h->lineage) && h->lineage.exposed == plaintext &&
                      vc_digest_algo_known(h->lineage.algo);
-    if (!h->has_lineage || vc_vm_n_generations(h->vm) == 0)
-        return 0;
-    rc = vc_gen_open(h->vm, &vc_vm_generation(h->vm, 0)->id, &h->gen, &gen_err);
-    if (rc)
-        vc_log_err(log, VC_LOG_WARNING, "the checkpoint cannot be used", &gen_err);
+    if (h->has_lineage) {
+        open_generation(h, vc_vm_complete(h->vm), &h->gen, log);
+        open_generation(h, vc_vm_partial(h->vm), &h->partial, log);
+    }
     return 0;
+}
+
+/* What one of the two generations offers for a page and the other does not. */
+struct comparison {
+    uint64_t gain; /* pages that the partial one holds, and the complete one does not hold alike */
+    uint64_t loss; /* pages that the complete one holds, and the partial one knows nothing of */
+};
+
+static void compare_page(struct comparison *c, enum vc_page_state partial,
+                         enum vc_page_state complete, bool alike)
+{
+    if (partial == VC_PAGE_HELD)
+        c->gain += complete != VC_PAGE_HELD || !alike;
+    else if (partial != VC_PAGE_ZERO)
+        c->loss += complete == VC_PAGE_HELD;
+}
+
+static struct comparison compare(const struct vc_gen *partial, const struct vc_gen *complete)
+{
+    const struct vc_ram *ram = vc_gen_ram(partial), *other = vc_gen_ram(complete);
+    struct comparison c = {0};
+    int map[VC_MAX_BLOCKS];
+
+    vc_ram_map(ram, other, map);
+    for (uint32_t b = 0; b < ram->n_blocks; b++) {
+        uint64_t pages = vc_ram_block_pages(ram, b);
+        uint64_t theirs = map[b] < 0 ? 0 : vc_ram_block_pages(other, (uint32_t)map[b]);
+
+        for (uint64_t i = 0; i < pages; i++) {
+            struct vc_digest mine, its;
+            enum vc_page_state s = vc_gen_lookup(partial, b, vc_page(i), &mine);
+            enum vc_page_state t = i < theirs
+                                       ? vc_gen_lookup(complete, (uint32_t)map[b], vc_page(i), &its)
+                                       : VC_PAGE_UNMENTIONED;
+
+            compare_page(&c, s, t,
+                         s == VC_PAGE_HELD && t == VC_PAGE_HELD && vc_digest_equal(&mine, &its));
+        }
+    }
+    return c;
+}
+
+/* A partial generation mostly stands on the complete one and has all that it has; but a page that
+ * has to be announced costs some bytes, and one that is sent half a page, say. */
+struct vc_gen *vc_holding_best(const struct vc_holding *h, uint32_t announce_bytes)
+{
+    struct comparison c;
+    uint64_t cost;
+
+    if (!h->gen || !h->partial)
+        return h->gen ? h->gen : h->partial;
+    c = compare(h->partial, h->gen);
+    cost = vc_gen_info(h->partial)->held_pages * announce_bytes /
+           (vc_gen_ram(h->partial)->page_bytes / 2);
+    return c.gain > c.loss + cost ? h->partial : h->gen;
 }
 
 int vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l, struct vc_err *err)
@@ -105,6 +180,7 @@ int vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l, struct vc
     if (h->has_lineage && vc_id_equal(&h->lineage.id, &l->id))
         return 0;
     vc_gen_close(vc_steal_ptr(h->gen));
+    vc_gen_close(vc_steal_ptr(h->partial));
     if (h->vm)
         rc = vc_vm_set_lineage(h->vm, l, err);
     h->lineage = *l;
@@ -129,6 +205,7 @@ void vc_holding_quarantine(struct vc_holding *h, const struct vc_log *log)
 void vc_holding_close(struct vc_holding *h)
 {
     vc_gen_close(h->gen);
+    vc_gen_close(h->partial);
     vc_vm_close(h->vm);
     vc_wipe(&h->lineage, sizeof(h->lineage));
     *h = (struct vc_holding){0};
@@ -161,6 +238,17 @@ int vc_session_expect(struct vc_link *link, uint8_t type, struct vc_link_frame *
     }
     *out = f;
     return 0;
+}
+
+void vc_session_keep(struct vc_txn *txn, const struct vc_txn_note *note, const struct vc_log *log)
+{
+    struct vc_err err = VC_ERR_INIT;
+    int rc = vc_txn_suspend(txn, note, &err);
+
+    if (rc == 0)
+        vc_log(log, VC_LOG_INFO, "what had passed is kept for the next attempt");
+    else if (rc < 0)
+        vc_log_err(log, VC_LOG_WARNING, "what had passed is not kept for the next attempt", &err);
 }
 
 static uint64_t ms_until(uint64_t ns)

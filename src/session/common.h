@@ -42,7 +42,8 @@ int vc_guard_end(struct vc_guard *g, int rc, struct vc_err *err) VC_NODISCARD;
 /** Frames that the pipelines hand up (WORD, WORD_DONE, COMMITTED, CLOSE), in order. */
 struct vc_inbox {
     struct vc_queue q;
-    int fd; /* readable when something came, or nothing will come any more */
+    int fd;                     /* readable when something came, or nothing will come any more */
+    struct vc_link_frame *back; /* [thread: session] given back: comes first */
 };
 int vc_inbox_init(struct vc_inbox *in, struct vc_err *err) VC_NODISCARD;
 void vc_inbox_fini(struct vc_inbox *in);
@@ -50,19 +51,26 @@ void vc_inbox_fini(struct vc_inbox *in);
 void vc_inbox_put(void *inbox, struct vc_link_frame *f);
 /** The next frame: 0; VC_AGAIN: not within the time; VC_CLOSED: none will come. */
 int vc_inbox_get(struct vc_inbox *in, uint64_t timeout_ms, struct vc_link_frame **out) VC_NODISCARD;
+/** Gives back the frame that was got last (taken): it is the next one. */
+void vc_inbox_unget(struct vc_inbox *in, struct vc_link_frame *f);
 
 /** This host's part in a VM's store for one session. */
 struct vc_holding {
-    struct vc_vm *vm;   /* locked, or NULL: no store */
-    struct vc_gen *gen; /* the newest generation, or NULL */
+    struct vc_vm *vm;       /* locked, or NULL: no store */
+    struct vc_gen *gen;     /* the newest complete generation, or NULL */
+    struct vc_gen *partial; /* what had arrived, or left, in a migration that failed, or NULL */
     bool has_lineage;
     struct vc_lineage lineage;
 };
-/** Opens the VM for writing and its newest generation. A damaged generation counts as none (with a
+/** Opens the VM for writing and its generations. A damaged generation counts as none (with a
  *  warning). @plaintext: kind of the connection, which the lineage must fit: another one is left
  *  aside. VC_E_BUSY, VC_E_STORE. */
 int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct vc_id *uuid,
                     bool plaintext, const struct vc_log *log, struct vc_err *err) VC_NODISCARD;
+/** Of the two generations the one that more pages can be taken from here; NULL: there is none.
+ *  @announce_bytes: what each page that it holds costs on the wire to make it known, where that of
+ *  `gen` is free (both hosts have it); 0: it costs nothing, or both cost the same. */
+struct vc_gen *vc_holding_best(const struct vc_holding *h, uint32_t announce_bytes);
 /** Makes that lineage the VM's, if it is not yet: everything under another one is dropped. */
 int vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l,
                      struct vc_err *err) VC_NODISCARD;
@@ -71,6 +79,10 @@ void vc_holding_quarantine(struct vc_holding *h, const struct vc_log *log);
 void vc_holding_close(struct vc_holding *h);
 /** A new lineage with a random key. */
 int vc_lineage_random(struct vc_lineage *l, bool exposed, struct vc_err *err) VC_NODISCARD;
+
+/** Ends a transaction whose migration failed: what it has is kept for the next attempt. @txn:
+ * taken; NULL is fine. */
+void vc_session_keep(struct vc_txn *txn, const struct vc_txn_note *note, const struct vc_log *log);
 
 /** The end of a session, after the switch: exchanges COMMITTED, notes in the store whether both
  * ends have the same, and says CLOSE. @root: NULL if this host keeps nothing. */

@@ -112,6 +112,27 @@ static bool offered(const struct vc_wire_open *open, const struct vc_gen_info *i
     return false;
 }
 
+/* Which generation this host can put in, and how the source gets to know it. What both hosts hold
+ * needs no announcement; what had arrived when an attempt failed may be worth one. */
+static void choose_base(struct arrival *a, bool source_has, struct vc_wire_accept *m)
+{
+    const struct vc_holding *h = &a->holding;
+    bool ping_pong = source_has && h->gen && offered(&a->open, vc_gen_info(h->gen));
+    bool announce = a->features & VC_WIRE_FEATURE_ANNOUNCE;
+    const struct vc_gen *best = vc_holding_best(h, ping_pong ? VC_WIRE_ANNOUNCE_PAGE_BYTES : 0);
+
+    if (ping_pong && (best == h->gen || !announce)) {
+        best = h->gen;
+        m->base = VC_WIRE_BASE_PING_PONG;
+    } else if (best && announce) {
+        m->base = VC_WIRE_BASE_ANNOUNCE;
+    }
+    if (m->base != VC_WIRE_BASE_NONE)
+        m->generation = vc_gen_info(best)->id;
+    a->offered = m->base;
+    a->of_partial = best && best == h->partial;
+}
+
 /* What this host can put in: the rules of docs/formats/wire.md, ACCEPT. */
 static int send_accept(struct arrival *a, struct vc_err *err)
 {
@@ -123,14 +144,8 @@ static int send_accept(struct arrival *a, struct vc_err *err)
         h->has_lineage && (!source_has || vc_id_equal(&h->lineage.id, &a->open.lineage.id));
     int rc;
 
-    if (shared && h->gen) {
-        const struct vc_gen_info *info = vc_gen_info(h->gen);
-
-        m.base = source_has && offered(&a->open, info)      ? VC_WIRE_BASE_PING_PONG
-                 : (a->features & VC_WIRE_FEATURE_ANNOUNCE) ? VC_WIRE_BASE_ANNOUNCE
-                                                            : VC_WIRE_BASE_NONE;
-        m.generation = info->id;
-    }
+    if (shared)
+        choose_base(a, source_has, &m);
     if (h->has_lineage && !source_has) {
         m.has_lineage = true;
         m.lineage = (struct vc_wire_lineage){
@@ -144,6 +159,11 @@ static int send_accept(struct arrival *a, struct vc_err *err)
     rc = VC_SESSION_SEND(a->link, VC_WIRE_ACCEPT, vc_wire_accept_encode, &m, err);
     vc_wipe(&m, sizeof(m));
     return rc;
+}
+
+static struct vc_gen *base_generation(const struct arrival *a)
+{
+    return a->of_partial ? a->holding.partial : a->holding.gen;
 }
 
 static int take_start(struct arrival *a, struct vc_err *err)
@@ -167,8 +187,9 @@ static int take_start(struct arrival *a, struct vc_err *err)
     rc = vc_holding_adopt(&a->holding, &l, err);
     vc_wipe(&l, sizeof(l));
     vc_wipe(a->start.key, sizeof(a->start.key));
-    if (!rc && a->start.base != VC_WIRE_BASE_NONE && !a->holding.gen)
-        return vc_err_set(err, VC_E_PROTOCOL, "START: refers to a generation not held here");
+    if (!rc && a->start.base != VC_WIRE_BASE_NONE &&
+        (a->start.base != a->offered || !base_generation(a)))
+        return vc_err_set(err, VC_E_PROTOCOL, "START: refers to a generation not offered");
     return rc;
 }
 
@@ -247,7 +268,7 @@ static int start_stream(struct arrival *a, struct vc_err *err)
         .lineage = a->holding.lineage,
         .features = a->features,
         .base = (enum vc_wire_base)a->start.base,
-        .gen = a->holding.gen,
+        .gen = base_generation(a),
         .log = a->o->log,
         .connect = connect_qemu,
         .on_frame = on_frame,
@@ -256,7 +277,7 @@ static int start_stream(struct arrival *a, struct vc_err *err)
     struct vc_err txn_err = VC_ERR_INIT;
 
     if (a->holding.vm && a->open.mode != VC_WIRE_MODE_RECOVER &&
-        vc_txn_begin(a->holding.vm, &a->start.generation, a->holding.gen, &d.txn, &txn_err))
+        vc_txn_begin(a->holding.vm, &a->start.generation, d.gen, &d.txn, &txn_err))
         vc_log_err(a->o->log, VC_LOG_WARNING, "no checkpoint will be kept here", &txn_err);
     return vc_dest_start(&d, &a->pipeline, err);
 }
@@ -289,16 +310,30 @@ static void wait_for_something(struct arrival *a)
     vc_dest_clear(a->pipeline);
 }
 
+/* The source of a proxied migration is done when SHUT has passed, and says so while the end of its
+ * stream may still wait here in a queue. */
+static bool is_early(struct arrival *a, const struct vc_link_frame *f)
+{
+    struct vc_dest_status st;
+
+    vc_dest_status(a->pipeline, &st);
+    return f->type == VC_WIRE_COMMITTED && !a->qmp && st.shut && st.shut_status == 0;
+}
+
 /* Frames of the session while the stream flows. 0, or an error that ends the session. */
 static int take_frames(struct arrival *a, struct vc_err *err)
 {
     struct vc_link_frame *f;
+    int rc;
 
     while (!a->word_done && vc_inbox_get(&a->inbox, 0, &f) == 0) {
-        int rc = f->type == VC_WIRE_WORD ? vc_arrival_obey(a, f, err)
-                                         : vc_err_set(err, VC_E_PROTOCOL, "%s came too early",
-                                                      vc_wire_type_name(f->type));
-
+        if (is_early(a, f)) {
+            vc_inbox_unget(&a->inbox, f);
+            return 0;
+        }
+        rc = f->type == VC_WIRE_WORD
+                 ? vc_arrival_obey(a, f, err)
+                 : vc_err_set(err, VC_E_PROTOCOL, "%s came too early", vc_wire_type_name(f->type));
         vc_link_frame_free(f);
         if (rc)
             return rc;
@@ -392,27 +427,45 @@ static bool knows_ram(struct arrival *a)
     return st.ram_known;
 }
 
+static struct vc_txn_note describe(const struct arrival *a)
+{
+    return (struct vc_txn_note){
+        .same_pages = a->result->pages_same,
+        .data_pages = a->result->pages_data,
+        .role = 2,
+        .peer = a->result->peer,
+    };
+}
+
+/* What had arrived is kept for the next attempt. */
+static void keep(struct arrival *a, const struct vc_err *why)
+{
+    struct vc_txn_note note;
+    struct vc_dest_status st;
+    struct vc_txn *txn;
+
+    vc_dest_abort(a->pipeline, why);
+    txn = vc_dest_join(a->pipeline);
+    note_status(a, &st);
+    note = describe(a);
+    vc_session_keep(txn, &note, a->o->log);
+}
+
 static void commit(struct arrival *a)
 {
     struct vc_session_result *r = a->result;
     bool whole = await_stream_end(a) && knows_ram(a);
     struct vc_txn *txn = vc_dest_join(a->pipeline);
+    struct vc_txn_note note = describe(a);
     struct vc_err err = VC_ERR_INIT;
     uint8_t root[VC_ROOT_BYTES];
 
     if (txn && whole) {
-        struct vc_txn_note note = {
-            .same_pages = r->pages_same,
-            .data_pages = r->pages_data,
-            .role = 2,
-            .peer = r->peer,
-        };
-
         r->committed = vc_txn_commit(txn, &note, root, &err) == 0;
         if (!r->committed)
             vc_log_err(a->o->log, VC_LOG_WARNING, "no checkpoint is kept here", &err);
     } else {
-        vc_txn_abort(txn);
+        vc_session_keep(txn, &note, a->o->log);
     }
     vc_session_confirm(a->link, &a->inbox, &a->holding, &a->start.generation,
                        r->committed ? root : NULL, &r->confirmed, a->o->log);
@@ -535,6 +588,8 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
         rc = run(&a, err);
     if (rc)
         rc = wind_up(&a, rc, err);
+    if (rc && rc != VC_E_SEAL && a.pipeline)
+        keep(&a, err);
     vc_dest_free(a.pipeline);
     if (rc == VC_E_POSTCOPY && a.qmp)
         vc_parking_put(o->parking, &a.open.vm, vc_steal_ptr(a.qmp));

@@ -252,7 +252,7 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
         .lineage = m->holding.lineage,
         .base = m->base,
         .shared_gen = m->base == VC_WIRE_BASE_PING_PONG ? m->holding.gen : NULL,
-        .local_gen = m->holding.gen,
+        .local_gen = vc_holding_best(&m->holding, 0),
         .zstd_level = ZSTD_LEVEL,
         .needs_return_path = true,
         .log = m->o->log,
@@ -264,7 +264,7 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
 
     so.pace_limit_ns = (limit_ms ? limit_ms : DEFAULT_LIMIT_MS) * VC_NS_PER_MS;
     if (m->holding.vm && !m->o->recover &&
-        vc_txn_begin(m->holding.vm, &m->generation, m->holding.gen, &so.txn, &txn_err))
+        vc_txn_begin(m->holding.vm, &m->generation, so.local_gen, &so.txn, &txn_err))
         vc_log_err(m->o->log, VC_LOG_WARNING, "no checkpoint will be kept here", &txn_err);
     return vc_source_start(&so, &m->pipeline, err);
 }
@@ -358,25 +358,33 @@ int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)
 
 /* ---- confirm: checkpoints ---- */
 
+static void describe(const struct vc_migration *m, struct vc_txn_note *note)
+{
+    struct vc_source_status st;
+
+    vc_source_status(m->pipeline, &st);
+    *note = (struct vc_txn_note){
+        .same_pages = st.pages_same,
+        .data_pages = st.pages_data,
+        .role = 1,
+        .peer = m->result->peer,
+    };
+}
+
 static void commit(struct vc_migration *m)
 {
     struct vc_session_result *r = m->result;
-    struct vc_source_status st;
     struct vc_txn *txn = vc_source_join(m->pipeline);
+    struct vc_source_status st;
     struct vc_err err = VC_ERR_INIT;
+    struct vc_txn_note note;
     uint8_t root[VC_ROOT_BYTES];
 
+    describe(m, &note);
     vc_source_status(m->pipeline, &st);
     if (txn && !st.ram_known) { /* the recovery of a postcopy, of which RAM cannot be told */
         vc_txn_abort(txn);
     } else if (txn) {
-        struct vc_txn_note note = {
-            .same_pages = st.pages_same,
-            .data_pages = st.pages_data,
-            .role = 1,
-            .peer = m->result->peer,
-        };
-
         r->committed = vc_txn_commit(txn, &note, root, &err) == 0;
         if (!r->committed)
             vc_log_err(m->o->log, VC_LOG_WARNING, "no checkpoint is kept here", &err);
@@ -467,6 +475,17 @@ static int come_to_terms(struct vc_migration *m, struct vc_err *err)
     return vc_guard_end(&guard, rc, err);
 }
 
+/* What passed is kept here too: it spares the next attempt writing it again. It is never offered to
+ * the other host, which may have seen less of it. */
+static void keep(struct vc_migration *m, const struct vc_err *why)
+{
+    struct vc_txn_note note;
+
+    vc_source_abort(m->pipeline, why);
+    describe(m, &note);
+    vc_session_keep(vc_source_join(m->pipeline), &note, m->o->log);
+}
+
 static int run(struct vc_migration *m, struct vc_err *err)
 {
     int fd, rc = 0;
@@ -533,6 +552,8 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
 
         vc_migration_note(&m, &st);
         result->total_ms = total_ms ? total_ms : result->total_ms;
+        if (rc && rc != VC_E_SEAL)
+            keep(&m, err);
     }
     vc_source_free(m.pipeline);
     vc_cleanup_close(&m.stream_fd);

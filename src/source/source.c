@@ -65,7 +65,7 @@ void vc_source_abort(struct vc_source *s, const struct vc_err *why)
     /* Both directions: a QEMU that only lost its return path might go on for long. */
     shutdown(s->o.qemu_fd, SHUT_RDWR);
     vc_queue_abort(&s->to_send);
-    vc_queue_abort(&s->to_record);
+    vc_queue_close(&s->to_record); /* what was read is recorded */
     vc_slab_pool_close(&s->slabs);
     vc_source_notify(s);
 }

@@ -234,6 +234,9 @@ int vc_wire_repaired_decode(const uint8_t *p, size_t n, uint32_t page_bytes,
 
 /* ---- announce ---- */
 
+/** What a page that is held costs in an ANNOUNCE: the first half of its digest. */
+#define VC_WIRE_ANNOUNCE_PAGE_BYTES 8u
+
 enum vc_wire_held { VC_WIRE_NOT_HELD = 0, VC_WIRE_HELD_ZERO = 1, VC_WIRE_HELD = 2 };
 
 /** Walks one ANNOUNCE payload. */

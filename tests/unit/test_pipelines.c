@@ -9,11 +9,10 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
-#include "test_qstream.h"
+#include "synthetic.h"
 
 #include "base/fdio.h"
 #include "dest/dest.h"
@@ -22,61 +21,8 @@
 #include "source/source.h"
 #include "store/store.h"
 
-#define PAGES 2048u
-#define PAGE 4096u
+#define PAGES MAX_PAGES
 #define STREAM_TIMEOUT_S 60
-
-/* ---- the streams ---- */
-
-/* Memory of the pretended VM: a version number for each page, 0 is a page of zeroes. */
-struct memory {
-    uint32_t version[PAGES];
-};
-
-static void fill_page(uint8_t *p, unsigned page, uint32_t version)
-{
-    uint64_t x = page * 2654435761u + version * 40503u + 1;
-
-    for (unsigned i = 0; i < PAGE; i += 8) {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        memcpy(p + i, &x, 8);
-    }
-}
-
-static void put_memory_page(struct buf *b, const struct memory *m, unsigned page, bool named)
-{
-    const char *name = named ? "pc.ram" : NULL;
-
-    if (!m->version[page]) {
-        put_zero(b, (uint64_t)page * PAGE, name);
-        return;
-    }
-    put_record(b, 0x08, (uint64_t)page * PAGE, name);
-    fill_page(put(b, PAGE), page, m->version[page]);
-}
-
-/* A whole precopy stream: a pass over everything, then some pages again. */
-static void put_migration(struct buf *b, const struct memory *m)
-{
-    put_header(b);
-    put_config(b, "pc-i440fx-7.2");
-    put_command(b, 1, NULL, 0); /* OPEN_RETURN_PATH */
-    put_start(b, 1, RAM_ID, "ram", 4);
-    put_be(b, ((uint64_t)PAGES * PAGE) | 4, 8);
-    put_block(b, "pc.ram", (uint64_t)PAGES * PAGE);
-    put_ram_end(b);
-    put_part(b, 2, RAM_ID);
-    for (unsigned i = 0; i < PAGES; i++)
-        put_memory_page(b, m, i, i == 0);
-    put_ram_end(b);
-    put_part(b, 3, RAM_ID);
-    for (unsigned i = 0; i < PAGES; i += 97)
-        put_memory_page(b, m, i, i == 0);
-    put_ram_end(b);
-    put_tail(b);
-}
 
 /* ---- QEMU's two ends ---- */
 
@@ -157,28 +103,6 @@ static void host_init(struct host *h)
     assert_int_equal(vc_store_open(h->dir, true, 0, &h->store, &err), 0);
 }
 
-static void remove_tree(const char *path)
-{
-    DIR *d = opendir(path);
-    struct dirent *e;
-
-    while (d && (e = readdir(d))) {
-        char name[600];
-        struct stat st;
-
-        snprintf(name, sizeof(name), "%s/%s", path, e->d_name);
-        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") || lstat(name, &st) < 0)
-            continue;
-        if (S_ISDIR(st.st_mode))
-            remove_tree(name);
-        else
-            unlink(name);
-    }
-    if (d)
-        closedir(d);
-    rmdir(path);
-}
-
 static void host_fini(struct host *h)
 {
     vc_store_close(h->store);
@@ -248,7 +172,7 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
     open_vm(from);
     open_vm(to);
 
-    put_migration(&sq.stream, m);
+    put_migration(&sq.stream, m, NULL);
     sq.fd = a[1];
     dq.fd = b[1];
     dq.expected = sq.stream.n;
@@ -325,12 +249,6 @@ static void assert_good_outcome(const struct outcome *o)
     assert_true(o->source.shut && o->source.shut_status == 0);
 }
 
-static void some_memory(struct memory *m)
-{
-    for (unsigned i = 0; i < PAGES; i++)
-        m->version[i] = i % 5 == 0 ? 0 : 1 + (uint32_t)(rng() % 3);
-}
-
 static void verify_host(struct host *h, uint64_t bad)
 {
     struct vc_verify_result r;
@@ -354,7 +272,7 @@ static void both_hosts_hold_the_same_after_a_first_visit(void **state)
     (void)state;
     host_init(&a);
     host_init(&b);
-    some_memory(&m);
+    some_memory(&m, PAGES);
     o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
     assert_good_outcome(&o);
     assert_int_equal(o.source.pages_same, 0);
@@ -374,7 +292,7 @@ static void a_return_sends_only_what_changed(void **state)
     (void)state;
     host_init(&a);
     host_init(&b);
-    some_memory(&m);
+    some_memory(&m, PAGES);
     o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
     assert_good_outcome(&o);
     for (int round = 0; round < 12; round++) { /* more than a generation has layers */
@@ -402,7 +320,7 @@ static void a_third_host_is_told_by_announcement(void **state)
     host_init(&a);
     host_init(&b);
     host_init(&c);
-    some_memory(&m);
+    some_memory(&m, PAGES);
     o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
     assert_good_outcome(&o);
     o = migrate(&b, &c, &m, VC_WIRE_BASE_NONE);
@@ -465,7 +383,7 @@ static void damaged_pages_are_repaired_from_the_window(void **state)
     (void)state;
     host_init(&a);
     host_init(&b);
-    some_memory(&m);
+    some_memory(&m, PAGES);
     o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
     assert_good_outcome(&o);
     n = damage(a.dir);
@@ -492,7 +410,7 @@ static void a_wrong_belief_fails_the_seal_and_is_sent_again(void **state)
     host_init(&a);
     host_init(&b);
     host_init(&c);
-    some_memory(&m);
+    some_memory(&m, PAGES);
     other = m;
     for (unsigned i = 1; i < PAGES; i += 100)
         other.version[i] = 999;

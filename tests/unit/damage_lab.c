@@ -1,0 +1,413 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "damage.h"
+
+#include "base/fdio.h"
+#include "net/net.h"
+
+#define PAGES 128u
+/* A visit takes milliseconds; what takes so long waits for something that will not come. */
+#define STALL_S 60
+
+static const struct vc_id vm_id = {"the VM's UUID..."};
+
+/* ---- files ---- */
+
+static void drop_files(const struct lab_host *h)
+{
+    remove_tree(h->vm_dir);
+    assert_int_equal(mkdir(h->vm_dir, 0700), 0);
+}
+
+static void keep_files(const struct lab_host *h, struct pristine *p)
+{
+    DIR *d = opendir(h->vm_dir);
+    struct dirent *e;
+
+    assert_non_null(d);
+    p->n = 0;
+    while ((e = readdir(d))) {
+        struct file *f = &p->files[p->n];
+        struct stat st;
+        int fd;
+
+        if (e->d_name[0] == '.')
+            continue;
+        assert_true(p->n < VC_ARRAY_LEN(p->files));
+        snprintf(f->name, sizeof(f->name), "%.60s", e->d_name);
+        fd = openat(dirfd(d), e->d_name, O_RDONLY);
+        assert_true(fd >= 0 && fstat(fd, &st) == 0);
+        f->n = (size_t)st.st_size;
+        f->data = malloc(f->n + 1);
+        assert_non_null(f->data);
+        assert_true(f->n == 0 || vc_read_full(fd, f->data, f->n) == 1);
+        close(fd);
+        p->n++;
+    }
+    closedir(d);
+}
+
+void lab_restore(struct lab *lab, const struct pristine p[2])
+{
+    for (int i = 0; i < 2; i++) {
+        int dir;
+
+        drop_files(&lab->host[i]);
+        dir = open(lab->host[i].vm_dir, O_RDONLY | O_DIRECTORY);
+        assert_true(dir >= 0);
+        for (unsigned k = 0; k < p[i].n; k++) {
+            const struct file *f = &p[i].files[k];
+            int fd = openat(dir, f->name, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+            assert_true(fd >= 0);
+            assert_int_equal(vc_write_full(fd, f->data, f->n), 0);
+            close(fd);
+        }
+        close(dir);
+    }
+}
+
+static void free_pristine(struct pristine *p)
+{
+    for (unsigned i = 0; i < p->n; i++)
+        free(p->files[i].data);
+}
+
+/* ---- QEMU's two ends ---- */
+
+struct source_qemu {
+    int fd;
+    const struct buf *stream;
+    struct filter *filter;
+};
+
+static void *source_qemu_main(void *arg)
+{
+    struct source_qemu *q = arg;
+    uint8_t answer[8];
+    /* Without anything to reuse before the RAM is known: everything up to the first page. */
+    size_t head = VC_MIN(q->stream->n, (size_t)100);
+    size_t end = q->filter && q->filter->pause_at ? q->filter->pause_at : q->stream->n;
+
+    if (vc_write_full(q->fd, q->stream->d, head) == 0) {
+        if (q->filter)
+            filter_await_gate(q->filter);
+        if (vc_write_full(q->fd, q->stream->d + head, end - head) == 0) {
+            if (end < q->stream->n)
+                filter_await_end(q->filter);
+            else if (vc_read_full(q->fd, answer, sizeof(answer)) < 0)
+                end = 0; /* the session is over */
+        }
+    }
+    close(q->fd);
+    return NULL;
+}
+
+struct dest_qemu {
+    int listener, stop;
+    const struct buf *stream;
+    size_t got;
+    bool wrong;
+};
+
+static void take_stream(struct dest_qemu *q, int fd)
+{
+    static const uint8_t shut[8] = {0, 1, 0, 4, 0, 0, 0, 0};
+    uint8_t buf[65536];
+    ssize_t n;
+
+    while ((n = vc_read_some(fd, buf, sizeof(buf))) > 0) {
+        size_t k = (size_t)n;
+
+        if (k > q->stream->n - q->got || memcmp(q->stream->d + q->got, buf, k) != 0)
+            q->wrong = true;
+        if (q->wrong)
+            break;
+        q->got += k;
+        if (q->got == q->stream->n && vc_write_full(fd, shut, sizeof(shut)))
+            break;
+    }
+    close(fd);
+}
+
+static void *dest_qemu_main(void *arg)
+{
+    struct dest_qemu *q = arg;
+    struct pollfd p[2] = {{.fd = q->listener, .events = POLLIN}, {.fd = q->stop, .events = POLLIN}};
+    int fd;
+
+    while (poll(p, 2, -1) < 0 && errno == EINTR) {
+        /* again */
+    }
+    fd = accept4(q->listener, NULL, NULL, SOCK_CLOEXEC); /* non-blocking */
+    if (fd >= 0)
+        take_stream(q, fd);
+    return NULL;
+}
+
+/* ---- sessions ---- */
+
+struct call {
+    struct lab *lab;
+    struct visit *v;
+    struct vc_conn *conn;
+    int stream_fd;
+    struct vc_cancel cancel;
+};
+
+static void *source_main(void *arg)
+{
+    struct call *c = arg;
+    struct vc_source_session o = {
+        .store = c->lab->host[c->v->from].store,
+        .cancel = &c->cancel,
+        .to = "the other host",
+        .conn = c->conn,
+        .dead_peer_ms = c->v->dead_peer_ms,
+        .name = "",
+        .qmp_fd = -1,
+        .vm = vm_id,
+        .stream_fd = c->stream_fd,
+    };
+
+    c->v->source.rc = vc_session_source(&o, &c->v->source.result, &c->v->source.err);
+    if (c->v->filter)
+        filter_end(c->v->filter);
+    return NULL;
+}
+
+static void *dest_main(void *arg)
+{
+    struct call *c = arg;
+    struct vc_dest_session o = {
+        .store = c->lab->host[!c->v->from].store,
+        .cancel = &c->cancel,
+        .conn = c->conn,
+        .dead_peer_ms = c->v->dead_peer_ms,
+        .socket_dir = c->lab->dir,
+    };
+
+    c->v->dest.rc = vc_session_dest(&o, &c->v->dest.result, &c->v->dest.err);
+    if (c->v->filter)
+        filter_end(c->v->filter);
+    return NULL;
+}
+
+static void join_or_cancel(pthread_t thread, struct call calls[2], bool *stalled)
+{
+    struct timespec deadline;
+
+    clock_gettime(CLOCK_REALTIME, &deadline);
+    deadline.tv_sec += STALL_S;
+    if (pthread_timedjoin_np(thread, NULL, &deadline) == 0)
+        return;
+    *stalled = true;
+    vc_cancel_now(&calls[0].cancel);
+    vc_cancel_now(&calls[1].cancel);
+    pthread_join(thread, NULL);
+}
+
+void lab_visit(struct lab *lab, struct visit *v)
+{
+    struct call calls[2] = {{.lab = lab, .v = v}, {.lab = lab, .v = v}};
+    const struct buf *stream = v->stream ? v->stream : &lab->stream;
+    struct source_qemu sq = {.stream = stream, .filter = v->filter};
+    struct dest_qemu dq = {.stream = stream, .listener = lab->listener};
+    pthread_t threads[4];
+    struct filter plain = {0};
+    struct filter *f = v->filter ? v->filter : &plain;
+    struct vc_err err;
+    uint64_t one = 1;
+    int fds[2], ends[2];
+
+    v->source = v->dest = (struct visit_side){0};
+    v->stalled = false;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    filter_start(f, &ends[0], &ends[1]);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(vc_conn_from_fds(ends[i], ends[i], VC_CONN_LOCAL, i ? "source" : "dest",
+                                          &calls[i].conn, &err),
+                         0);
+        assert_int_equal(vc_cancel_init(&calls[i].cancel, &err), 0);
+    }
+    calls[0].stream_fd = fds[0];
+    sq.fd = fds[1];
+    dq.stop = eventfd(0, EFD_CLOEXEC);
+    assert_true(dq.stop >= 0);
+    assert_int_equal(pthread_create(&threads[0], NULL, dest_qemu_main, &dq), 0);
+    assert_int_equal(pthread_create(&threads[1], NULL, source_qemu_main, &sq), 0);
+    assert_int_equal(pthread_create(&threads[2], NULL, dest_main, &calls[1]), 0);
+    assert_int_equal(pthread_create(&threads[3], NULL, source_main, &calls[0]), 0);
+    join_or_cancel(threads[3], calls, &v->stalled);
+    join_or_cancel(threads[2], calls, &v->stalled);
+    assert_int_equal(write(dq.stop, &one, sizeof(one)), sizeof(one));
+    pthread_join(threads[1], NULL);
+    pthread_join(threads[0], NULL);
+    filter_join(f);
+    close(dq.stop);
+    vc_cancel_fini(&calls[0].cancel);
+    vc_cancel_fini(&calls[1].cancel);
+    v->wrong = dq.wrong;
+    v->whole = !dq.wrong && dq.got == stream->n;
+}
+
+/* ---- looking into stores ---- */
+
+static struct vc_vm *open_vm(struct lab *lab, int host)
+{
+    struct vc_vm *vm;
+    struct vc_err err;
+
+    assert_int_equal(vc_vm_open(lab->host[host].store, &vm_id, VC_VM_READ, &vm, &err), 0);
+    return vm;
+}
+
+bool lab_has_generation(struct lab *lab, int host)
+{
+    struct vc_vm *vm = open_vm(lab, host);
+    bool has = vc_vm_n_generations(vm) > 0;
+
+    vc_vm_close(vm);
+    return has;
+}
+
+bool lab_has_complete(struct lab *lab, int host)
+{
+    struct vc_vm *vm = open_vm(lab, host);
+    bool has = vc_vm_complete(vm) != NULL;
+
+    vc_vm_close(vm);
+    return has;
+}
+
+long lab_bad_pages(struct lab *lab, int host)
+{
+    struct vc_vm *vm = open_vm(lab, host);
+    struct vc_verify_result r = {0};
+    struct vc_lineage l;
+    struct vc_gen *g = NULL;
+    struct vc_err err;
+
+    if (vc_vm_n_generations(vm)) {
+        assert_true(vc_vm_lineage(vm, &l));
+        assert_int_equal(vc_gen_open(vm, &vc_vm_generation(vm, 0)->id, &g, &err), 0);
+        assert_int_equal(vc_gen_verify(g, &l, NULL, NULL, &r, &err), 0);
+    }
+    vc_vm_close(vm);
+    if (!g)
+        return -1;
+    vc_gen_close(g);
+    return (long)r.bad_pages;
+}
+
+void lab_digest(struct lab *lab, int host, unsigned page, uint32_t version, struct vc_digest *out)
+{
+    struct vc_vm *vm = open_vm(lab, host);
+    struct vc_lineage l;
+    struct vc_digester *d;
+    struct vc_err err;
+    uint8_t content[PAGE];
+    const uint8_t *p = content;
+
+    assert_true(vc_vm_lineage(vm, &l));
+    vc_vm_close(vm);
+    fill_page(content, page, version);
+    assert_int_equal(vc_digester_new(l.algo, VC_DIGEST_PAGE, l.key, &d, &err), 0);
+    assert_int_equal(vc_digest_pages(d, &p, 1, PAGE, out, &err), 0);
+    vc_digester_free(d);
+}
+
+/* ---- the laboratory ---- */
+
+static void good_visit(struct lab *lab, int from, const struct memory *m)
+{
+    struct buf stream = {0};
+    struct visit v = {.from = from, .stream = &stream};
+
+    put_migration(&stream, m, NULL);
+    lab_visit(lab, &v);
+    buf_free(&stream);
+    if (v.source.rc)
+        fail_msg("%s", v.source.err.message);
+    if (v.dest.rc)
+        fail_msg("%s", v.dest.err.message);
+    assert_true(v.whole);
+    assert_true(v.source.result.confirmed && v.dest.result.confirmed);
+}
+
+static void change(struct memory *m, unsigned every, uint32_t version)
+{
+    for (unsigned i = 1; i < m->pages; i += every)
+        m->version[i] = version;
+}
+
+/* Three legs, so that both hosts have an image and two deltas; then one by way of a third host. */
+static void make_history(struct lab *lab)
+{
+    struct memory *m = &lab->memory;
+
+    some_memory(m, PAGES);
+    good_visit(lab, 0, m);
+    change(m, 7, 10);
+    good_visit(lab, 1, m);
+    change(m, 11, 11);
+    good_visit(lab, 0, m);
+    keep_files(&lab->host[0], &lab->kept[0]);
+    keep_files(&lab->host[1], &lab->kept[1]);
+    lab->shared = *m;
+    lab->parted[0] = lab->kept[0];
+    /* What host 0 holds stays; host 1 and a third one, for which host 0 stands in, go on. */
+    drop_files(&lab->host[0]);
+    change(m, 23, 12);
+    good_visit(lab, 1, m);
+    keep_files(&lab->host[0], &lab->parted[1]);
+    lab->now = *m;
+    change(&lab->now, 31, 13);
+    put_migration(&lab->stream, &lab->now, NULL);
+}
+
+void lab_init(struct lab *lab)
+{
+    const char *scale = getenv("VC_TEST_SCALE");
+    char uuid[VC_ID_TEXT_BYTES], path[160];
+    struct vc_err err;
+
+    memset(lab, 0, sizeof(*lab));
+    lab->scale = scale ? (unsigned)VC_MAX(atoi(scale), 1) : 1;
+    /* In memory where possible: the stores are put back thousands of times. */
+    snprintf(lab->dir, sizeof(lab->dir), "%s/vc-damage-XXXXXX",
+             access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+    assert_non_null(mkdtemp(lab->dir));
+    vc_id_format(&vm_id, uuid);
+    snprintf(path, sizeof(path), "%s/%s.sock", lab->dir, uuid);
+    lab->listener = vc_unix_listen(path, 0600, 4);
+    assert_true(lab->listener >= 0);
+    assert_int_equal(fcntl(lab->listener, F_SETFL, O_NONBLOCK), 0);
+    for (int i = 0; i < 2; i++) {
+        struct lab_host *h = &lab->host[i];
+
+        snprintf(h->root, sizeof(h->root), "%s/%d", lab->dir, i);
+        snprintf(h->vm_dir, sizeof(h->vm_dir), "%s/vms/%s", h->root, uuid);
+        assert_int_equal(vc_store_open(h->root, true, 0, &h->store, &err), 0);
+    }
+    make_history(lab);
+}
+
+void lab_fini(struct lab *lab)
+{
+    for (int i = 0; i < 2; i++) {
+        vc_store_close(lab->host[i].store);
+        free_pristine(&lab->kept[i]);
+    }
+    free_pristine(&lab->parted[1]);
+    buf_free(&lab->stream);
+    close(lab->listener);
+    remove_tree(lab->dir);
+}
