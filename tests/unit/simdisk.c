@@ -489,13 +489,15 @@ bool sim_dead(const struct sim *s)
 /* ---- a power cut ---- */
 
 /* How much of what was not synced reached the disk, in one file or directory. */
-enum fate { NOTHING, EVERYTHING, BEGINNING, SOME, SECTORS, N_FATES };
+enum fate { NOTHING, EVERYTHING, BEGINNING, SOME, SECTORS, N_FATES, LAST };
 
 struct cut {
     uint64_t rng;
+    bool last_names; /* of names only the last change reached the disk: the worst for who relies on
+                        an order */
 };
 
-static bool reached(struct cut *cut, enum fate fate, bool *going)
+static bool reached(struct cut *cut, const struct change *c, enum fate fate, bool *going)
 {
     uint64_t r = draw(&cut->rng);
 
@@ -507,6 +509,8 @@ static bool reached(struct cut *cut, enum fate fate, bool *going)
     case BEGINNING:
         *going = *going && r % 4;
         return *going;
+    case LAST:
+        return !c->next;
     default:
         return r % 2;
     }
@@ -525,12 +529,12 @@ static void make_file(struct cut *cut, const struct node *node, int dir, const c
         memcpy(data, node->data, n);
     for (const struct change *c = node->first; c; c = c->next) {
         if (c->kind == RESIZE) {
-            if (reached(cut, fate, &going))
+            if (reached(cut, c, fate, &going))
                 grow(&data, &n, c->n);
             continue;
         }
         if (fate != SECTORS) {
-            if (reached(cut, fate, &going))
+            if (reached(cut, c, fate, &going))
                 apply_bytes(&data, &n, c->at, c->bytes, c->n);
             else if (fate == BEGINNING && c->n)
                 apply_bytes(&data, &n, c->at, c->bytes, draw(&cut->rng) % c->n);
@@ -552,14 +556,14 @@ static void make_file(struct cut *cut, const struct node *node, int dir, const c
 
 static void make_dir(struct cut *cut, const struct node *node, int dir)
 {
-    enum fate fate = (enum fate)(draw(&cut->rng) % N_FATES);
+    enum fate fate = cut->last_names ? LAST : (enum fate)(draw(&cut->rng) % N_FATES);
     struct entry *entries = NULL;
     bool going = true;
 
     for (const struct entry *e = node->entries; e; e = e->next)
         add_entry(&entries, e->name, e->node);
     for (const struct change *c = node->first; c; c = c->next)
-        if (reached(cut, fate, &going))
+        if (reached(cut, c, fate, &going))
             apply_name(&entries, c);
     for (const struct entry *e = entries; e; e = e->next) {
         int fd;
@@ -579,7 +583,7 @@ static void make_dir(struct cut *cut, const struct node *node, int dir)
 
 void sim_power_cut(const struct sim *s, uint64_t seed, const char *dir)
 {
-    struct cut cut = {seed};
+    struct cut cut = {.rng = seed, .last_names = seed % 2};
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
     if (fd < 0)

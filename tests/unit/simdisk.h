@@ -33,7 +33,8 @@ bool sim_struck(const struct sim *s);
 bool sim_dead(const struct sim *s);
 
 /* Makes what a power cut now might leave, in an existing, empty directory: of what was not synced
- * each write, or each of its sectors, or a beginning of all, or nothing, as the seed has it. */
+ * each write, or each of its sectors, or a beginning of all, or nothing, as the seed has it. An odd
+ * seed has of all names in a directory only the last change reach the disk. */
 void sim_power_cut(const struct sim *s, uint64_t seed, const char *dir);
 
 #endif

@@ -446,7 +446,7 @@ static bool suffer(enum sim_fault fault, unsigned at, unsigned cuts)
     struck = sim_struck(l.sim);
     for (unsigned i = 0; i < cuts; i++) {
         make_place(after);
-        sim_power_cut(l.sim, seed * 7 + i, after);
+        sim_power_cut(l.sim, 2 * seed + (cuts > 1 ? i : at) % 2, after);
         check_store(after, &l.w, dead ? &l.w.cut : &nothing);
         remove_tree(after);
     }
