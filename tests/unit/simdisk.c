@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,7 +50,7 @@ struct sim {
     struct node *nodes; /* newest first: an inode number may be used again */
     struct node *root;
     enum sim_fault fault;
-    unsigned at, calls;
+    unsigned at, dies_at, calls;
     bool struck, dead;
     uint64_t rng;
 };
@@ -206,17 +207,19 @@ static void settle(struct sim *s, struct node *node)
 /* Begins a call. 0: it works; -1: it fails with errno, and *half may be done of it. */
 static int enter(struct sim *s, bool needs_room, bool *half)
 {
-    bool now = s->calls++ == s->at && s->fault != SIM_NONE;
+    bool now = s->calls == s->at && s->fault != SIM_NONE;
+    bool dies = s->calls == s->dies_at;
 
+    s->calls++;
     *half = draw(&s->rng) & 1;
     s->struck |= now;
-    if (s->dead || (now && s->fault == SIM_DIES)) {
+    if (s->dead || dies) {
         s->dead = true;
         *half = false;
         errno = EIO;
         return -1;
     }
-    if (now && s->fault == SIM_EIO) {
+    if (now && (s->fault == SIM_EIO || s->fault == SIM_TWICE)) {
         errno = EIO;
         return -1;
     }
@@ -446,6 +449,11 @@ struct sim *sim_new(const char *dir, enum sim_fault fault, unsigned at, uint64_t
     s->fault = fault;
     s->at = at;
     s->rng = seed;
+    s->dies_at = UINT_MAX;
+    if (fault == SIM_DIES)
+        s->dies_at = at;
+    else if (fault == SIM_TWICE)
+        s->dies_at = at + 1 + (unsigned)(draw(&s->rng) % 12);
     s->root = new_node(s, fd, true);
     close(fd);
     return s;
