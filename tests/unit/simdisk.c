@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,7 +50,7 @@ struct sim {
     struct node *nodes; /* newest first: an inode number may be used again */
     struct node *root;
     enum sim_fault fault;
-    unsigned at, calls;
+    unsigned at, dies_at, calls;
     bool struck, dead;
     uint64_t rng;
 };
@@ -206,17 +207,19 @@ static void settle(struct sim *s, struct node *node)
 /* Begins a call. 0: it works; -1: it fails with errno, and *half may be done of it. */
 static int enter(struct sim *s, bool needs_room, bool *half)
 {
-    bool now = s->calls++ == s->at && s->fault != SIM_NONE;
+    bool now = s->calls == s->at && s->fault != SIM_NONE;
+    bool dies = s->calls == s->dies_at;
 
+    s->calls++;
     *half = draw(&s->rng) & 1;
     s->struck |= now;
-    if (s->dead || (now && s->fault == SIM_DIES)) {
+    if (s->dead || dies) {
         s->dead = true;
         *half = false;
         errno = EIO;
         return -1;
     }
-    if (now && s->fault == SIM_EIO) {
+    if (now && (s->fault == SIM_EIO || s->fault == SIM_TWICE)) {
         errno = EIO;
         return -1;
     }
@@ -446,6 +449,11 @@ struct sim *sim_new(const char *dir, enum sim_fault fault, unsigned at, uint64_t
     s->fault = fault;
     s->at = at;
     s->rng = seed;
+    s->dies_at = UINT_MAX;
+    if (fault == SIM_DIES)
+        s->dies_at = at;
+    else if (fault == SIM_TWICE)
+        s->dies_at = at + 1 + (unsigned)(draw(&s->rng) % 12);
     s->root = new_node(s, fd, true);
     close(fd);
     return s;
@@ -489,13 +497,15 @@ bool sim_dead(const struct sim *s)
 /* ---- a power cut ---- */
 
 /* How much of what was not synced reached the disk, in one file or directory. */
-enum fate { NOTHING, EVERYTHING, BEGINNING, SOME, SECTORS, N_FATES };
+enum fate { NOTHING, EVERYTHING, BEGINNING, SOME, SECTORS, N_FATES, LAST };
 
 struct cut {
     uint64_t rng;
+    bool last_names; /* of names only the last change reached the disk: the worst for who relies on
+                        an order */
 };
 
-static bool reached(struct cut *cut, enum fate fate, bool *going)
+static bool reached(struct cut *cut, const struct change *c, enum fate fate, bool *going)
 {
     uint64_t r = draw(&cut->rng);
 
@@ -507,6 +517,8 @@ static bool reached(struct cut *cut, enum fate fate, bool *going)
     case BEGINNING:
         *going = *going && r % 4;
         return *going;
+    case LAST:
+        return !c->next;
     default:
         return r % 2;
     }
@@ -525,12 +537,12 @@ static void make_file(struct cut *cut, const struct node *node, int dir, const c
         memcpy(data, node->data, n);
     for (const struct change *c = node->first; c; c = c->next) {
         if (c->kind == RESIZE) {
-            if (reached(cut, fate, &going))
+            if (reached(cut, c, fate, &going))
                 grow(&data, &n, c->n);
             continue;
         }
         if (fate != SECTORS) {
-            if (reached(cut, fate, &going))
+            if (reached(cut, c, fate, &going))
                 apply_bytes(&data, &n, c->at, c->bytes, c->n);
             else if (fate == BEGINNING && c->n)
                 apply_bytes(&data, &n, c->at, c->bytes, draw(&cut->rng) % c->n);
@@ -552,14 +564,14 @@ static void make_file(struct cut *cut, const struct node *node, int dir, const c
 
 static void make_dir(struct cut *cut, const struct node *node, int dir)
 {
-    enum fate fate = (enum fate)(draw(&cut->rng) % N_FATES);
+    enum fate fate = cut->last_names ? LAST : (enum fate)(draw(&cut->rng) % N_FATES);
     struct entry *entries = NULL;
     bool going = true;
 
     for (const struct entry *e = node->entries; e; e = e->next)
         add_entry(&entries, e->name, e->node);
     for (const struct change *c = node->first; c; c = c->next)
-        if (reached(cut, fate, &going))
+        if (reached(cut, c, fate, &going))
             apply_name(&entries, c);
     for (const struct entry *e = entries; e; e = e->next) {
         int fd;
@@ -579,7 +591,7 @@ static void make_dir(struct cut *cut, const struct node *node, int dir)
 
 void sim_power_cut(const struct sim *s, uint64_t seed, const char *dir)
 {
-    struct cut cut = {seed};
+    struct cut cut = {.rng = seed, .last_names = seed % 2};
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
     if (fd < 0)

@@ -19,6 +19,7 @@ enum sim_fault {
     SIM_EIO,    /* one call fails */
     SIM_ENOSPC, /* from that call on there is no room */
     SIM_DIES,   /* from that call on nothing happens any more */
+    SIM_TWICE,  /* one call fails, and some calls later nothing happens any more */
 };
 
 /* Under an existing, empty directory, which is durable. Call @at (from 0) suffers the fault. */
@@ -29,11 +30,12 @@ const struct vc_io *sim_io(struct sim *s);
 unsigned sim_calls(const struct sim *s);
 /* Whether the fault has struck. */
 bool sim_struck(const struct sim *s);
-/* SIM_DIES has struck. */
+/* Nothing happens any more. */
 bool sim_dead(const struct sim *s);
 
 /* Makes what a power cut now might leave, in an existing, empty directory: of what was not synced
- * each write, or each of its sectors, or a beginning of all, or nothing, as the seed has it. */
+ * each write, or each of its sectors, or a beginning of all, or nothing, as the seed has it. An odd
+ * seed has of all names in a directory only the last change reach the disk. */
 void sim_power_cut(const struct sim *s, uint64_t seed, const char *dir);
 
 #endif

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "test_store.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 
 /* The checkpoint store: docs/formats/store.md. */
@@ -756,6 +757,80 @@ static void a_torn_handover_leaves_the_state_before(void **state)
     vc_vm_close(vm);
 }
 
+static bool syncs_fail;
+
+static int sync_or_not(const struct vc_io *io, int fd)
+{
+    (void)io;
+    if (!syncs_fail)
+        return vc_io_kernel.sync(&vc_io_kernel, fd);
+    errno = EIO;
+    return -1;
+}
+
+/* What was written by a sync that failed may be lost; the state before must not be overwritten. */
+static void a_handover_whose_sync_failed_goes_into_the_same_slot(void **state)
+{
+    struct place *p = *state;
+    struct vc_io io = vc_io_kernel;
+    struct vc_handover h = {.state = VC_HANDOVER_LEAVING}, got;
+    uint8_t before[8192], after[8192];
+    struct vc_store *s;
+    struct vc_vm *vm;
+    struct vc_err err;
+    char dir[200], name[300];
+    int fd;
+
+    io.sync = sync_or_not;
+    assert_int_equal(vc_store_open_on(&io, p->dir, true, 0, &s, &err), 0);
+    vm = open_vm(s, VC_VM_CREATE);
+    assert_int_equal(vc_handover_begin(vm, &h, &err), 0);
+    vm_dir(p->dir, dir);
+    snprintf(name, sizeof(name), "%s/handover", dir);
+    fd = open(name, O_RDONLY | O_CLOEXEC);
+    assert_int_equal(vc_pread_full(fd, before, sizeof(before), 0), 1);
+    syncs_fail = true;
+    assert_int_equal(vc_handover_set(vm, VC_HANDOVER_LEFT, &err), VC_E_STORE);
+    syncs_fail = false;
+    assert_int_equal(vc_handover_set(vm, VC_HANDOVER_SETTLED, &err), 0);
+    assert_int_equal(vc_pread_full(fd, after, sizeof(after), 0), 1);
+    close(fd);
+    assert_memory_equal(before + 4096, after + 4096, 4096); /* where the file begins its life */
+    assert_int_equal(vc_handover_get(vm, &got, &err), 0);
+    assert_int_equal(got.state, VC_HANDOVER_SETTLED);
+    vc_vm_close(vm);
+    vc_store_close(s);
+}
+
+/* Pages that a failed sync may have lost are not committed, though the next sync succeeds. */
+static void a_failed_sync_is_not_forgotten(void **state)
+{
+    struct place *p = *state;
+    struct vc_io io = vc_io_kernel;
+    struct vc_store *s;
+    struct image m;
+    struct vc_vm *vm;
+    struct vc_txn *t;
+    struct vc_err err;
+
+    io.sync = sync_or_not;
+    assert_int_equal(vc_store_open_on(&io, p->dir, true, 0, &s, &err), 0);
+    vm = open_vm(s, VC_VM_CREATE);
+    for (int i = 0; i < 2; i++) {
+        t = begin(vm, NULL, &m);
+        random_runs(t, 40, &m, NULL);
+        syncs_fail = true;
+        assert_int_equal(vc_txn_log(t, true, &err), VC_E_STORE);
+        syncs_fail = false;
+        assert_int_equal(i ? vc_txn_suspend(t, &note, &err) : vc_txn_commit(t, &note, NULL, &err),
+                         VC_E_STORE);
+        assert_int_equal(vc_vm_n_generations(vm), 0);
+        assert_int_equal(count_files(p->dir, ".image"), 0);
+    }
+    vc_vm_close(vm);
+    vc_store_close(s);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -777,6 +852,8 @@ int main(void)
         T(a_log_of_nothing_leaves_nothing),
         T(a_handover_is_remembered),
         T(a_torn_handover_leaves_the_state_before),
+        T(a_handover_whose_sync_failed_goes_into_the_same_slot),
+        T(a_failed_sync_is_not_forgotten),
     };
 
     rng_seed();

@@ -197,6 +197,9 @@ static inline void fill_from_base(struct image *m, const struct image *base)
         }
 }
 
+/* Set where an index was forged: its pages may be anywhere. */
+static bool pages_may_move;
+
 /* Reads a held page. 1: its content is the digest's, and then certainly of that page and version;
  * 0: it is not usable. */
 static inline bool read_page(const struct vc_gen *g, unsigned i, struct vc_digest *want)
@@ -218,7 +221,7 @@ static inline bool read_page(const struct vc_gen *g, unsigned i, struct vc_diges
         if (vc_digest_equal(&versions[v].digest, want))
             break;
     assert_true(v < n_versions);
-    assert_int_equal(versions[v].page, i);
+    assert_true(versions[v].page == i || pages_may_move);
     content_of(v, true_content);
     assert_memory_equal(got, true_content, PAGE_BYTES);
     return true;
