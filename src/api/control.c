@@ -121,10 +121,13 @@ struct json_object *vc_result_to_json(const struct vc_session_result *r)
 
 void vc_result_from_json(struct json_object *o, struct vc_session_result *r)
 {
+    /* 2^64 as a double would have no way back. */
+    uint64_t rate = VC_MIN(vc_json_u64(o, "wire_rate", 0), 1ull << 62);
+
     *r = (struct vc_session_result){
         .phase = (uint32_t)vc_json_u64(o, "phase", 0),
         .base = (uint32_t)vc_json_u64(o, "base", 0),
-        .wire_rate = (double)vc_json_u64(o, "wire_rate", 0),
+        .wire_rate = (double)rate,
         .committed = vc_json_bool(o, "committed", false),
         .confirmed = vc_json_bool(o, "confirmed", false),
         .passthrough = vc_json_bool(o, "passthrough", false),

@@ -52,7 +52,8 @@ static int no_memory(struct vc_err *err)
 
 /* What the batch comes to, summed up while its runs are decoded. */
 struct sums {
-    uint64_t stream, headers, opaque, data_pages, pages, same_pages, pieces;
+    uint64_t stream, headers, opaque, data_pages, pages, same_pages, pieces, invalid;
+    uint64_t most_invalid; /* invalidating costs time by the page, and next to nothing to say */
 };
 
 static bool has_pages(const struct vc_wire_run *r)
@@ -74,8 +75,10 @@ static bool add_up(const struct vc_dst_batch *b, struct sums *s, const struct vc
 {
     uint64_t h;
 
-    if (r->kind == VC_RUN_INVALIDATE)
-        return true;
+    if (r->kind == VC_RUN_INVALIDATE) {
+        s->invalid += r->count; /* cannot wrap: both are far below 2^63 */
+        return s->invalid <= s->most_invalid;
+    }
     if (r->count > b->h.stream_bytes)
         return false;
     if (r->kind == VC_RUN_OPAQUE) {
@@ -108,6 +111,9 @@ static int decode_runs(struct vc_dst_batch *b, const uint8_t *body, uint64_t fea
     uint32_t cap = 0;
     int rc;
 
+    if (b->ram)
+        s->most_invalid = VC_WIRE_MAX_INVALIDATIONS * (vc_ram_bytes(b->ram) / b->ram->page_bytes) +
+                          b->h.stream_bytes;
     for (;;) {
         struct vc_wire_run run;
 

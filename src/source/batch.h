@@ -49,7 +49,7 @@ struct vc_src_batch {
     uint32_t opaque_bytes;
     struct vc_digest seal;
     struct vc_flow_mark mark; /* [thread: send, then lock: pipeline's mu] */
-    bool resent;              /* [thread: recv] */
+    bool resent, repaired;    /* [thread: recv] */
 
     uint32_t n_runs, n_pages, n_slabs;
     struct vc_src_run runs[VC_SRC_BATCH_RUNS];

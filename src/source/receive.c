@@ -58,6 +58,15 @@ static int send_repair(struct vc_source *s, const struct vc_src_batch *b,
     return vc_link_send(s->o.link, f, true);
 }
 
+static bool is_ascending(const struct vc_wire_repair *m)
+{
+    for (uint32_t i = 1; i < m->n; i++)
+        if (vc_load_le(m->ordinals + 4 * (size_t)(i - 1), 4) >=
+            vc_load_le(m->ordinals + 4 * (size_t)i, 4))
+            return false;
+    return true;
+}
+
 static int on_repair(struct vc_source *s, const struct vc_link_frame *f, struct vc_err *err)
 {
     struct vc_wire_repair m;
@@ -70,6 +79,13 @@ static int on_repair(struct vc_source *s, const struct vc_link_frame *f, struct 
     if (!b)
         return vc_err_set(err, VC_E_PROTOCOL, "REPAIR: batch %llu is not outstanding",
                           (unsigned long long)m.seq);
+    /* What is sent for it waits in memory. */
+    if (b->repaired || !is_ascending(&m)) {
+        vc_src_batch_unref(b);
+        return vc_err_set(err, VC_E_PROTOCOL, "REPAIR: pages of batch %llu are asked for twice",
+                          (unsigned long long)m.seq);
+    }
+    b->repaired = true;
     vc_log(s->o.log, VC_LOG_WARNING, "the destination's checkpoint is damaged: %u pages sent again",
            m.n);
     for (uint32_t i = 0; i < m.n && !rc; i += VC_WIRE_REPAIRED_PAGES)

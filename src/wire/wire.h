@@ -23,6 +23,9 @@
 #define VC_WIRE_MAX_BATCH_STREAM_BYTES (4u << 20)
 /** Longest body of a batch before compression: its stream bytes as data, and its runs. */
 #define VC_WIRE_MAX_BATCH_BODY_BYTES (9u << 20)
+/** How often the *invalidate* runs of a batch may cover all of RAM: as often as the parser gives
+ * up. */
+#define VC_WIRE_MAX_INVALIDATIONS 65
 #define VC_WIRE_MAX_FRAME_BYTES (9u << 20)
 #define VC_WIRE_BATCH_HEADER_BYTES 48
 #define VC_WIRE_SEAL_BYTES 16

@@ -130,7 +130,7 @@ static void check_batch(struct vc_dst_batch *b)
 {
     struct vc_digest before = {{1}}, seal, seal2;
     struct vc_err err = VC_ERR_INIT;
-    uint64_t bytes = 0, pages = 0;
+    uint64_t bytes = 0, pages = 0, invalid = 0;
 
     for (size_t i = 0; i < b->n_iov; i++) {
         const uint8_t *p = b->iov[i].iov_base;
@@ -144,6 +144,11 @@ static void check_batch(struct vc_dst_batch *b)
     for (uint32_t i = 0; i < b->n_runs; i++)
         pages += has_content(&b->runs[i].run) ? b->runs[i].run.count : 0;
     FUZZ_ASSERT(pages == b->n_pages);
+    for (uint32_t i = 0; i < b->n_runs; i++)
+        invalid += b->runs[i].run.kind == VC_RUN_INVALIDATE ? b->runs[i].run.count : 0;
+    FUZZ_ASSERT(!invalid ||
+                invalid <= VC_WIRE_MAX_INVALIDATIONS * vc_ram_bytes(b->ram) / b->ram->page_bytes +
+                               b->h.stream_bytes);
     for (uint32_t i = 0; i < b->n_pages; i++) {
         volatile uint8_t last = b->pages[i].content[b->ram->page_bytes - 1];
 

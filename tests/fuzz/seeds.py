@@ -122,6 +122,9 @@ def batch():
         for options in (1 | 32, 1 | 2 | 32, 1 | 4 | 32, 1 | 16 | 32):
             save("batch", f"{name}-{options}", bytes([options]) + le(len(BLOCKS), 2) + BLOCKS +
                  le(len(body), 2) + body + bytes(range(1, 200)))
+    for many in (65, 66):
+        again = (run(5, 20) + run(5, 4, 1)) + (run(5, 20, 0) + run(5, 4, 1)) * (many - 1)
+        save("batch", f"invalid-{many}", b"\x21" + le(len(BLOCKS), 2) + BLOCKS + le(len(again), 2) + again)
     body = run(1, 5) + b"hello"
     header = le(1, 8) + le(0, 8) + le(5, 4) + le(2, 4) + le(len(body), 4) + b"\0\0\0\0" + bytes(16)
     save("batch", "raw", b"\0" + le(0, 2) + header + body)
@@ -230,6 +233,9 @@ def session_source():
                  elements(*begin, *end))
     save("session_source", "repair", b"\1" + head + elements(
         *begin, heard(EOF), REPAIR, heard(REPAIRED), RESEND, heard(BATCH), *end[1:]))
+    save("session_source", "repair-twice", b"\1" + head + elements(*begin, heard(EOF), REPAIR, REPAIR, *end))
+    save("session_source", "repair-many", b"\1" + head + elements(
+        *begin, heard(EOF), (REPAIR, le(1, 8) + le(3, 4) + bytes(12)), *end))
     save("session_source", "announce", b"\x09" + head + elements(HELLO, ACCEPT, ANNOUNCE_BLOCKS, known,
                                                                 ANNOUNCE_END, *end))
     save("session_source", "failed", b"\0" + head + elements(
