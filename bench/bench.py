@@ -102,7 +102,7 @@ class Bench:
         from macro.scenarios import SCENARIOS
         offline = (name in self.plan.offline and lab.system.name == "vecycle" and
                    not any(o["scenario"] == name for o in self.results["offline"]))
-        lab.images = lab.dir / name if offline else None
+        lab.images = lab.dir / name if offline else None  # (the directory goes with the lab)
         done = 0
 
         def more():
@@ -113,9 +113,8 @@ class Bench:
             self.save()
             self.show(run)
         lab.check()
-        if lab.images:
+        if lab.images and not self.late():
             self.offline(name, lab.images)
-            lab.images = None
 
     def offline(self, name, images):
         from macro import offline

@@ -42,10 +42,11 @@ PLANS = {
     "quick": Plan([Job(["1gbit", "unshaped"], BOTH, ["first-visit", "idle-return"])], 5,
                   micro_seconds=0.3),
     "bench": Plan([
-        Job(["1gbit"], BOTH, ["first-visit", *RETURNS, "writing", "resume", *WORK, "third-host"]),
+        Job(["1gbit"], BOTH, ["first-visit", *RETURNS, "writing"]),
         Job(["unshaped"], BOTH, ["first-visit", "idle-return", "changed-25", "writing"]),
         small(["100mbit"], BOTH, ["first-visit", "idle-return", "changed-25"], repeats=1),
         Job(["1gbit"], PEERS, PEER_SCENARIOS, repeats=2),
+        Job(["1gbit"], BOTH, [*WORK, "third-host", "resume"], repeats=2),
         Job(["1gbit"], ["vecycle-cold", "vecycle-slow"], ["idle-return", "changed-25"], repeats=2),
         Job(["1gbit-20ms"], BOTH, ["first-visit", "idle-return", "changed-25"], repeats=2),
     ], 45, offline=("idle-return", "changed-25", "work-redis")),
