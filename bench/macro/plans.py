@@ -35,12 +35,13 @@ class Plan:
     offline: tuple = ()  # scenarios whose images the offline tools are given
     offline_all: bool = False
     micro_seconds: float = 1
+    micro: tuple = ()  # these alone; empty: all
     micro_full: bool = False
 
 
 PLANS = {
-    "quick": Plan([Job(["1gbit", "unshaped"], BOTH, ["first-visit", "idle-return"])], 5,
-                  micro_seconds=0.3),
+    "quick": Plan([Job(["1gbit", "unshaped"], BOTH, ["first-visit", "idle-return"],
+                       fill_mib=500)], 5, micro_seconds=0.3, micro=("digest", "zero", "qstream")),
     "bench": Plan([
         Job(["1gbit"], BOTH, ["first-visit", *RETURNS, "writing"]),
         Job(["unshaped"], BOTH, ["first-visit", "idle-return", "changed-25", "writing"]),
