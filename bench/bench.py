@@ -51,6 +51,8 @@ class Bench:
 
     def micro(self, build):
         for name, *extra in MICRO + (MICRO_FULL if self.plan.micro_full else []):
+            if self.plan.micro and name not in self.plan.micro:
+                continue
             r = subprocess.run([build / "bench" / "micro" / f"bench-{name}", "--json",
                                 f"--seconds={self.plan.micro_seconds}", *extra],
                                capture_output=True, text=True, timeout=3600)
@@ -102,7 +104,7 @@ class Bench:
         from macro.scenarios import SCENARIOS
         offline = (name in self.plan.offline and lab.system.name == "vecycle" and
                    not any(o["scenario"] == name for o in self.results["offline"]))
-        lab.images = lab.dir / name if offline else None
+        lab.images = lab.dir / name if offline else None  # (the directory goes with the lab)
         done = 0
 
         def more():
@@ -113,9 +115,8 @@ class Bench:
             self.save()
             self.show(run)
         lab.check()
-        if lab.images:
+        if lab.images and not self.late():
             self.offline(name, lab.images)
-            lab.images = None
 
     def offline(self, name, images):
         from macro import offline
@@ -181,8 +182,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is cleaned up
     plan = chosen(plans.PLANS[a.plan], a)
     start = time.monotonic()
-    # The last migration may take its time after the deadline.
-    bench = Bench(plan, out, start + (a.minutes or plan.minutes) * 60 * 0.93)
+    # The last migration may take its time after the deadline: half a minute, as a rule.
+    bench = Bench(plan, out, start + (a.minutes or plan.minutes) * 60 - 30)
     if not a.no_micro:
         bench.micro(build)
     for job in plan.jobs:

@@ -28,6 +28,10 @@ def small(*a, **kw):
     return Job(*a, ram_mib=512, fill_mib=200, **kw)
 
 
+def quick(**kw):
+    return Job(["1gbit", "unshaped"], BOTH, ["first-visit", "idle-return"], fill_mib=500, **kw)
+
+
 @dataclass(frozen=True)
 class Plan:
     jobs: list
@@ -35,17 +39,20 @@ class Plan:
     offline: tuple = ()  # scenarios whose images the offline tools are given
     offline_all: bool = False
     micro_seconds: float = 1
+    micro: tuple = ()  # these alone; empty: all
     micro_full: bool = False
 
 
 PLANS = {
-    "quick": Plan([Job(["1gbit", "unshaped"], BOTH, ["first-visit", "idle-return"])], 5,
-                  micro_seconds=0.3),
+    # Everything once, then again: on a busy machine there is at least one of each.
+    "quick": Plan([quick(repeats=1), quick(repeats=2)], 5, micro_seconds=0.3,
+                  micro=("digest", "zero", "qstream")),
     "bench": Plan([
-        Job(["1gbit"], BOTH, ["first-visit", *RETURNS, "writing", "resume", *WORK, "third-host"]),
+        Job(["1gbit"], BOTH, ["first-visit", *RETURNS, "writing"]),
         Job(["unshaped"], BOTH, ["first-visit", "idle-return", "changed-25", "writing"]),
         small(["100mbit"], BOTH, ["first-visit", "idle-return", "changed-25"], repeats=1),
         Job(["1gbit"], PEERS, PEER_SCENARIOS, repeats=2),
+        Job(["1gbit"], BOTH, [*WORK, "third-host", "resume"], repeats=2),
         Job(["1gbit"], ["vecycle-cold", "vecycle-slow"], ["idle-return", "changed-25"], repeats=2),
         Job(["1gbit-20ms"], BOTH, ["first-visit", "idle-return", "changed-25"], repeats=2),
     ], 45, offline=("idle-return", "changed-25", "work-redis")),

@@ -11,6 +11,7 @@ from .proc import Process
 
 
 BUILD = Path(os.environ.get("VC_BUILD_DIR", Path(__file__).resolve().parents[3] / "build"))
+JUMBO = "9000"
 DELAY = BUILD / "bench" / "tools" / "delay"
 
 
@@ -68,7 +69,8 @@ class Host:
 
 class Hosts:
     """n hosts in a temporary directory; `rate` (tc's notation) limits each direction of each link.
-    With delay_ms the first host is that far from the others, each way."""
+    With delay_ms the first host is that far from the others, each way; frames are jumbo then, since
+    a program has to carry each of them."""
 
     def __init__(self, n=2, rate=None, namespaces=None, delay_ms=0):
         self.n, self.rate, self.delay_ms = n, rate, delay_ms
@@ -110,6 +112,8 @@ class Hosts:
                "br1" if self.delay_ms and i else "br0", "up")
             sh("ip", "-n", ns, "link", "set", "eth0", "up")
             for where, dev in (ns, "eth0"), (switch, port):
+                if self.delay_ms:
+                    sh("ip", "-n", where, "link", "set", dev, "mtu", JUMBO)
                 # Segments as on a real wire: counters and shaping see what would cross it.
                 subprocess.run(["ip", "netns", "exec", where, "ethtool", "-K", dev, "tso", "off",
                                 "gso", "off", "gro", "off"], capture_output=True)
@@ -125,7 +129,8 @@ class Hosts:
         ready = self.line.popen.stdout.readline()
         assert ready == b"ready\n", self.line.messages()
         for tap, bridge in ("line0", "br0"), ("line1", "br1"):
-            sh("ip", "-n", switch, "link", "set", tap, "txqueuelen", "10000", "master", bridge, "up")
+            sh("ip", "-n", switch, "link", "set", tap, "mtu", JUMBO, "txqueuelen", "10000", "master",
+               bridge, "up")
 
     def set_rate(self, rate):
         for h in self.list:
