@@ -8,8 +8,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* Preloaded into vecycle: once the file VC_DIE_TRIGGER exists, the process is killed, as by kill -9,
- * in the place of its VC_DIE_WRITE-th write to a VM's handover record (counted from then on). */
+/* Preloaded into vecycle: once the file VC_DIE_TRIGGER exists, the process is killed, as by kill
+ * -9, in the place of its VC_DIE_WRITE-th write to a VM's handover record (counted from then on).
+ */
 
 static void perhaps_die(int fd)
 {
