@@ -13,6 +13,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -140,7 +141,8 @@ class Torture:
             self.f.boot_linux(128, 40)
             self.f.guest.command("dirty 8 20")
         else:
-            self.f.boot_selfcheck(48, 32, delay=1000)
+            # Slow enough to converge on a loaded machine.
+            self.f.boot_selfcheck(48, 24, delay=20000)
         self.last_s, self.rounds = 4.0, 0
         self.known = [None, None]
 
@@ -212,7 +214,7 @@ class Torture:
         start = time.monotonic()
         try:
             client.wait(CLIENT_LIMIT_S)
-        except Exception:
+        except subprocess.TimeoutExpired:
             raise Breach(f"vecycle migrate has not ended after {CLIENT_LIMIT_S} s") from None
         took = time.monotonic() - start
         injector.join(90)
@@ -371,7 +373,7 @@ class Torture:
                 if not self.one_round() or self.rounds == ROUNDS_PER_LIFE:
                     self.end_life()
             return True
-        except (Breach, AssertionError, OSError, QmpError) as e:
+        except (Breach, AssertionError, OSError, QmpError, subprocess.TimeoutExpired) as e:
             self.say(f"BREACH in round {self.n}: {type(e).__name__}: {e}")
             self.dump()
             return False
@@ -379,6 +381,10 @@ class Torture:
             self.end_life()
 
     def dump(self):
+        try:
+            self.say(f"-- the source QEMU: {self.f.qemu.qmp.execute('query-migrate')}")
+        except (AttributeError, OSError, QmpError):
+            pass
         for v in self.f.vecycles if self.f else []:
             lines = v.log.read_text(errors="replace").splitlines()[-30:]
             self.say(f"-- agent of {v.host.name}:")
@@ -409,6 +415,7 @@ def main():
     if not ok:
         print(f"skipped: {why}")
         return 77
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # cleans up on the way
     print(f"seed {a.seed} (TORTURE_SEED={a.seed} repeats the choices, not the timing)", flush=True)
     t = Torture(a.seed, [k.strip() for k in a.faults.split(",")])
     good = t.run(a.minutes * 60)
