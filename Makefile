@@ -2,7 +2,7 @@
 # A thin front for meson. `make demo` and `make check` install what they need (as root, or by sudo).
 BUILD ?= build
 
-.PHONY: all demo check fuzz bench bench-quick bench-full clean install
+.PHONY: all demo check fuzz torture bench bench-quick bench-full clean install
 
 all: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
@@ -30,6 +30,12 @@ bench bench-quick bench-full:
 	scripts/install-deps bench
 	@$(MAKE) --no-print-directory all
 	/usr/bin/python3 bench/bench.py --build $(BUILD) --plan $(patsubst bench-%,%,$@)
+
+# Faults at random instants for TORTURE_MINUTES (10); TORTURE_SEED repeats a run's choices.
+torture:
+	scripts/install-deps check
+	@$(MAKE) --no-print-directory all
+	VC_BUILD_DIR=$(abspath $(BUILD)) /usr/bin/python3 tests/torture/torture.py
 
 install: all
 	meson install -C $(BUILD)

@@ -483,7 +483,7 @@ int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agen
     if (!rc)
         rc = open_listeners(&a, &e);
     if (!rc)
-        rc = vc_settler_start(a.store, &a.log, o->insecure, &a.settler, &e);
+        rc = vc_settler_start(a.store, a.socket_dir, &a.log, o->insecure, &a.settler, &e);
     if (!rc) {
         if (o->ready)
             o->ready(o->opaque);

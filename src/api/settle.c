@@ -15,6 +15,7 @@
 struct vc_settler {
     struct vc_store *store;
     struct vc_log log;
+    const char *socket_dir;
     bool insecure;
     struct vc_cancel cancel;
     struct vc_thread thread;
@@ -58,7 +59,7 @@ static bool settle_one(struct vc_settler *s, const struct vc_id *vm, bool first)
     if (!read_record(s, vm, &h))
         return false;
     if (h.state == VC_HANDOVER_LEAVING)
-        rc = vc_session_look_back(s->store, vm, &h, &s->log, &err);
+        rc = vc_session_look_back(s->store, vm, NULL, &h, &s->log, &err);
     if (!rc && h.state == VC_HANDOVER_LEAVING)
         return true; /* its QEMU cannot be asked now */
     if (rc == VC_E_BUSY || (!rc && h.state != VC_HANDOVER_LEFT))
@@ -134,14 +135,15 @@ static void look_back(struct vc_settler *s)
     if (vc_store_list(s->store, &ids, &n, &err))
         return;
     for (size_t i = 0; i < n; i++)
-        if (read_record(s, &ids[i], &h) && h.state == VC_HANDOVER_LEAVING &&
-            vc_session_look_back(s->store, &ids[i], &h, &s->log, &err))
+        if (read_record(s, &ids[i], &h) &&
+            (h.state == VC_HANDOVER_LEAVING || h.state == VC_HANDOVER_ARRIVING) &&
+            vc_session_look_back(s->store, &ids[i], s->socket_dir, &h, &s->log, &err))
             vc_log_err(&s->log, VC_LOG_WARNING, "an interrupted migration is not settled yet",
                        &err);
 }
 
-int vc_settler_start(struct vc_store *store, const struct vc_log *log, bool insecure,
-                     struct vc_settler **out, struct vc_err *err)
+int vc_settler_start(struct vc_store *store, const char *socket_dir, const struct vc_log *log,
+                     bool insecure, struct vc_settler **out, struct vc_err *err)
 {
     struct vc_settler *s = calloc(1, sizeof(*s));
     int rc;
@@ -150,6 +152,7 @@ int vc_settler_start(struct vc_store *store, const struct vc_log *log, bool inse
         return vc_err_set(err, VC_E_NOMEM, "no memory for the agent");
     s->store = store;
     s->log = *log;
+    s->socket_dir = socket_dir;
     s->insecure = insecure;
     pthread_mutex_init(&s->mu, NULL);
     vc_cond_init(&s->changed);

@@ -299,13 +299,13 @@ int vecycle_store_remove(const struct vecycle_context *c, const char *vm, bool f
 /* ---- resolve ---- */
 
 static int retry(struct vc_store *store, const struct vc_id *id,
-                 const struct vecycle_migrate_options *o, const struct vc_log *log,
-                 struct vc_err *err)
+                 const struct vecycle_migrate_options *o, const char *socket_dir,
+                 const struct vc_log *log, struct vc_err *err)
 {
     struct vc_dial_options d = {.insecure = o->insecure, .ssh = o->ssh, .remote = o->remote};
     struct vc_handover h;
     struct vc_conn *conn;
-    int rc = vc_session_look_back(store, id, &h, log, err);
+    int rc = vc_session_look_back(store, id, socket_dir, &h, log, err);
 
     if (rc || h.state == VC_HANDOVER_SETTLED) /* it runs here after all */
         return rc;
@@ -400,6 +400,7 @@ int vecycle_resolve(const struct vecycle_context *c, const char *vm, enum vecycl
                     const struct vecycle_migrate_options *o, const char *socket_dir,
                     struct vecycle_error *err)
 {
+    const char *dir = socket_dir ? socket_dir : vecycle_default_socket_dir();
     struct vc_log log = vc_public_log(c);
     struct vc_err e = VC_ERR_INIT;
     struct vc_store *store;
@@ -416,10 +417,8 @@ int vecycle_resolve(const struct vecycle_context *c, const char *vm, enum vecycl
     if (rc == VC_NOT_FOUND || (!rc && !is_open(&h)))
         rc = nothing_open(&e);
     if (!rc)
-        rc = how == VECYCLE_RESOLVE_RETRY
-                 ? retry(store, &id, o, &log, &e)
-                 : decide(store, &id, how, socket_dir ? socket_dir : vecycle_default_socket_dir(),
-                          &e);
+        rc = how == VECYCLE_RESOLVE_RETRY ? retry(store, &id, o, dir, &log, &e)
+                                          : decide(store, &id, how, dir, &e);
     vc_store_close(store);
     return vc_public_error(rc, &e, err);
 }

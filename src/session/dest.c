@@ -18,6 +18,8 @@
 #define TICK_MS 200
 /** Time for QEMU to close its end after SHUT, and the source's stream to end. */
 #define END_TIMEOUT_MS 30000
+/** The same once the source has said that it committed, or did not. */
+#define LATE_END_MS 2000
 
 static bool is_plaintext(const struct arrival *a)
 {
@@ -414,6 +416,9 @@ static bool await_stream_end(struct arrival *a)
         note_status(a, &st);
         if (st.source_eof || st.failed || vc_now_ns() > deadline)
             return st.source_eof;
+        /* The source has closed its books: the end may be a moment behind, or will never come. */
+        if (vc_queue_bytes(&a->inbox.q))
+            deadline = VC_MIN(deadline, vc_now_ns() + LATE_END_MS * VC_NS_PER_MS);
         wait_for_something(a);
     }
 }

@@ -172,28 +172,18 @@ static bool is_cancelled(const struct vc_migration *m)
     return m->o->cancel && vc_cancel_is_set(m->o->cancel);
 }
 
-/* QEMU must not be told to cancel once it may have switched to postcopy: the guest would go on
- * here, while it runs at the destination. Losing its stream, it fails before the switch, and pauses
- * after it. */
-static bool may_cancel(const struct vc_migration *m)
-{
-    return !m->postcopy_asked && !m->o->recover && !vc_migration_has_switched(m);
-}
-
 /* Lets go of QEMU's stream and waits until QEMU has given up, or has completed after all (0). If it
- * does not tell, nobody knows where the VM belongs. */
-static int give_up(struct vc_migration *m, bool cancel, struct vc_err *err)
+ * does not tell, nobody knows where the VM belongs.
+ *
+ * Also on a cancellation, without migrate_cancel: QEMU 7.2 obeys that even while it stops the guest
+ * for the switch, and then lets it go on with its disks inactive (docs/internals/faults.md); and
+ * after a switch to postcopy the guest would run in both places. */
+static int give_up(struct vc_migration *m, struct vc_err *err)
 {
     uint64_t deadline = vc_now_ns() + CANCEL_TIMEOUT_MS * VC_NS_PER_MS;
-    struct vc_err ignored = VC_ERR_INIT, end = VC_ERR_INIT;
+    struct vc_err end = VC_ERR_INIT;
     int rc = 0;
 
-    if (cancel && may_cancel(m) && vc_qmp_simple(m->qmp, "migrate_cancel", &ignored) == 0) {
-        /* A migration that completes at this very moment has been completed by the destination. */
-        rc = check_migration(m, &end);
-        if (rc == VC_EOF)
-            return 0;
-    }
     vc_source_abort(m->pipeline, err);
     while ((rc == 0 || rc == VC_E_QMP) && !vc_qmp_is_gone(m->qmp) && vc_now_ns() < deadline) {
         rc = check_migration(m, &end);
@@ -311,14 +301,14 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
         }
         if (st.failed) {
             vc_source_error(m->pipeline, err);
-            return give_up(m, false, err);
+            return give_up(m, err);
         }
         if (is_cancelled(m)) {
             vc_err_set(err, VC_E_CANCELLED, "cancelled; the VM runs on here");
-            return give_up(m, true, err);
+            return give_up(m, err);
         }
         if (check_stall(m, &st, err))
-            return give_up(m, true, err);
+            return give_up(m, err);
         if (vc_now_ns() >= next_report) {
             vc_migration_report(m);
             next_report = vc_now_ns() + 2 * TICK_MS * VC_NS_PER_MS;

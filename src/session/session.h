@@ -107,14 +107,16 @@ struct vc_dest_session {
 int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *result,
                     struct vc_err *err) VC_NODISCARD;
 
-/* ---- settle.c: what is left of a migration whose end got lost, at its source ---- */
+/* ---- settle.c: what is left of a migration whose end got lost ---- */
 
 /** Reads the record of the VM's handover into *h, after a record that was left behind in the middle
  *  of a migration has been brought up to date with what QEMU says: LEAVING becomes LEFT if QEMU
- *  completed, SETTLED if the VM runs here. It stays as it is if QEMU cannot be asked. VC_E_BUSY:
- * the VM is being migrated. */
-int vc_session_look_back(struct vc_store *store, const struct vc_id *vm, struct vc_handover *h,
-                         const struct vc_log *log, struct vc_err *err) VC_NODISCARD;
+ *  completed, SETTLED if the VM runs here; ARRIVING becomes SETTLED if it runs here (@socket_dir:
+ * the destination's; NULL: leave it). It stays as it is if QEMU cannot be asked. VC_E_BUSY: the VM
+ * is being migrated. */
+int vc_session_look_back(struct vc_store *store, const struct vc_id *vm, const char *socket_dir,
+                         struct vc_handover *h, const struct vc_log *log,
+                         struct vc_err *err) VC_NODISCARD;
 
 /** Repeats the word of a migration that is LEFT, over a new connection (taken): the source side of
  *  mode 3. The VM may have been continued here meanwhile: then the word is that it is not the

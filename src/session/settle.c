@@ -6,10 +6,10 @@
 #include "qmp/qmp.h"
 #include "session/common.h"
 
-/* What is left of a migration whose end got lost, at its source (docs/internals/phases.md). Nobody
- * guesses: the record says how far things had come, the source's own QEMU whether it completed and
- * whether the VM runs here, and the destination answers for itself. Whoever settles holds the VM's
- * lock from reading the record to writing it. */
+/* What is left of a migration whose end got lost, mostly at its source (docs/internals/phases.md).
+ * Nobody guesses: the record says how far things had come, the source's own QEMU whether it
+ * completed and whether the VM runs here, and the destination answers for itself. Whoever settles
+ * holds the VM's lock from reading the record to writing it. */
 
 /** What the QEMU of the record says of the VM. */
 enum whereabouts {
@@ -45,15 +45,26 @@ static int ask_state(struct vc_qmp *q, const struct vc_id *vm, enum whereabouts 
     return 0;
 }
 
+static int connect_vm(const struct vc_handover *h, const char *socket_dir, struct vc_qmp **q,
+                      struct vc_err *err)
+{
+    int fd;
+
+    if (h->state != VC_HANDOVER_ARRIVING)
+        return vc_qmp_connect(h->socket, q, err);
+    fd = vc_target_connect(socket_dir, h->socket, ".qmp", err);
+    return fd < 0 ? fd : vc_qmp_from_fd(fd, h->socket, q, err);
+}
+
 /* *q_out: the connection, if there is that QEMU (NULL if not). */
-static int find_vm(const struct vc_handover *h, const struct vc_id *vm, enum whereabouts *out,
-                   struct vc_qmp **q_out, struct vc_err *err)
+static int find_vm(const struct vc_handover *h, const char *socket_dir, const struct vc_id *vm,
+                   enum whereabouts *out, struct vc_qmp **q_out, struct vc_err *err)
 {
     struct vc_qmp *q;
-    int rc = vc_qmp_connect(h->socket, &q, err);
+    int rc = connect_vm(h, socket_dir, &q, err);
 
     *q_out = NULL;
-    if (rc == VC_E_QMP_CONNECT && (err->sys_errno == ENOENT || err->sys_errno == ECONNREFUSED)) {
+    if (rc && (err->sys_errno == ENOENT || err->sys_errno == ECONNREFUSED)) {
         *out = GONE;
         return 0;
     }
@@ -67,26 +78,45 @@ static int find_vm(const struct vc_handover *h, const struct vc_id *vm, enum whe
     return rc;
 }
 
-int vc_session_look_back(struct vc_store *store, const struct vc_id *vm, struct vc_handover *h,
-                         const struct vc_log *log, struct vc_err *err)
+/* What the record is to say, seen what QEMU says. */
+static uint8_t state_now(uint8_t state, enum whereabouts where)
 {
-    enum whereabouts where = UNCLEAR;
-    struct vc_qmp *q = NULL;
+    if (where == HERE)
+        return VC_HANDOVER_SETTLED;
+    return state == VC_HANDOVER_LEAVING && where == LEFT ? VC_HANDOVER_LEFT : state;
+}
+
+/* What was interrupted is asked about; anything else is known. */
+static int look(struct vc_vm *v, const struct vc_id *vm, const char *socket_dir,
+                struct vc_handover *h, const struct vc_log *log, struct vc_err *err)
+{
+    enum whereabouts where;
+    struct vc_qmp *q;
+    int rc;
+
+    if (h->state != VC_HANDOVER_LEAVING && (h->state != VC_HANDOVER_ARRIVING || !socket_dir))
+        return 0;
+    rc = find_vm(h, socket_dir, vm, &where, &q, err);
+    vc_qmp_free(rc ? NULL : q);
+    if (rc || state_now(h->state, where) == h->state)
+        return rc;
+    vc_log(log, VC_LOG_WARNING, "a migration %s '%s' was interrupted: %s",
+           h->state == VC_HANDOVER_ARRIVING ? "from" : "to", h->peer,
+           where == LEFT ? "it had completed" : "the VM runs here");
+    h->state = state_now(h->state, where);
+    return vc_handover_begin(v, h, err);
+}
+
+int vc_session_look_back(struct vc_store *store, const struct vc_id *vm, const char *socket_dir,
+                         struct vc_handover *h, const struct vc_log *log, struct vc_err *err)
+{
     struct vc_vm *v = NULL;
     int rc = vc_vm_open(store, vm, VC_VM_WRITE, &v, err);
 
     if (!rc)
         rc = vc_handover_get(v, h, err);
-    if (!rc && h->state == VC_HANDOVER_LEAVING) {
-        rc = find_vm(h, vm, &where, &q, err);
-        if (!rc && (where == LEFT || where == HERE)) {
-            h->state = where == LEFT ? VC_HANDOVER_LEFT : VC_HANDOVER_SETTLED;
-            rc = vc_handover_begin(v, h, err);
-            vc_log(log, VC_LOG_WARNING, "a migration to '%s' was interrupted: %s", h->peer,
-                   where == LEFT ? "it had completed" : "the VM runs on here");
-        }
-    }
-    vc_qmp_free(q);
+    if (!rc)
+        rc = look(v, vm, socket_dir, h, log, err);
     vc_vm_close(v);
     return rc;
 }
@@ -167,7 +197,7 @@ static int settle(struct vc_vm *v, const struct vc_id *vm, struct vc_handover *h
 {
     enum whereabouts where;
     struct vc_qmp *q;
-    int rc = find_vm(h, vm, &where, &q, err);
+    int rc = find_vm(h, NULL, vm, &where, &q, err);
 
     if (!rc && where == UNCLEAR)
         rc = vc_err_set_hint(err, VC_E_UNSETTLED, "look at both hosts, then --run or --discard",

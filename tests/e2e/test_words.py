@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The switch, and the word after it: whoever dies when, one VM at most runs, and one can."""
+import os
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from vctest.gate import EOF, SHUT, WORD, WORD_DONE, Gate, hello, ping
+from vctest.proc import wait_for
+
+PRELOAD = Path(__file__).resolve().parents[1] / "support" / "preload" / "die_at_handover.c"
+SOURCE, DESTINATION = True, False
+
+
+@pytest.fixture
+def gated(fleet):
+    """Two hosts with a gate between them, a guest on the first, a QEMU that waits on the second."""
+    gates = []
+
+    def make(ram_mib=96, **kw):
+        f = fleet(namespaces=False, **kw)
+        f.boot_linux(ram_mib, 8)
+        f.dest = f.incoming(1)
+        f.gate = Gate(f.hosts[1].path("gate"), f.vecycles[1].address)
+        gates.append(f.gate)
+        return f
+
+    yield make
+    for g in gates:
+        g.close()
+
+
+def start(f, *extra):
+    p, _ = f.vecycle().start_migrate(f.qemu, f.gate.address, f.dest.name, [*extra])
+    return p
+
+
+def handovers(f):
+    return [v.json("show", f.vm)["handover"] for v in f.vecycles]
+
+
+def wait_handovers(f, *states):
+    wait_for(lambda: handovers(f) == [*states], 90, f"the records to be {states}")
+
+
+def runs_there(f):
+    wait_for(lambda: f.dest.status() == "running", 90, "the VM to run at the destination")
+    assert f.qemu.status() == "postmigrate"
+    f.arrived(1, f.dest)
+    f.check_guest()
+
+
+def runs_here(f):
+    assert f.dest.status() != "running"
+    f.still_runs_here()
+    assert f.dest.status() != "running"
+
+
+def and_migrates_again(f):
+    f.dest.stop()
+    f.dest = f.incoming(1)
+    wait_for(lambda: f.vecycle().migrate(f.qemu, f.vecycles[1].address, f.dest.name,
+                                         ok=False)["status"] == 0, 60, "the next migration")
+    runs_there(f)
+
+
+def held(f, *what):
+    """A migration that has come to that frame."""
+    f.gate.hold(*what)
+    p = start(f)
+    assert f.gate.is_held.wait(90)
+    return p
+
+
+def shim(tmp_path):
+    lib = tmp_path / "die.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", lib, PRELOAD, "-ldl"], check=True)
+    return lib
+
+
+def restart_mortal(vecycle, tmp_path, nth):
+    """Its agent will be killed in the place of its n-th write to a record, once the file exists."""
+    if "VC_TEST_VECYCLE" in os.environ:
+        pytest.skip("a sanitizer has to be loaded first")
+    trigger = tmp_path / "trigger"
+    vecycle.agent.stop()
+    os.environ.update(LD_PRELOAD=str(shim(tmp_path)), VC_DIE_TRIGGER=str(trigger),
+                      VC_DIE_WRITE=str(nth))
+    try:
+        vecycle.start_agent([vecycle.address])
+    finally:
+        for name in "LD_PRELOAD", "VC_DIE_TRIGGER", "VC_DIE_WRITE":
+            del os.environ[name]
+    return trigger
+
+
+def killed_at_the_record(f, tmp_path, host, nth):
+    """A migration in which that host's agent dies in the place of writing a record."""
+    trigger = restart_mortal(f.vecycles[host], tmp_path, nth)
+    p = held(f, SHUT, DESTINATION)
+    trigger.touch()
+    f.gate.release()
+    f.vecycles[host].agent.wait(60)
+    p.wait(60)
+    wait_for(lambda: f.qemu.status() == "postmigrate", 30, "QEMU to complete")
+    return p
+
+
+def test_source_agent_dies_before_it_has_recorded_that_qemu_completed(gated, tmp_path):
+    f = gated()
+    killed_at_the_record(f, tmp_path, 0, 1)
+    assert f.dest.status() == "paused"
+    assert handovers(f)[0] == "leaving"
+    f.vecycles[0].start_agent([f.vecycles[0].address])
+    runs_there(f)
+    wait_handovers(f, "settled", "settled")
+
+
+def test_resolve_retry_asks_qemu_what_became_of_the_migration(gated, tmp_path):
+    f = gated()
+    killed_at_the_record(f, tmp_path, 0, 1)
+    f.vecycles[0].control = "none"
+    wait_for(lambda: f.vecycle().run("resolve", f.vm, "--retry").returncode == 0, 30,
+             "the word to be given")
+    runs_there(f)
+    wait_handovers(f, "settled", "settled")
+
+
+def test_source_agent_dies_after_the_vm_runs_at_the_destination(gated, tmp_path):
+    f = gated()
+    killed_at_the_record(f, tmp_path, 0, 2)
+    assert f.dest.status() == "running"
+    assert handovers(f) == ["left", "settled"]
+    f.vecycles[0].start_agent([f.vecycles[0].address])
+    wait_handovers(f, "settled", "settled")
+    runs_there(f)
+
+
+def test_destination_agent_dies_before_it_has_recorded_that_the_vm_runs(gated, tmp_path):
+    f = gated()
+    killed_at_the_record(f, tmp_path, 1, 1)
+    assert f.dest.status() == "running"
+    f.vecycles[1].start_agent([f.vecycles[1].address])
+    wait_handovers(f, "settled", "settled")
+    runs_there(f)
+
+
+def test_destination_agent_dies_before_the_word(gated):
+    f = gated()
+    p = held(f, WORD, SOURCE)
+    f.vecycles[1].agent.kill()
+    f.gate.cut()
+    assert p.wait() == 61, p.messages()
+    assert f.dest.status() == "paused" and handovers(f) == ["left", "arriving"]
+    f.vecycles[1].start_agent([f.vecycles[1].address])
+    runs_there(f)
+    wait_handovers(f, "settled", "settled")
+
+
+def test_destination_agent_is_stopped_before_the_word(gated):
+    f = gated()
+    p = held(f, WORD, SOURCE)
+    f.vecycles[1].agent.stop()
+    f.gate.cut()
+    assert p.wait() == 61, p.messages()
+    assert f.dest.status() == "paused" and handovers(f) == ["left", "arriving"]
+    f.vecycles[1].start_agent([f.vecycles[1].address])
+    runs_there(f)
+    wait_handovers(f, "settled", "settled")
+
+
+@pytest.mark.parametrize("frame,side", [(WORD, SOURCE), (WORD_DONE, DESTINATION)])
+def test_agents_settle_a_lost_word_when_they_meet_again(gated, frame, side):
+    f = gated()
+    p = held(f, frame, side)
+    f.gate.refuse()
+    f.gate.cut()
+    assert p.wait() == 61, p.messages()
+    assert f.dest.status() == ("paused" if frame == WORD else "running")
+    f.gate.refuse(False)
+    runs_there(f)
+    wait_handovers(f, "settled", "settled")
+
+
+def test_a_vm_that_is_to_stay_paused_stays_so_when_its_word_is_repeated(gated):
+    f = gated()
+    f.gate.hold(WORD, SOURCE)
+    p = start(f, "--suspend")
+    assert f.gate.is_held.wait(90)
+    f.gate.cut()
+    assert p.wait() == 61, p.messages()
+    wait_handovers(f, "settled", "settled")
+    assert f.dest.status() == "paused"
+    f.dest.qmp.execute("cont")
+    runs_there(f)
+
+
+def test_destination_qemu_dies_before_the_word_and_the_vm_goes_on_here(gated):
+    f = gated()
+    p = held(f, WORD, SOURCE)
+    assert f.qemu.status() == "postmigrate"
+    f.dest.process.kill()
+    f.gate.release()
+    assert p.wait() == 31, p.messages()
+    f.still_runs_here()
+    assert handovers(f) == ["settled", "void"]
+    and_migrates_again(f)
+
+
+def test_source_qemu_dies_in_the_switch_and_the_vm_runs_at_the_destination(gated):
+    f = gated()
+    p = held(f, SHUT, DESTINATION)
+    wait_for(lambda: f.dest.status() == "paused", 30, "the VM to arrive")
+    f.qemu.process.kill()
+    f.gate.release()
+    assert p.wait() == 0, p.messages()
+    wait_for(lambda: f.dest.status() == "running", 30, "the VM to run")
+    assert handovers(f) == ["settled", "settled"]
+    f.arrived(1, f.dest)
+    f.check_guest()
+
+
+@pytest.mark.parametrize("aside,status", [(False, 23), (True, 52)])
+def test_a_hang_in_the_switch_ends_and_the_vm_goes_on_here(gated, aside, status):
+    """The destination's report of success gets lost, with or without all that comes behind it."""
+    f = gated()
+    f.gate.hold({SHUT, EOF}, DESTINATION, aside)
+    p = start(f, "--dead-peer", "4")
+    assert f.gate.is_held.wait(90)
+    assert f.dest.status() == "paused"
+    assert p.wait(120) == status, p.messages()
+    runs_here(f)
+    assert handovers(f)[0] == "settled"
+    and_migrates_again(f)
+
+
+def test_the_word_is_not_given_for_a_vm_that_was_continued_here(gated):
+    f = gated()
+    p = held(f, WORD, SOURCE)
+    f.gate.refuse()
+    f.gate.cut()
+    assert p.wait() == 61, p.messages()
+    f.qemu.qmp.execute("cont")
+    f.gate.refuse(False)
+    wait_handovers(f, "settled", "void")
+    runs_here(f)
+    and_migrates_again(f)
+
+
+def test_a_word_that_was_obeyed_leaves_the_vm_alone_for_ever(gated):
+    f = gated()
+    p = held(f, WORD_DONE, DESTINATION)
+    f.gate.refuse()
+    f.gate.cut()
+    assert p.wait() == 61, p.messages()
+    f.dest.qmp.execute("stop")  # as somebody does who moves it on by other means
+    f.gate.refuse(False)
+    wait_handovers(f, "settled", "settled")
+    assert f.dest.status() == "paused"
+
+
+def silent_destination(f, stop):
+    """Says HELLO and PING, and nothing else."""
+    path = f.hosts[1].path("mute")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen(1)
+    greeted = threading.Event()
+
+    def serve():
+        c, _ = server.accept()
+        with c:
+            c.recv(64)
+            c.sendall(hello(2))
+            greeted.set()
+            while not stop.wait(1):
+                try:
+                    c.sendall(ping())
+                except OSError:
+                    return
+    t = threading.Thread(target=serve, daemon=True)
+    t.start()
+    return f"unix:{path}", greeted, t
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_a_destination_that_never_accepts(fleet, cancel):
+    f = fleet(namespaces=False)
+    f.boot_linux(96, 8)
+    stop = threading.Event()
+    address, greeted, t = silent_destination(f, stop)
+    p, _ = f.vecycle().start_migrate(f.qemu, address, "vm", ["--dead-peer", "3"])
+    if cancel:
+        assert greeted.wait(20)
+        p.popen.send_signal(signal.SIGINT)
+    assert p.wait(60) == (60 if cancel else 23), p.messages()
+    stop.set()
+    t.join()
+    f.still_runs_here()
+
+
+def test_idle_connections_do_not_shut_others_out(gated):
+    f = gated()
+    idle = []
+    for path in [f.vecycles[1].address.removeprefix("unix:"), f.vecycles[0].control] * 30:
+        s = socket.socket(socket.AF_UNIX)
+        s.connect(path)
+        idle.append(s)
+    r = f.vecycle().migrate(f.qemu, f.vecycles[1].address, f.dest.name)
+    assert r["confirmed"]
+    runs_there(f)
+    for s in idle:
+        s.close()

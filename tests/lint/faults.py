@@ -1,0 +1,42 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every test that docs/internals/faults.md names exists, and it names every fault of tests/torture."""
+import re
+import sys
+
+from tree import ROOT
+
+PAGE = ROOT / "docs" / "internals" / "faults.md"
+TORTURE = ROOT / "tests" / "torture" / "torture.py"
+NAMED = re.compile(r"`(test_\w+\.(?:py|c))::(\w+)`")
+
+
+def exists(file, name):
+    folder = ROOT / "tests" / ("e2e" if file.endswith(".py") else "unit")
+    path = folder / file
+    if not path.is_file():
+        return False
+    pattern = rf"^def {name}\(" if file.endswith(".py") else rf"cmocka_unit_test\w*\({name}\)"
+    return re.search(pattern, path.read_text(), re.M) is not None
+
+
+def main():
+    text = PAGE.read_text()
+    named = set(NAMED.findall(text))
+    problems = [f"{PAGE.name}: there is no test {f}::{n}" for f, n in sorted(named)
+                if not exists(f, n)]
+    block = re.search(r"^KINDS = \[(.*?)\]", TORTURE.read_text(), re.M | re.S)
+    kinds = re.findall(r'"([^"]+)"', block[1])
+    emphasised = [" ".join(m.split()) for m in re.findall(r"\*([^*]+?)\*", text)]
+    problems += [f"{PAGE.name}: torture's fault '{k}' is missing" for k in kinds
+                 if k not in emphasised]
+    if not named or not kinds:
+        problems.append("nothing was found to check")
+    for p in problems:
+        print(p)
+    print(f"{len(named)} tests named, {len(kinds)} kinds of faults, {len(problems)} violations")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A relay between two vecycles that looks at frames (docs/formats/wire.md): it can hold frames of a
+type back, let all else pass, cut, and refuse."""
+import os
+import socket
+import struct
+import threading
+
+HELLO, EOF, RETURN, WORD, WORD_DONE, PING = 1, 18, 23, 33, 34, 48
+SHUT = 1000  # a RETURN frame in which the destination QEMU reports success or failure
+
+
+def hello(role):
+    """A HELLO frame."""
+    payload = b"vecycle\n" + struct.pack("<HHBBHQ", 1, 1, role, 0, 0, 0) + b"\4test" + b"\0"
+    return struct.pack("<IBBH", len(payload), HELLO, 0, 0) + payload
+
+
+def ping():
+    return struct.pack("<IBBH", 8, PING, 0, 0) + bytes(8)
+
+
+def has_shut(messages):
+    """Whether QEMU's return path, from the beginning of a message on, has MIG_RP_MSG_SHUT."""
+    while len(messages) >= 4:
+        kind, length = struct.unpack_from(">HH", messages)
+        if kind == 1:
+            return True
+        messages = messages[4 + length:]
+    return False
+
+
+class Gate:
+    """Takes any number of connections on `listen` and carries each to `to`."""
+
+    def __init__(self, listen, to):
+        self.listen, self.to = listen, to.removeprefix("unix:")
+        self.address = f"unix:{listen}"
+        self.held = None        # (frame types, from the source?) that do not get through now
+        self.aside = False
+        self.is_held = threading.Event()
+        self.changed = threading.Condition()
+        self.refusing = self.closed = False
+        self.sockets, self.threads = [], []
+        if os.path.exists(listen):
+            os.unlink(listen)
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.bind(listen)
+        self.server.listen(16)
+        self._start(self._serve)
+
+    # ---- what a test does ----
+
+    def hold(self, frame_types, from_source, aside=False):
+        """From now on such frames wait, and whatever comes behind them on that way. With `aside` the
+        rest passes, and they are never delivered."""
+        self.is_held.clear()
+        self.aside = aside
+        self.held = frame_types if isinstance(frame_types, set) else {frame_types}, from_source
+
+    def release(self):
+        with self.changed:
+            self.held = None
+            self.changed.notify_all()
+
+    def refuse(self, yes=True):
+        """New connections end at once."""
+        self.refusing = yes
+
+    def cut(self):
+        """All connections there are end, without what was held."""
+        for s in self.sockets:
+            try:
+                s.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        with self.changed:
+            self.sockets.clear()
+            self.held = None
+            self.changed.notify_all()
+
+    def close(self):
+        self.closed = True
+        self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()
+        self.cut()
+        for t in self.threads:
+            t.join(10)
+
+    # ---- carrying ----
+
+    def _start(self, fn, *args):
+        t = threading.Thread(target=fn, args=args, daemon=True)
+        t.start()
+        self.threads.append(t)
+
+    def _serve(self):
+        while not self.closed:
+            try:
+                a, _ = self.server.accept()
+                if self.refusing:
+                    a.close()
+                    continue
+                b = socket.socket(socket.AF_UNIX)
+                b.connect(self.to)
+            except OSError:
+                if self.closed:
+                    return
+                a.close()
+                continue
+            self.sockets += [a, b]
+            self._start(self._carry, a, b, True)
+            self._start(self._carry, b, a, False)
+
+    def _is_held(self, kind, body, from_source):
+        if not self.held or self.held[1] != from_source:
+            return False
+        return kind in self.held[0] or (SHUT in self.held[0] and kind == RETURN and has_shut(body))
+
+    def _may_pass(self, kind, body, from_source):
+        with self.changed:
+            if self._is_held(kind, body, from_source):
+                self.is_held.set()
+                if self.aside:
+                    return False
+            while self._is_held(kind, body, from_source):
+                self.changed.wait()
+        return True
+
+    def _carry(self, source, sink, from_source):
+        file = source.makefile("rb", buffering=1 << 18)
+        try:
+            while header := file.read(8):
+                length, kind = struct.unpack_from("<IB", header)
+                body = file.read(length)
+                if self._may_pass(kind, body, from_source):
+                    sink.sendall(header + body)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        finally:
+            file.close()
