@@ -92,7 +92,8 @@ struct cmd_progress {
     FILE *out; /* NULL: none */
     bool terminal;
     bool drawn;
-    double percent; /* never runs backwards */
+    double percent; /* never runs backwards in an attempt */
+    uint64_t attempt;
     uint64_t last_line_ms;
 };
 void cmd_progress_init(struct cmd_progress *p, const struct cmd_common *c);

@@ -3,6 +3,8 @@
 
 #include "cmd.h"
 
+#define MAX_RETRIES 1000
+
 static int run(struct cmd_common *c, int argc, char **argv);
 
 const struct cmd cmd_migrate = {
@@ -26,6 +28,9 @@ const struct cmd cmd_migrate = {
             "      --name NAME          the destination's socket is NAME.qmp (default: the UUID)\n"
             "      --max-bandwidth SIZE bytes a second that QEMU may send (default: no limit)\n"
             "      --downtime-limit MS  longest pause to aim at (default: as QEMU has it, 300)\n"
+            "      --retry N            try up to N times more where the cause could pass: the\n"
+            "                           network, the other host, a destination QEMU that has\n"
+            "                           to be started again; only the rest is sent (default 0)\n"
             "      --suspend            leave the VM paused at the destination\n"
             "      --postcopy           after the first pass let the VM run at the destination\n"
             "                           while the rest of its memory follows\n"
@@ -49,6 +54,7 @@ enum {
     OPT_POSTCOPY,
     OPT_RECOVER,
     OPT_AUTO_CONVERGE,
+    OPT_RETRY,
     OPT_SSH,
     OPT_REMOTE
 };
@@ -58,6 +64,7 @@ static const struct option options[] = {
     {"name", required_argument, NULL, OPT_NAME},
     {"max-bandwidth", required_argument, NULL, OPT_BANDWIDTH},
     {"downtime-limit", required_argument, NULL, OPT_DOWNTIME},
+    {"retry", required_argument, NULL, OPT_RETRY},
     {"suspend", no_argument, NULL, OPT_SUSPEND},
     {"postcopy", no_argument, NULL, OPT_POSTCOPY},
     {"recover", no_argument, NULL, OPT_RECOVER},
@@ -73,6 +80,7 @@ static const struct option options[] = {
 static int parse(struct cmd_common *c, struct vecycle_migrate_options *o, int argc, char **argv)
 {
     int opt, status = -1;
+    uint64_t n;
 
     while (status < 0 && (opt = getopt_long(argc, argv, CMD_COMMON_SHORT, options, NULL)) != -1)
         switch (opt) {
@@ -108,6 +116,13 @@ static int parse(struct cmd_common *c, struct vecycle_migrate_options *o, int ar
             break;
         case OPT_AUTO_CONVERGE:
             o->auto_converge = true;
+            break;
+        case OPT_RETRY:
+            if (!cmd_parse_size(optarg, &n) || n > MAX_RETRIES)
+                status =
+                    cmd_usage(&cmd_migrate, "'%s' is not a number up to %d", optarg, MAX_RETRIES);
+            else
+                o->retries = (unsigned)n;
             break;
         case OPT_SSH:
             o->ssh = optarg;

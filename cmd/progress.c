@@ -59,18 +59,25 @@ void cmd_progress_show(void *opaque, const struct vecycle_result *r)
     struct cmd_progress *p = opaque;
     double pc = percent(r);
     uint64_t now = now_ms();
-    char line[200];
+    char line[240], attempt[40] = "";
 
     if (!p->out)
         return;
+    if (r->attempts != p->attempt) {
+        p->attempt = r->attempts;
+        p->percent = 0;
+        p->last_line_ms = 0;
+    }
+    if (r->attempts > 1)
+        snprintf(attempt, sizeof(attempt), "attempt %" PRIu64 ": ", r->attempts);
     if (pc > p->percent)
         p->percent = pc;
     if (!p->terminal && p->last_line_ms && now - p->last_line_ms < LINE_MS)
         return;
     p->last_line_ms = now;
     snprintf(line, sizeof(line),
-             "%-10s round %" PRIu64 "  %3.0f%%  reused %" PRIu64 "%%  wire %s  %s/s  left %s",
-             vecycle_phase_name(r->phase), r->rounds, p->percent, reused_percent(r),
+             "%s%-10s round %" PRIu64 "  %3.0f%%  reused %" PRIu64 "%%  wire %s  %s/s  left %s",
+             attempt, vecycle_phase_name(r->phase), r->rounds, p->percent, reused_percent(r),
              cmd_size(r->wire_sent_bytes), cmd_size(r->wire_bytes_per_s),
              cmd_size(r->remaining_bytes));
     if (p->terminal)
@@ -98,6 +105,7 @@ static struct json_object *result_json(const struct vecycle_result *r)
     TEXT(peer);
     json_object_object_add(o, "phase", json_object_new_string(vecycle_phase_name(r->phase)));
     NUMBER(base);
+    NUMBER(attempts);
     NUMBER(total_ms);
     NUMBER(downtime_ms);
     NUMBER(rounds);
@@ -131,8 +139,11 @@ static void text_summary(const struct vecycle_result *r)
     uint64_t wire = r->wire_sent_bytes + r->wire_received_bytes;
 
     printf("VM %s now runs at %s\n", r->vm, r->peer);
-    printf("  total time  %.2f s, downtime %" PRIu64 " ms, %" PRIu64 " rounds\n",
+    printf("  total time  %.2f s, downtime %" PRIu64 " ms, %" PRIu64 " rounds",
            (double)r->total_ms / 1000, r->downtime_ms, r->rounds);
+    if (r->attempts > 1)
+        printf("; attempt %" PRIu64, r->attempts);
+    putchar('\n');
     printf("  pages       %" PRIu64 " same, %" PRIu64 " moved, %" PRIu64 " zero, %" PRIu64
            " data%s\n",
            r->pages_same, r->pages_moved, r->pages_zero, r->pages_data,

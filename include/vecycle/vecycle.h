@@ -118,6 +118,7 @@ struct vecycle_result {
     enum vecycle_phase phase;
     uint64_t base;        /* what was reused: 0 nothing, 1 what both hosts hold, 2 what the
                              destination announced */
+    uint64_t attempts;    /* made, or under way; the rest is about the last one */
     uint64_t total_ms;    /* until the VM runs at the destination */
     uint64_t downtime_ms; /* from STOP at the source to the destination's confirmation */
     uint64_t rounds;      /* passes over dirty memory */
@@ -151,6 +152,7 @@ struct vecycle_migrate_options {
     uint64_t max_bandwidth;     /* bytes/s; 0: unlimited */
     uint64_t downtime_limit_ms; /* 0: as QEMU has it */
     uint32_t dead_peer_ms;      /* silence after which the peer is dead; 0: 10 s, or the agent's */
+    unsigned retries; /* attempts after one that failed for a reason that could pass; 0: none */
     struct vecycle_cancel *cancel; /* NULL: none */
     vecycle_progress progress;     /* NULL: none */
     void *opaque;

@@ -56,6 +56,23 @@ void vc_settler_kick(struct vc_settler *s);
 /** Ends it; NULL is fine. */
 void vc_settler_stop(struct vc_settler *s);
 
+/* ---- retry.c: attempts ---- */
+
+struct vc_retry {
+    unsigned retries; /* attempts after the first one */
+    const struct vc_log *log;
+    struct vc_cancel *cancel; /* may be NULL */
+    /** One attempt. *r is filled in as far as things went. */
+    int (*once)(void *opaque, struct vc_session_result *r, struct vc_err *err);
+    void *opaque;
+    unsigned attempts; /* made, or under way */
+};
+/** Makes attempts until one succeeds, fails for good, or there were enough. 0, or the last error.
+ */
+int vc_retry_run(struct vc_retry *t, struct vc_session_result *r, struct vc_err *err) VC_NODISCARD;
+/** Whether another attempt may go better: the VM runs on here, and the cause could pass. */
+bool vc_retry_may_pass(int code, const struct vc_session_result *r);
+
 /* ---- the control socket: one line of JSON each way, then lines from the agent ---- */
 
 #define VC_CONTROL_MAX_LINE_BYTES 16384

@@ -153,6 +153,7 @@ void vc_public_result(const struct vc_session_result *r, struct vecycle_result *
     *out = (struct vecycle_result){
         .phase = (enum vecycle_phase)r->phase,
         .base = r->base,
+        .attempts = 1,
         .total_ms = r->total_ms,
         .downtime_ms = r->downtime_ms,
         .rounds = r->rounds,

@@ -21,6 +21,7 @@
 struct progress {
     vecycle_progress fn;
     void *opaque;
+    const unsigned *attempts; /* NULL: one */
 };
 
 static void on_progress(void *opaque, const struct vc_session_result *now)
@@ -31,6 +32,8 @@ static void on_progress(void *opaque, const struct vc_session_result *now)
     if (!p->fn)
         return;
     vc_public_result(now, &r);
+    if (p->attempts)
+        r.attempts = *p->attempts;
     p->fn(p->opaque, &r);
 }
 
@@ -112,39 +115,85 @@ static int finish(int rc, struct vc_job *j, struct vc_conn *conn, const struct v
     return vc_public_error(rc, e, err);
 }
 
+struct migration {
+    const struct vecycle_context *c;
+    const struct vecycle_migrate_options *o;
+    struct progress progress;
+};
+
+static int fill_job(const struct vecycle_migrate_options *o, struct vc_job *j, struct vc_err *err)
+{
+    char absolute[PATH_MAX];
+    int rc = copy_text(j->name, o->name, "the name", err);
+
+    j->kind = VC_JOB_MIGRATE;
+    j->max_bandwidth = o->max_bandwidth;
+    j->suspend = o->suspend;
+    j->postcopy = o->postcopy;
+    j->recover = o->recover;
+    j->auto_converge = o->auto_converge;
+    j->dead_peer_ms = o->dead_peer_ms;
+    j->downtime_limit_ms = o->downtime_limit_ms;
+    if (!rc)
+        rc = copy_text(j->qmp, realpath(o->qmp, absolute) ? absolute : o->qmp, "the QMP path", err);
+    if (rc)
+        return rc;
+    j->qemu_fd = vc_unix_connect(o->qmp);
+    if (j->qemu_fd < 0)
+        return vc_err_set_errno_hint(err, VC_E_QMP_CONNECT,
+                                     "start QEMU with -qmp unix:PATH,server=on,wait=off",
+                                     "cannot connect to the QMP socket '%.120s'", o->qmp);
+    return 0;
+}
+
+/* One attempt: connections and session are new. */
+static int migrate_once(void *opaque, struct vc_session_result *r, struct vc_err *err)
+{
+    struct migration *m = opaque;
+    const struct vecycle_migrate_options *o = m->o;
+    struct vc_job j = VC_JOB_INIT;
+    struct vc_conn *conn = NULL;
+    int rc;
+
+    *r = (struct vc_session_result){0};
+    *err = VC_ERR_INIT;
+    rc = fill_job(o, &j, err);
+    if (!rc)
+        rc = dial(&j, o->to, o->insecure, o->ssh, o->remote, &conn, err);
+    if (!rc)
+        rc = run(m->c, &j, o->cancel, &m->progress, r, err);
+    vc_job_close(&j);
+    vc_conn_close(conn);
+    return rc;
+}
+
 int vecycle_migrate(const struct vecycle_context *c, const struct vecycle_migrate_options *o,
                     struct vecycle_result *result, struct vecycle_error *err)
 {
-    struct vc_job j = VC_JOB_INIT;
+    struct migration m = {
+        .c = c,
+        .o = o,
+        .progress = {.fn = o->progress, .opaque = o->opaque},
+    };
+    struct vc_log log = vc_public_log(c);
+    struct vc_retry t = {
+        .retries = o->retries,
+        .log = &log,
+        .cancel = o->cancel ? &o->cancel->c : NULL,
+        .once = migrate_once,
+        .opaque = &m,
+    };
     struct vc_session_result r = {0};
     struct vc_err e = VC_ERR_INIT;
-    struct vc_conn *conn = NULL;
-    struct progress p = {o->progress, o->opaque};
-    char absolute[PATH_MAX];
-    int rc = copy_text(j.name, o->name, "the name", &e);
+    int rc;
 
-    j.kind = VC_JOB_MIGRATE;
-    j.max_bandwidth = o->max_bandwidth;
-    j.suspend = o->suspend;
-    j.postcopy = o->postcopy;
-    j.recover = o->recover;
-    j.auto_converge = o->auto_converge;
-    j.downtime_limit_ms = o->downtime_limit_ms;
-    j.dead_peer_ms = o->dead_peer_ms;
-    if (!rc)
-        rc = copy_text(j.qmp, realpath(o->qmp, absolute) ? absolute : o->qmp, "the QMP path", &e);
-    if (!rc) {
-        j.qemu_fd = vc_unix_connect(o->qmp);
-        if (j.qemu_fd < 0)
-            rc = vc_err_set_errno_hint(&e, VC_E_QMP_CONNECT,
-                                       "start QEMU with -qmp unix:PATH,server=on,wait=off",
-                                       "cannot connect to the QMP socket '%.120s'", o->qmp);
+    m.progress.attempts = &t.attempts;
+    rc = vc_retry_run(&t, &r, &e);
+    if (result) {
+        vc_public_result(&r, result);
+        result->attempts = t.attempts;
     }
-    if (!rc)
-        rc = dial(&j, o->to, o->insecure, o->ssh, o->remote, &conn, &e);
-    if (!rc)
-        rc = run(c, &j, o->cancel, &p, &r, &e);
-    return finish(rc, &j, conn, &r, result, &e, err);
+    return vc_public_error(rc, &e, err);
 }
 
 /* One connection to a Unix socket that is there only for the wait. */
@@ -179,7 +228,7 @@ int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_op
     struct vc_session_result r = {0};
     struct vc_err e = VC_ERR_INIT;
     struct vc_conn *conn = NULL;
-    struct progress p = {o->progress, o->opaque};
+    struct progress p = {.fn = o->progress, .opaque = o->opaque};
     struct vc_id id;
     int rc = copy_text(j.name, o->name, "the name", &e);
 
@@ -206,7 +255,7 @@ int vecycle_receive(const struct vecycle_context *c, const struct vecycle_receiv
     struct vc_job j = VC_JOB_INIT;
     struct vc_session_result r = {0};
     struct vc_err e = VC_ERR_INIT;
-    struct progress p = {NULL, NULL};
+    struct progress p = {0};
     int rc = copy_text(j.peer, o->peer ? o->peer : "peer", "the peer's name", &e);
 
     j.kind = VC_JOB_RECEIVE;

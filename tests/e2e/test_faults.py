@@ -230,7 +230,8 @@ def test_a_killed_agent_leaves_a_store_that_opens(fleet, namespaces):
         v.start_agent([v.address])
     f.network.set_rate("2gbit")
     r = f.migrate(0)
-    assert r["base"] == 1, "the earlier checkpoint is still there, and shared"
+    # The earlier checkpoint is still there, and shared; or what had arrived, with it beneath.
+    assert r["base"] in (1, 2) and r["pages"]["same"] > r["pages"]["data"]
     f.check_guest()
 
 

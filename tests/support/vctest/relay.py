@@ -97,3 +97,74 @@ class FrameCutter(Relay):
             del buffer[:n]
             self.left[side] -= n
         return bytes(out)
+
+
+class LimitedRelay:
+    """Carries one connection after another from `listen` to `to`. The first one gets only so many
+    bytes forward: then it is cut, or held (the other direction passes on)."""
+
+    def __init__(self, listen, to, limit, hold=False):
+        self.listen, self.to, self.limit, self.hold = listen, to, limit, hold
+        self.forward = 0  # bytes of the first connection
+        self.reached = threading.Event()
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.bind(listen)
+        self.server.listen(4)
+        self.sockets, self.threads = [], []
+        self._start(self._serve)
+
+    def _start(self, fn, *args):
+        t = threading.Thread(target=fn, args=args, daemon=True)
+        t.start()
+        self.threads.append(t)
+
+    def _serve(self):
+        first = True
+        while True:
+            try:
+                a, _ = self.server.accept()
+            except OSError:
+                return
+            b = socket.socket(socket.AF_UNIX)
+            try:
+                b.connect(self.to)
+            except OSError:
+                a.close()
+                b.close()
+                continue
+            self.sockets += [a, b]
+            self._start(self._carry, a, b, first)
+            self._start(self._carry, b, a, False)
+            first = False
+
+    def _carry(self, source, sink, limited):
+        try:
+            while data := source.recv(1 << 16):
+                if limited and self.forward + len(data) >= self.limit:
+                    self.reached.set()
+                    if not self.hold:
+                        self.shutdown(source, sink)
+                    return
+                if limited:
+                    self.forward += len(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    @staticmethod
+    def shutdown(*sockets):
+        for s in sockets:
+            try:
+                s.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def close(self):
+        self.shutdown(self.server)
+        self.server.close()
+        self.shutdown(*self.sockets)
+        for t in self.threads:
+            t.join(10)
+        for s in self.sockets:
+            s.close()

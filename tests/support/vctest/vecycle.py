@@ -67,6 +67,12 @@ class Vecycle:
                                 log=str(out) + ".log", stdout=f)
         return p, out
 
+    @staticmethod
+    def summary(out):
+        """What a migration in the background printed."""
+        with open(out) as f:
+            return json.load(f)
+
     def start_proxy(self, listen, vm, to, name=None, extra=()):
         out = self.host.dir / f"proxy-{len(self.host.processes)}.json"
         log = str(out) + ".log"

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A real VM comes home to files that are damaged all over: tests/unit/test_damage.c has the breadth."""
+import os
+import random
+import time
+
+from test_resume import Interrupted
+from vctest.proc import wait_for
+
+SEED = int(os.environ.get("VC_TEST_SEED", time.time()))
+SECTOR = 512
+
+
+def written_sectors(fd):
+    """Offsets of the sectors of a sparse file that are not holes."""
+    size, at, sectors = os.fstat(fd).st_size, 0, []
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:
+            break
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        sectors += range(start, at, SECTOR)
+    return sectors
+
+
+def damage(path, places, rng):
+    """Flipped bits, sectors of zeroes, and sectors that hold another one's content."""
+    fd = os.open(path, os.O_RDWR)
+    sectors = written_sectors(fd)
+    assert sectors, path
+    for _ in range(places):
+        at = rng.choice(sectors)
+        data = bytearray(os.pread(fd, SECTOR, at))
+        how = rng.randrange(8)
+        if how == 0:
+            data = bytearray(len(data))
+        elif how == 1:
+            data = bytearray(os.pread(fd, len(data), rng.choice(sectors)))
+        else:
+            for _ in range(1 + rng.randrange(4)):
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        os.pwrite(fd, data, at)
+    os.close(fd)
+
+
+def test_a_vm_comes_home_to_damaged_files(fleet):
+    print(f"VC_TEST_SEED={SEED}")
+    rng = random.Random(SEED)
+    f = fleet(namespaces=False)
+    f.boot_linux(192, 80)
+    f.migrate(1)
+    f.guest.command("rewrite 40")
+    # An attempt that fails leaves a delta on the image, which is not folded away.
+    cut = Interrupted(f, 0, 25 << 20)
+    cut.process.wait()
+    cut.close()
+    f.still_runs_here()
+    home = f.vecycles[0]
+    wait_for(lambda: home.json("show", f.vm).get("partial_generation"), 20,
+             "the attempt to be kept")
+    for suffix, places in (".image", 300), (".delta", 100):
+        [path] = home.store.rglob("*" + suffix)
+        damage(path, places, rng)
+    back = f.migrate(0, ["--retry", "2"])  # compares the memories
+    assert back["base"] == 2 and back["confirmed"]
+    assert back["repaired_pages"] > 100, back
+    f.check_guest()
+    assert home.json("verify", f.vm)["bad_pages"] == 0, "damaged pages were kept"
+    assert f.migrate(1)["base"] == 1
+    f.check_guest()
