@@ -17,8 +17,13 @@ const struct cmd cmd_serve = {
             "Migrations through ssh need no --listen.\n"
             "\n"
             "Options:\n"
-            "      --listen ADDRESS     unix:PATH, or tcp://HOST[:PORT] (port 7890, --insecure);\n"
-            "                           may be given several times\n"
+            "      --listen ADDRESS     tls://HOST[:PORT] (port 7891), unix:PATH, or\n"
+            "                           tcp://HOST[:PORT] (port 7890, --insecure); may be given\n"
+            "                           several times\n"
+            "      --tls-dir DIR        certificates and keys (default /etc/vecycle/tls)\n"
+            "      --tls-timeout MS     time for a TLS handshake (default 10000)\n"
+            "      --allow FILE         which peers may reach which VMs, vecycle-peers(5)\n"
+            "                           (default: all that have a certificate may reach all)\n"
             "      --socket-dir DIR     where QEMU's sockets are (default /run/vecycle)\n"
             "      --control-group GROUP  members may use the control socket (default: only root)\n"
             "      --insecure           allow tcp://: memory crosses the network in the clear, to\n"
@@ -28,13 +33,15 @@ const struct cmd cmd_serve = {
 
 #define MAX_LISTEN 8
 
-enum { OPT_LISTEN = 256, OPT_DIR, OPT_GROUP, OPT_INSECURE };
+enum { OPT_LISTEN = 256, OPT_DIR, OPT_GROUP, OPT_INSECURE, OPT_ALLOW };
 
 static const struct option options[] = {
     {"listen", required_argument, NULL, OPT_LISTEN},
     {"socket-dir", required_argument, NULL, OPT_DIR},
     {"control-group", required_argument, NULL, OPT_GROUP},
     {"insecure", no_argument, NULL, OPT_INSECURE},
+    {"allow", required_argument, NULL, OPT_ALLOW},
+    CMD_TLS_OPTIONS,
     CMD_COMMON_OPTIONS,
     {0},
 };
@@ -65,8 +72,12 @@ static int parse(struct cmd_common *c, struct serve *s, int argc, char **argv)
         case OPT_INSECURE:
             s->o.insecure = true;
             break;
+        case OPT_ALLOW:
+            s->o.allow = optarg;
+            break;
         default:
-            cmd_common_option(c, &cmd_serve, opt, &status);
+            if (!cmd_tls_option(&s->o.tls, &cmd_serve, opt, &status))
+                cmd_common_option(c, &cmd_serve, opt, &status);
         }
     return status < 0 ? cmd_check_words(&cmd_serve, argc - optind, 0, 0) : status;
 }

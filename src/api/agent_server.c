@@ -16,14 +16,19 @@
 
 /* Theory of operation
  *
- * One thread waits for connections: from other hosts (each becomes a session as destination) and on
- * the control socket (each hands over one job). Every session runs in a thread of its own, which
- * reports on its control connection; the waiting thread watches that connection for a cancellation
- * or its end, both of which end the session. What a client reads too slowly is dropped, but for the
- * last line: nobody's terminal holds up a migration. */
+ * One thread waits for connections: from other hosts (each becomes a session as destination, and
+ * shakes hands in its own thread, so that a slow one holds nobody up) and on the control socket
+ * (each hands over one job). Every session runs in a thread of its own, which reports on its
+ * control connection; the waiting thread watches that connection for a cancellation or its end,
+ * both of which end the session. What a client reads too slowly is dropped, but for the last line:
+ * nobody's terminal holds up a migration. */
 
 #define MAX_LISTENERS 8
 #define MAX_SESSIONS 64
+/* Connections whose peer is not known yet. When one more waits, the one that has taken longest has
+ * to go: whoever fills all places must keep coming back faster than others shake hands. */
+#define MAX_UNKNOWN 16
+#define MAX_POLLED (3 + MAX_LISTENERS + MAX_SESSIONS + MAX_UNKNOWN)
 #define END_TIMEOUT_S 5
 
 struct agent;
@@ -34,8 +39,9 @@ struct session {
     struct vc_thread thread;
     struct vc_job job; /* [thread: session] */
     struct vc_cancel cancel;
-    int control;       /* connection of the client, or -1 */
-    struct vc_log log; /* to the client and to the agent's own log */
+    int control;            /* connection of the client, or -1 */
+    struct vc_log log;      /* to the client and to the agent's own log */
+    atomic_bool peer_known; /* authenticated, or not to be */
     atomic_bool finished;
 };
 
@@ -124,7 +130,7 @@ static void *session_main(void *arg)
     report_end(s, &r, rc, &err);
     vc_id_format(&r.vm, vm);
     if (rc)
-        vc_log_err(&a->log, VC_LOG_ERROR, vm, &err);
+        vc_log_err(&a->log, VC_LOG_ERROR, vc_id_is_nil(&r.vm) ? "a connection ended" : vm, &err);
     else
         vc_log(&a->log, VC_LOG_INFO, "%s: migrated %s '%s': %llu pages reused, %llu sent", vm,
                s->job.kind == VC_JOB_RECEIVE ? "from" : "to", r.peer,
@@ -148,6 +154,15 @@ static void free_session(struct session *s)
 }
 
 /* Starts a session; the job's descriptors and @control are taken. */
+static unsigned count_unknown(const struct agent *a)
+{
+    unsigned n = 0;
+
+    for (const struct session *s = a->sessions; s; s = s->next)
+        n += !atomic_load(&s->peer_known);
+    return n;
+}
+
 static void start_session(struct agent *a, struct vc_job *job, int control)
 {
     struct session *s = calloc(1, sizeof(*s));
@@ -164,9 +179,13 @@ static void start_session(struct agent *a, struct vc_job *job, int control)
     s->job = *job;
     s->control = control;
     s->cancel.fd = -1;
+    atomic_init(&s->peer_known, !job->accept_tls);
+    s->job.peer_known = &s->peer_known;
+    s->job.tls_dir = a->o->tls.dir;
+    s->job.handshake_ms = (uint32_t)VC_MIN(a->o->tls.handshake_ms, (uint64_t)INT32_MAX);
     s->log = (struct vc_log){.fn = on_log, .opaque = s, .max = VC_LOG_DEBUG};
     snprintf(s->job.socket_dir, sizeof(s->job.socket_dir), "%s", a->socket_dir);
-    rc = a->n_sessions < MAX_SESSIONS
+    rc = a->n_sessions - count_unknown(a) < MAX_SESSIONS
              ? vc_cancel_init(&s->cancel, &err)
              : vc_err_set(&err, VC_E_BUSY, "%u migrations run already", MAX_SESSIONS);
     if (!rc)
@@ -209,20 +228,49 @@ static void on_peer(struct agent *a, struct vc_listener *l)
     struct vc_job job = VC_JOB_INIT;
     struct vc_conn *conn;
     struct vc_err err = VC_ERR_INIT;
-    int rfd, wfd, rc = vc_listener_accept(l, &conn, &err);
+    int rc = vc_listener_accept(l, &conn, &err);
 
     if (rc) {
         vc_log_err(&a->log, VC_LOG_WARNING, "a connection was lost", &err);
         return;
     }
-    vc_conn_fds(conn, &rfd, &wfd);
     job.kind = VC_JOB_RECEIVE;
     job.security = vc_conn_security(conn);
     snprintf(job.peer, sizeof(job.peer), "%s", vc_conn_describe(conn));
-    job.rfd = job.wfd = dup(rfd);
-    vc_conn_close(conn);
-    if (job.rfd >= 0)
-        start_session(a, &job, -1);
+    job.conn = conn;
+    job.accept_tls = vc_listener_is_tls(l);
+    job.allow = job.accept_tls ? a->o->allow : NULL;
+    start_session(a, &job, -1);
+}
+
+/* Whether an unknown peer was sent away and has not gone yet. */
+static bool one_is_leaving(const struct agent *a)
+{
+    for (const struct session *s = a->sessions; s; s = s->next)
+        if (!atomic_load(&s->peer_known) && vc_cancel_is_set(&s->cancel))
+            return true;
+    return false;
+}
+
+/* Whether another unknown peer may come in now. If not, one is sent away, and its end wakes us. */
+static bool make_room(struct agent *a)
+{
+    struct session *oldest = NULL;
+
+    if (count_unknown(a) < MAX_UNKNOWN)
+        return true;
+    for (struct session *s = a->sessions; s; s = s->next) /* the newest comes first */
+        if (!atomic_load(&s->peer_known))
+            oldest = s;
+    if (oldest && !one_is_leaving(a))
+        vc_cancel_now(&oldest->cancel);
+    return false;
+}
+
+/* Whether to look for new connections there: not while one has to end first. */
+static bool is_open(const struct agent *a, const struct vc_listener *l)
+{
+    return !vc_listener_is_tls(l) || count_unknown(a) < MAX_UNKNOWN || !one_is_leaving(a);
 }
 
 static void refuse(struct agent *a, int control, const struct vc_err *err)
@@ -232,6 +280,24 @@ static void refuse(struct agent *a, int control, const struct vc_err *err)
 
     report_end(&s, &none, err->code, err);
     close(control);
+}
+
+/* The descriptors that came with a job: its connection, unless it is yet to be made, and QEMU's.
+ * True: some are missing. The job owns what there is. */
+static bool take_fds(struct vc_job *job, const int fds[3], size_t n)
+{
+    bool source = job->kind != VC_JOB_RECEIVE;
+
+    if (job->dial) {
+        job->qemu_fd = n > 0 ? fds[0] : -1;
+        job->rfd = n > 1 ? fds[1] : -1; /* not wanted: to be closed */
+        job->wfd = n > 2 ? fds[2] : -1;
+        return !source || n != 1;
+    }
+    job->rfd = n > 0 ? fds[0] : -1;
+    job->wfd = n > 1 ? fds[1] : -1;
+    job->qemu_fd = n > 2 ? fds[2] : -1;
+    return n < 2 || (source && n < 3);
 }
 
 /* A client sends its request at once; it is read in one piece, with a time limit. */
@@ -252,14 +318,11 @@ static void on_client(struct agent *a)
     n = vc_recv_fds(fd, line, sizeof(line), fds, 3, &n_fds);
     limit.tv_sec = 0;
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    job.rfd = n_fds > 0 ? fds[0] : -1;
-    job.wfd = n_fds > 1 ? fds[1] : -1;
-    job.qemu_fd = n_fds > 2 ? fds[2] : -1;
     if (n > 0 && line[n - 1] == '\n')
         o = vc_json_parse(line, (size_t)n - 1);
     rc = o ? vc_job_from_json(o, &job, &err)
            : vc_err_set(&err, VC_E_PROTOCOL, "control socket: not a request");
-    if (!rc && (n_fds < 2 || (job.kind != VC_JOB_RECEIVE && n_fds < 3)))
+    if (take_fds(&job, fds, n_fds) && !rc)
         rc = vc_err_set(&err, VC_E_PROTOCOL, "control socket: descriptors are missing");
     if (rc) {
         vc_job_close(&job);
@@ -317,25 +380,48 @@ static int open_control(struct agent *a, const char *path, struct vc_err *err)
     return 0;
 }
 
+static bool has_scheme(const char *address, const char *scheme)
+{
+    return !strncmp(address, scheme, strlen(scheme));
+}
+
+/* What would be wrong with every connection is said now. */
+static int check_listener(struct agent *a, const char *address, struct vc_err *err)
+{
+    if (has_scheme(address, "tls://"))
+        return vc_tls_check(a->o->tls.dir, VC_TLS_SERVER, err);
+    if (!has_scheme(address, "tcp://"))
+        return 0;
+    if (a->o->allow)
+        return vc_err_set_hint(err, VC_E_USAGE, "peers have names on tls:// alone",
+                               "--allow cannot be kept at '%.64s'", address);
+    if (a->o->insecure)
+        vc_log(&a->log, VC_LOG_WARNING,
+               "'%s' takes VMs' memory in the clear, from anybody who can reach it", address);
+    return 0;
+}
+
 static int open_listeners(struct agent *a, struct vc_err *err)
 {
-    if (a->o->n_listen > MAX_LISTENERS)
-        return vc_err_set(err, VC_E_USAGE, "more than %d addresses to listen on", MAX_LISTENERS);
-    for (size_t i = 0; i < a->o->n_listen; i++) {
-        int rc = vc_listener_open(a->o->listen[i], a->o->insecure, 0600,
-                                  &a->listeners[a->n_listeners], err);
+    int rc = a->o->allow ? vc_allow_check(a->o->allow, err) : 0;
 
-        if (rc)
-            return rc;
-        a->n_listeners++;
+    if (!rc && a->o->n_listen > MAX_LISTENERS)
+        rc = vc_err_set(err, VC_E_USAGE, "more than %d addresses to listen on", MAX_LISTENERS);
+    for (size_t i = 0; i < a->o->n_listen && !rc; i++) {
+        rc = check_listener(a, a->o->listen[i], err);
+        if (!rc)
+            rc = vc_listener_open(a->o->listen[i], a->o->insecure, 0600,
+                                  &a->listeners[a->n_listeners], err);
+        if (!rc)
+            a->n_listeners++;
     }
-    return 0;
+    return rc;
 }
 
 static void serve(struct agent *a)
 {
-    struct pollfd p[3 + MAX_LISTENERS + MAX_SESSIONS];
-    struct session *of[3 + MAX_LISTENERS + MAX_SESSIONS];
+    struct pollfd p[MAX_POLLED];
+    struct session *of[MAX_POLLED];
     bool stop = false;
 
     while (!stop) {
@@ -346,7 +432,10 @@ static void serve(struct agent *a)
         p[n++] = (struct pollfd){.fd = a->wake, .events = POLLIN};
         p[n++] = (struct pollfd){.fd = a->control, .events = POLLIN};
         for (size_t i = 0; i < a->n_listeners; i++)
-            p[n++] = (struct pollfd){.fd = vc_listener_fd(a->listeners[i]), .events = POLLIN};
+            p[n++] = (struct pollfd){
+                .fd = is_open(a, a->listeners[i]) ? vc_listener_fd(a->listeners[i]) : -1,
+                .events = POLLIN,
+            };
         first_session = n;
         for (struct session *s = a->sessions; s; s = s->next)
             if (s->control >= 0 && !vc_cancel_is_set(&s->cancel)) {
@@ -364,7 +453,7 @@ static void serve(struct agent *a)
         if (p[2].revents)
             on_client(a);
         for (size_t i = 0; i < a->n_listeners; i++)
-            if (p[3 + i].revents)
+            if (p[3 + i].revents && (!vc_listener_is_tls(a->listeners[i]) || make_room(a)))
                 on_peer(a, a->listeners[i]);
         reap(a);
     }

@@ -31,6 +31,8 @@ struct json_object *vc_job_to_json(const struct vc_job *j)
     vc_json_add_u64(o, "max-bandwidth", j->max_bandwidth);
     vc_json_add_u64(o, "downtime-limit-ms", j->downtime_limit_ms);
     vc_json_add_bool(o, "suspend", j->suspend);
+    vc_json_add_bool(o, "dial", j->dial);
+    vc_json_add_str(o, "tls-hostname", j->tls_hostname);
     return o;
 }
 
@@ -57,6 +59,8 @@ int vc_job_from_json(struct json_object *o, struct vc_job *j, struct vc_err *err
     j->max_bandwidth = vc_json_u64(o, "max-bandwidth", 0);
     j->downtime_limit_ms = vc_json_u64(o, "downtime-limit-ms", 0);
     j->suspend = vc_json_bool(o, "suspend", false);
+    j->dial = vc_json_bool(o, "dial", false);
+    get_text(o, "tls-hostname", j->tls_hostname, sizeof(j->tls_hostname));
     return 0;
 }
 

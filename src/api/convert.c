@@ -113,6 +113,19 @@ void vecycle_cancel_free(struct vecycle_cancel *c)
     free(c);
 }
 
+const char *vecycle_default_tls_dir(void)
+{
+    return VC_TLS_DEFAULT_DIR;
+}
+
+void vc_public_warn_plaintext(const struct vc_log *log, const struct vc_conn *conn)
+{
+    if (vc_conn_security(conn) == VC_CONN_PLAINTEXT)
+        vc_log(log, VC_LOG_WARNING,
+               "'%s' is not encrypted: the VM's memory crosses the network in the clear",
+               vc_conn_describe(conn));
+}
+
 struct vc_log vc_public_log(const struct vecycle_context *c)
 {
     return (struct vc_log){

@@ -263,9 +263,16 @@ int vecycle_store_remove(const struct vecycle_context *c, const char *vm, bool f
 
 static int retry(struct vc_store *store, const struct vc_id *id,
                  const struct vecycle_migrate_options *o, const struct vc_handover *h,
-                 struct vc_err *err)
+                 const struct vc_log *log, struct vc_err *err)
 {
-    struct vc_dial_options d = {.insecure = o->insecure, .ssh = o->ssh, .remote = o->remote};
+    struct vc_tls_options tls = {
+        .dir = o->tls.dir,
+        .hostname = o->tls.hostname,
+        .handshake_ms = (uint32_t)VC_MIN(o->tls.handshake_ms, (uint64_t)INT32_MAX),
+        .cancel_fd = -1,
+    };
+    struct vc_dial_options d = {
+        .insecure = o->insecure, .ssh = o->ssh, .remote = o->remote, .tls = &tls};
     struct vc_conn *conn;
     int rc;
 
@@ -273,7 +280,10 @@ static int retry(struct vc_store *store, const struct vc_id *id,
         return vc_err_set_hint(err, VC_E_QEMU_STATE, "run this on the source host",
                                "this host has no word to give");
     rc = vc_conn_dial(o->to ? o->to : h->peer, &d, &conn, err);
-    return rc ? rc : vc_session_repeat_word(store, id, conn, err);
+    if (rc)
+        return rc;
+    vc_public_warn_plaintext(log, conn);
+    return vc_session_repeat_word(store, id, conn, err);
 }
 
 /* Continues the VM on this host. */
@@ -318,6 +328,7 @@ int vecycle_resolve(const struct vecycle_context *c, const char *vm, enum vecycl
 {
     struct vc_err e = VC_ERR_INIT;
     struct vc_store *store;
+    struct vc_log log = vc_public_log(c);
     struct vc_handover h = {0};
     struct vc_vm *v = NULL;
     struct vc_id id;
@@ -332,7 +343,7 @@ int vecycle_resolve(const struct vecycle_context *c, const char *vm, enum vecycl
         (!rc && (h.state == VC_HANDOVER_NONE || h.state == VC_HANDOVER_SETTLED)))
         rc = vc_err_set(&e, VC_E_NO_SUCH_VM, "nothing about this VM is open here");
     if (!rc && how == VECYCLE_RESOLVE_RETRY) {
-        rc = retry(store, &id, o, &h, &e);
+        rc = retry(store, &id, o, &h, &log, &e);
     } else if (!rc) {
         if (how == VECYCLE_RESOLVE_RUN)
             rc = run_here(&h, socket_dir ? socket_dir : vecycle_default_socket_dir(), &e);

@@ -40,6 +40,20 @@ static bool is_plaintext(const struct arrival *a)
     return vc_link_security(a->link) == VC_WIRE_PLAINTEXT;
 }
 
+/* ---- begin: leave ---- */
+
+/* @name: a socket, or NULL: may the peer talk to us at all? */
+static int ask_leave(struct arrival *a, const char *name, struct vc_err *err)
+{
+    struct vc_reach what = {
+        .name = name,
+        .vm = a->open.vm,
+        .attested = a->open.mode != VC_WIRE_MODE_PROXY,
+    };
+
+    return a->o->may_reach ? a->o->may_reach(a->o->policy, a->o->conn, &what, err) : 0;
+}
+
 /* ---- begin: QEMU ---- */
 
 static int check_qemu(struct arrival *a, struct vc_err *err)
@@ -75,6 +89,9 @@ static int find_qemu(struct arrival *a, struct vc_err *err)
         snprintf(a->name, sizeof(a->name), "%s", a->open.name);
     else
         vc_id_format(&a->open.vm, a->name);
+    rc = ask_leave(a, a->name, err);
+    if (rc)
+        return rc;
     if (a->open.mode == VC_WIRE_MODE_PROXY)
         return vc_target_exists(a->o->socket_dir, a->name, ".sock", err);
     fd = vc_target_connect(a->o->socket_dir, a->name, ".qmp", err);
@@ -376,7 +393,7 @@ static int repeat_word(struct arrival *a, struct vc_err *err)
     vc_auto_frame struct vc_link_frame *f = NULL;
     struct vc_wire_status done = {0};
     struct vc_wire_word_msg word;
-    struct vc_handover h;
+    struct vc_handover h = {0};
     char state[32];
     int fd, rc = vc_session_expect(a->link, VC_WIRE_WORD, &f, err);
 
@@ -388,6 +405,12 @@ static int repeat_word(struct arrival *a, struct vc_err *err)
         rc = vc_vm_open(a->o->store, &a->open.vm, VC_VM_WRITE, &a->holding.vm, err);
     if (!rc)
         rc = vc_handover_get(a->holding.vm, &h, err);
+    if (rc >= 0) { /* also who may not is not told whether there is a record */
+        int leave = ask_leave(a, h.socket, err);
+
+        if (leave)
+            return leave;
+    }
     if (rc == VC_NOT_FOUND ||
         (!rc && (h.state == VC_HANDOVER_NONE || !vc_id_equal(&h.session, &word.session))))
         rc = vc_err_set(err, VC_E_NO_SUCH_VM, "this host knows nothing of that migration");
@@ -461,8 +484,10 @@ static int prepare(struct arrival *a, struct vc_err *err)
 
 static int run(struct arrival *a, struct vc_err *err)
 {
-    int rc = receive_open(a, err);
+    int rc = ask_leave(a, NULL, err);
 
+    if (!rc)
+        rc = receive_open(a, err);
     if (!rc && a->open.mode == VC_WIRE_MODE_WORD)
         return repeat_word(a, err);
     if (!rc)

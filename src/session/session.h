@@ -85,12 +85,24 @@ struct vc_source_session {
 int vc_session_source(const struct vc_source_session *o, struct vc_session_result *result,
                       struct vc_err *err) VC_NODISCARD;
 
+/** What a peer wants to reach at the destination. */
+struct vc_reach {
+    const char *name; /* of a socket; NULL: nothing yet, but to talk to us at all */
+    struct vc_id vm;
+    bool attested; /* the QEMU behind that socket is asked whether it is that VM */
+};
+/** 0, or VC_E_REFUSED and other errors. @peer has the names (vc_conn_peer_name()). */
+typedef int (*vc_may_reach_fn)(void *opaque, const struct vc_conn *peer,
+                               const struct vc_reach *what, struct vc_err *err);
+
 struct vc_dest_session {
     struct vc_store *store; /* NULL: neither reuse nor checkpoint */
     const struct vc_log *log;
-    struct vc_cancel *cancel; /* may be NULL */
-    struct vc_conn *conn;     /* taken */
-    const char *socket_dir;   /* QEMU's sockets are looked for here, and nowhere else */
+    struct vc_cancel *cancel;  /* may be NULL */
+    struct vc_conn *conn;      /* taken */
+    const char *socket_dir;    /* QEMU's sockets are looked for here, and nowhere else */
+    vc_may_reach_fn may_reach; /* asked before anything that the peer wants is done; NULL: it may */
+    void *policy;              /* for may_reach */
 };
 
 /** Runs a migration (or the repetition of a word) from the destination's side. */
