@@ -28,9 +28,9 @@
 
 #define RECORD_BYTES 16384u
 /* One record more than is worth a write, and what the other thread may add in between. */
-#define FLUSH_BYTES (128u << 10)
+#define FLUSH_BYTES (64u << 10)
 #define OUT_BYTES (FLUSH_BYTES + 2 * RECORD_BYTES)
-#define IN_BYTES (128u << 10)
+#define IN_BYTES (64u << 10)
 /* A handshake's bytes from the peer. Certificates take a few KiB. */
 #define MAX_HANDSHAKE_BYTES (128u << 10)
 #define DEFAULT_REKEY_BYTES (64ull << 30)
