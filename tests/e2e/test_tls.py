@@ -54,7 +54,7 @@ def started(secure):
     """Both agents run, and a small VM on the first host."""
     secure.start(0)
     secure.start(1)
-    secure.fleet.boot_selfcheck(end_mib=8, delay=20000)
+    secure.fleet.boot_selfcheck(end_mib=8, delay=200000)
     return secure
 
 
