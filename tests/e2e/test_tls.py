@@ -5,9 +5,12 @@ import socket
 import subprocess
 
 import pytest
+from vctest.proc import wait_for
+from vctest.relay import FrameCutter
 from vctest.vecycle import BINARY
 
 PORT = 7891
+WORD = 33
 
 
 class Secure:
@@ -158,6 +161,39 @@ def test_a_proxy_needs_name_and_uuid_on_the_list(started):
     assert p.wait() == 0, p.messages()
     assert f.qemu.ram_digest() == dest.ram_digest()
     dest.qmp.execute("cont")
+    f.arrived(1, dest)
+    f.check_guest()
+
+
+def test_a_lost_word_is_given_again_over_tls(secure):
+    f = secure.fleet
+    secure.start(0)
+    peers = f.hosts[1].dir / "peers"
+    peers.write_text("b *\n")
+    plain = f.hosts[1].path("plain")
+    secure.start(1, extra=["--listen", f"unix:{plain}", "--allow", peers])
+    f.boot_selfcheck(end_mib=8, delay=200000)
+    dest = f.incoming(1)
+    link = f.hosts[1].path("link")
+    cutter = FrameCutter(link, plain, WORD)
+    r = f.vecycle().migrate(f.qemu, f"unix:{link}", dest.name, ok=False)
+    cutter.close()
+    assert r["status"] == 61, r["messages"]
+    argv = ["resolve", f.vm, "--retry", "--to", f.vecycles[1].address, "--tls-dir"]
+
+    def retry(status):
+        # The destination may still be clearing up the session that broke.
+        wait_for(lambda: f.vecycle().run(*argv, secure.pki / "a").returncode == status, 20,
+                 "the word to be given")
+
+    assert f.vecycle().run(*argv, "/nonexistent").returncode == 2
+    retry(24)
+    peers.write_text("a other\n")
+    retry(24)
+    assert dest.status() == "paused"
+    peers.write_text(f"a {dest.name}\n")  # the record has the name
+    retry(0)
+    assert dest.status() == "running"
     f.arrived(1, dest)
     f.check_guest()
 
