@@ -16,6 +16,7 @@ struct vc_settler {
     struct vc_store *store;
     struct vc_log log;
     bool insecure;
+    struct vecycle_tls tls;
     struct vc_cancel cancel;
     struct vc_thread thread;
     pthread_mutex_t mu;
@@ -40,7 +41,8 @@ static bool read_record(struct vc_settler *s, const struct vc_id *vm, struct vc_
 static int give_word(struct vc_settler *s, const struct vc_id *vm, const struct vc_handover *h,
                      struct vc_err *err)
 {
-    struct vc_dial_options d = {.insecure = s->insecure};
+    struct vc_tls_options tls = vc_public_tls(&s->tls, &s->cancel);
+    struct vc_dial_options d = {.insecure = s->insecure, .tls = &tls};
     struct vc_conn *conn;
     int rc = vc_conn_dial(h->peer, &d, &conn, err);
 
@@ -141,7 +143,7 @@ static void look_back(struct vc_settler *s)
 }
 
 int vc_settler_start(struct vc_store *store, const struct vc_log *log, bool insecure,
-                     struct vc_settler **out, struct vc_err *err)
+                     const struct vecycle_tls *tls, struct vc_settler **out, struct vc_err *err)
 {
     struct vc_settler *s = calloc(1, sizeof(*s));
     int rc;
@@ -151,6 +153,7 @@ int vc_settler_start(struct vc_store *store, const struct vc_log *log, bool inse
     s->store = store;
     s->log = *log;
     s->insecure = insecure;
+    s->tls = *tls;
     pthread_mutex_init(&s->mu, NULL);
     vc_cond_init(&s->changed);
     rc = vc_cancel_init(&s->cancel, err);
