@@ -45,6 +45,24 @@ enum { OPT_STORE = 1000, OPT_CONTROL, OPT_STORE_LIMIT, OPT_HELP, OPT_VERSION, OP
     "  -h, --help               this text\n"                                                  \
     "      --version            the version\n"
 
+/** Options of the commands that may use tls:// addresses. */
+enum { OPT_TLS_DIR = 1100, OPT_TLS_HOSTNAME, OPT_TLS_TIMEOUT };
+#define CMD_TLS_OPTIONS                                         \
+    {"tls-dir", required_argument, NULL, OPT_TLS_DIR},          \
+    {                                                           \
+        "tls-timeout", required_argument, NULL, OPT_TLS_TIMEOUT \
+    }
+#define CMD_TLS_HOSTNAME_OPTION                                   \
+    {                                                             \
+        "tls-hostname", required_argument, NULL, OPT_TLS_HOSTNAME \
+    }
+#define CMD_TLS_HELP                                                                          \
+    "      --tls-dir DIR        certificates and keys (default /etc/vecycle/tls; an agent\n"  \
+    "                           that does the work uses its own)\n"                           \
+    "      --tls-hostname NAME  the name in the other host's certificate, if it is not the\n" \
+    "                           one in the address\n"                                         \
+    "      --tls-timeout MS     time for the TLS handshake (default 10000)\n"
+
 /** One command. */
 struct cmd {
     const char *name;
@@ -56,11 +74,14 @@ struct cmd {
 extern const struct cmd cmd_migrate, cmd_proxy, cmd_recv, cmd_ls, cmd_show, cmd_verify, cmd_rm,
     cmd_resolve;
 
-extern const struct cmd cmd_serve;
+extern const struct cmd cmd_serve, cmd_tls;
 
 /** Handles a common option, and what getopt_long() did not understand. Returns true if `opt` was
  *  one; *status is set to an exit status if the command is to end now, else left at -1. */
 bool cmd_common_option(struct cmd_common *c, const struct cmd *cmd, int opt, int *status);
+
+/** The same for CMD_TLS_OPTIONS and CMD_TLS_HOSTNAME_OPTION. */
+bool cmd_tls_option(struct vecycle_tls *tls, const struct cmd *cmd, int opt, int *status);
 
 /** Checks the number of words that are not options. -1, or an exit status. */
 int cmd_check_words(const struct cmd *cmd, int have, int least, int most);

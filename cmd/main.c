@@ -8,7 +8,7 @@
 
 static const struct cmd *const commands[] = {
     &cmd_migrate, &cmd_proxy,  &cmd_serve, &cmd_recv,    &cmd_ls,
-    &cmd_show,    &cmd_verify, &cmd_rm,    &cmd_resolve,
+    &cmd_show,    &cmd_verify, &cmd_rm,    &cmd_resolve, &cmd_tls,
 };
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
@@ -68,6 +68,27 @@ bool cmd_common_option(struct cmd_common *c, const struct cmd *cmd, int opt, int
     case '?': /* getopt_long has said what is wrong */
         fprintf(stderr, "Try 'vecycle %s --help'.\n", cmd->name);
         *status = -VECYCLE_E_USAGE;
+        return true;
+    default:
+        return false;
+    }
+}
+
+bool cmd_tls_option(struct vecycle_tls *tls, const struct cmd *cmd, int opt, int *status)
+{
+    char *end;
+
+    switch (opt) {
+    case OPT_TLS_DIR:
+        tls->dir = optarg;
+        return true;
+    case OPT_TLS_HOSTNAME:
+        tls->hostname = optarg;
+        return true;
+    case OPT_TLS_TIMEOUT:
+        tls->handshake_ms = strtoull(optarg, &end, 10);
+        if (*end || *optarg == '-' || tls->handshake_ms < 1 || tls->handshake_ms > 3600000)
+            *status = cmd_usage(cmd, "'%s' is not a number of milliseconds", optarg);
         return true;
     default:
         return false;

@@ -14,7 +14,8 @@ const struct cmd cmd_migrate = {
             "\n"
             "Migrates the VM whose QEMU has its QMP at SOCKET to DESTINATION:\n"
             "  HOST, ssh://[USER@]HOST[:PORT]   through ssh, which runs 'vecycle recv' there\n"
-            "  unix:PATH                        an agent's Unix socket (vecycle serve --listen)\n"
+            "  tls://HOST[:PORT]                an agent's TLS port (vecycle serve --listen)\n"
+            "  unix:PATH                        an agent's Unix socket\n"
             "  tcp://HOST[:PORT]                an agent's TCP port, with --insecure\n"
             "There a QEMU with the same UUID waits, started with -incoming defer and its QMP\n"
             "at NAME.qmp in the agent's socket directory. It arrives paused and is continued\n"
@@ -37,8 +38,8 @@ const struct cmd cmd_migrate = {
             "      --recover            go on with a postcopy that was interrupted\n"
             "      --auto-converge      slow the VM down where it dirties memory too fast\n"
             "      --dead-peer SECONDS  silence after which the other host is dead (default 10)\n"
-            "      --insecure           allow tcp://: memory crosses the network in the clear\n"
-            "      --ssh PROGRAM        the ssh program\n"
+            "      --insecure           allow tcp://: memory crosses the network in the "
+            "clear\n" CMD_TLS_HELP "      --ssh PROGRAM        the ssh program\n"
             "      --remote COMMAND     what ssh runs there (default: vecycle recv)\n",
     .run = run,
 };
@@ -73,6 +74,8 @@ static const struct option options[] = {
     {"insecure", no_argument, NULL, OPT_INSECURE},
     {"ssh", required_argument, NULL, OPT_SSH},
     {"remote", required_argument, NULL, OPT_REMOTE},
+    CMD_TLS_OPTIONS,
+    CMD_TLS_HOSTNAME_OPTION,
     CMD_COMMON_OPTIONS,
     {0},
 };
@@ -131,7 +134,8 @@ static int parse(struct cmd_common *c, struct vecycle_migrate_options *o, int ar
             o->remote = optarg;
             break;
         default:
-            cmd_common_option(c, &cmd_migrate, opt, &status);
+            if (!cmd_tls_option(&o->tls, &cmd_migrate, opt, &status))
+                cmd_common_option(c, &cmd_migrate, opt, &status);
         }
     if (status >= 0)
         return status;

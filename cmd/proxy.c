@@ -28,8 +28,8 @@ const struct cmd cmd_proxy = {
             "      --name NAME          the destination's socket is NAME.sock (default: the UUID)\n"
             "      --downtime-limit MS  what the migration was started with (default 300)\n"
             "      --dead-peer SECONDS  silence after which the other host is dead (default 10)\n"
-            "      --insecure           allow tcp://: memory crosses the network in the clear\n"
-            "      --ssh PROGRAM        the ssh program\n"
+            "      --insecure           allow tcp://: memory crosses the network in the "
+            "clear\n" CMD_TLS_HELP "      --ssh PROGRAM        the ssh program\n"
             "      --remote COMMAND     what ssh runs there (default: vecycle recv)\n",
     .run = run,
 };
@@ -56,6 +56,8 @@ static const struct option options[] = {
     {"insecure", no_argument, NULL, OPT_INSECURE},
     {"ssh", required_argument, NULL, OPT_SSH},
     {"remote", required_argument, NULL, OPT_REMOTE},
+    CMD_TLS_OPTIONS,
+    CMD_TLS_HOSTNAME_OPTION,
     CMD_COMMON_OPTIONS,
     {0},
 };
@@ -96,7 +98,8 @@ static int parse(struct cmd_common *c, struct vecycle_proxy_options *o, int argc
             o->remote = optarg;
             break;
         default:
-            cmd_common_option(c, &cmd_proxy, opt, &status);
+            if (!cmd_tls_option(&o->tls, &cmd_proxy, opt, &status))
+                cmd_common_option(c, &cmd_proxy, opt, &status);
         }
     if (status < 0)
         status = cmd_check_words(&cmd_proxy, argc - optind, 0, 0);

@@ -24,7 +24,7 @@ const struct cmd cmd_resolve = {
         "      --run                continue the VM on this host\n"
         "      --discard            this host's VM does not count\n"
         "      --socket-dir DIR     where QEMU's sockets are (default /run/vecycle)\n"
-        "      --insecure           with --retry: allow tcp://\n"
+        "      --insecure           with --retry: allow tcp://\n" CMD_TLS_HELP
         "      --ssh PROGRAM        with --retry: the ssh program\n"
         "      --remote COMMAND     with --retry: what ssh runs there\n",
     .run = run,
@@ -41,6 +41,8 @@ static const struct option options[] = {
     {"insecure", no_argument, NULL, OPT_INSECURE},
     {"ssh", required_argument, NULL, OPT_SSH},
     {"remote", required_argument, NULL, OPT_REMOTE},
+    CMD_TLS_OPTIONS,
+    CMD_TLS_HOSTNAME_OPTION,
     CMD_COMMON_OPTIONS,
     {0},
 };
@@ -85,7 +87,8 @@ static int parse(struct cmd_common *c, struct request *r, int argc, char **argv)
             r->o.remote = optarg;
             break;
         default:
-            cmd_common_option(c, &cmd_resolve, opt, &status);
+            if (!cmd_tls_option(&r->o.tls, &cmd_resolve, opt, &status))
+                cmd_common_option(c, &cmd_resolve, opt, &status);
         }
     if (status < 0)
         status = cmd_check_words(&cmd_resolve, argc - optind, 1, 1);

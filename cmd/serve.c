@@ -18,8 +18,13 @@ const struct cmd cmd_serve = {
             "Migrations through ssh need no --listen.\n"
             "\n"
             "Options:\n"
-            "      --listen ADDRESS     unix:PATH, or tcp://HOST[:PORT] (port 7890, --insecure);\n"
-            "                           may be given several times\n"
+            "      --listen ADDRESS     tls://HOST[:PORT] (port 7891), unix:PATH, or\n"
+            "                           tcp://HOST[:PORT] (port 7890, --insecure); may be given\n"
+            "                           several times\n"
+            "      --tls-dir DIR        certificates and keys (default /etc/vecycle/tls)\n"
+            "      --tls-timeout MS     time for a TLS handshake (default 10000)\n"
+            "      --allow FILE         which peers may reach which VMs, vecycle-peers(5)\n"
+            "                           (default: all that have a certificate may reach all)\n"
             "      --socket-dir DIR     where QEMU's sockets are (default /run/vecycle)\n"
             "      --control-group GROUP  members may use the control socket (default: only root)\n"
             "      --dead-peer SECONDS  silence after which the other host is dead (default 10)\n"
@@ -30,7 +35,7 @@ const struct cmd cmd_serve = {
 
 #define MAX_LISTEN 8
 
-enum { OPT_LISTEN = 256, OPT_DIR, OPT_GROUP, OPT_DEAD_PEER, OPT_INSECURE };
+enum { OPT_LISTEN = 256, OPT_DIR, OPT_GROUP, OPT_DEAD_PEER, OPT_INSECURE, OPT_ALLOW };
 
 static const struct option options[] = {
     {"listen", required_argument, NULL, OPT_LISTEN},
@@ -38,6 +43,8 @@ static const struct option options[] = {
     {"control-group", required_argument, NULL, OPT_GROUP},
     {"dead-peer", required_argument, NULL, OPT_DEAD_PEER},
     {"insecure", no_argument, NULL, OPT_INSECURE},
+    {"allow", required_argument, NULL, OPT_ALLOW},
+    CMD_TLS_OPTIONS,
     CMD_COMMON_OPTIONS,
     {0},
 };
@@ -72,8 +79,12 @@ static int parse(struct cmd_common *c, struct serve *s, int argc, char **argv)
         case OPT_INSECURE:
             s->o.insecure = true;
             break;
+        case OPT_ALLOW:
+            s->o.allow = optarg;
+            break;
         default:
-            cmd_common_option(c, &cmd_serve, opt, &status);
+            if (!cmd_tls_option(&s->o.tls, &cmd_serve, opt, &status))
+                cmd_common_option(c, &cmd_serve, opt, &status);
         }
     return status < 0 ? cmd_check_words(&cmd_serve, argc - optind, 0, 0) : status;
 }

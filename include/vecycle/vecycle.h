@@ -97,6 +97,33 @@ VECYCLE_API void vecycle_cancel_now(struct vecycle_cancel *c);
 /** After all calls that were given it have returned; NULL is fine. */
 VECYCLE_API void vecycle_cancel_free(struct vecycle_cancel *c);
 
+/* ---- TLS ---- */
+
+/** For tls:// addresses. */
+struct vecycle_tls {
+    const char *dir;       /* certificates and keys; NULL: vecycle_default_tls_dir() */
+    const char *hostname;  /* name in the server's certificate; NULL: the host of the address */
+    uint64_t handshake_ms; /* time for a handshake; 0: 10 s */
+};
+
+/** /etc/vecycle/tls. Static. */
+VECYCLE_API const char *vecycle_default_tls_dir(void);
+
+struct vecycle_tls_init_options {
+    const char *dir;          /* where the authority is or is to be; made if missing */
+    const char *const *hosts; /* "NAME[,NAME-OR-ADDRESS...]"; the first names its directory */
+    size_t n_hosts;
+    uint64_t days; /* that hosts' certificates are valid; 0: 730 */
+    bool new_ca;   /* a new authority in place of the one that is there */
+    bool renew;    /* new certificates for hosts that have some */
+};
+
+/** Makes a certificate authority in a directory, unless there is one, and for each host a directory
+ *  in it with the five files that go into the host's directory of certificates. *made_ca (may be
+ *  NULL): whether there is a new authority. VECYCLE_E_REFUSED: a host's directory is there. */
+VECYCLE_API int vecycle_tls_init(const struct vecycle_tls_init_options *o, bool *made_ca,
+                                 struct vecycle_error *err);
+
 /* ---- migrating ---- */
 
 /** Phases in order. */
@@ -140,7 +167,8 @@ typedef void (*vecycle_progress)(void *opaque, const struct vecycle_result *now)
 
 struct vecycle_migrate_options {
     const char *qmp;            /* path of the running QEMU's QMP socket */
-    const char *to;             /* HOST or ssh://[USER@]HOST[:PORT], unix:PATH, tcp://HOST[:PORT] */
+    const char *to;             /* HOST or ssh://[USER@]HOST[:PORT], tls://HOST[:PORT],
+                                   unix:PATH, tcp://HOST[:PORT] */
     const char *name;           /* the destination's socket NAME.qmp; NULL: the VM's UUID */
     bool insecure;              /* plain TCP is allowed */
     bool suspend;               /* leave the VM paused at the destination */
@@ -153,6 +181,7 @@ struct vecycle_migrate_options {
     uint64_t downtime_limit_ms; /* 0: as QEMU has it */
     uint32_t dead_peer_ms;      /* silence after which the peer is dead; 0: 10 s, or the agent's */
     unsigned retries; /* attempts after one that failed for a reason that could pass; 0: none */
+    struct vecycle_tls tls; /* an agent that does the work uses its own, but for `hostname` */
     struct vecycle_cancel *cancel; /* NULL: none */
     vecycle_progress progress;     /* NULL: none */
     void *opaque;
@@ -174,6 +203,7 @@ struct vecycle_proxy_options {
     const char *ssh, *remote;
     uint64_t downtime_limit_ms; /* what the migration was started with; 0: 300 */
     uint32_t dead_peer_ms;      /* as above */
+    struct vecycle_tls tls;
     struct vecycle_cancel *cancel;
     vecycle_progress progress;
     void *opaque;
@@ -203,12 +233,15 @@ VECYCLE_API int vecycle_receive(const struct vecycle_context *c,
 /* ---- the agent ---- */
 
 struct vecycle_agent_options {
-    const char *const *listen; /* addresses unix:PATH or tcp://HOST[:PORT] */
+    const char *const *listen; /* addresses unix:PATH, tls://HOST[:PORT] or tcp://HOST[:PORT] */
     size_t n_listen;
     bool insecure;             /* plain TCP is allowed */
     const char *socket_dir;    /* NULL: vecycle_default_socket_dir(); made if missing */
     const char *control_group; /* group that may use the control socket; NULL: only the owner */
     uint32_t dead_peer_ms;     /* silence after which a peer is dead; 0: 10 s */
+    struct vecycle_tls tls;    /* `hostname` is not used */
+    const char *allow;         /* list of the TLS peers and what they may reach, vecycle-peers(5);
+                                  NULL: every certificate of the authority may reach every VM */
     struct vecycle_cancel *cancel;
     /** It accepts sessions; NULL: not needed. */
     void (*ready)(void *opaque);
@@ -282,10 +315,10 @@ enum vecycle_resolution {
 
 /** Settles an open handover (struct vecycle_vm, `handover`). RUN continues the VM through its QMP
  *  socket; a person has made sure that it does not run on the other host. */
-VECYCLE_API int vecycle_resolve(const struct vecycle_context *c, const char *vm,
-                                enum vecycle_resolution how,
-                                const struct vecycle_migrate_options *o, /* RETRY: ssh, insecure */
-                                const char *socket_dir, struct vecycle_error *err);
+VECYCLE_API int
+vecycle_resolve(const struct vecycle_context *c, const char *vm, enum vecycle_resolution how,
+                const struct vecycle_migrate_options *o, /* RETRY: tls, ssh, insecure */
+                const char *socket_dir, struct vecycle_error *err);
 
 #ifdef __cplusplus
 }

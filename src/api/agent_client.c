@@ -29,13 +29,14 @@ static int hand_over(int fd, struct vc_job *j, struct vc_err *err)
     vc_auto_json struct json_object *o = vc_job_to_json(j);
     vc_auto_free char *line = NULL;
     int fds[3] = {j->rfd, j->wfd, j->qemu_fd}, n;
+    size_t first = j->dial ? 2 : 0; /* then there is no connection yet */
 
     n = asprintf(&line, "%s\n", vc_json_line(o));
     if (n < 0) {
         line = NULL;
         return vc_err_set(err, VC_E_NOMEM, "no memory for a request");
     }
-    if (vc_send_fds(fd, line, (size_t)n, fds, j->qemu_fd >= 0 ? 3 : 2) < 0)
+    if (vc_send_fds(fd, line, (size_t)n, fds + first, (j->qemu_fd >= 0 ? 3 : 2) - first) < 0)
         return vc_err_set_errno(err, VC_E_FAILED, "cannot write to the agent's control socket");
     return 0;
 }
@@ -125,6 +126,10 @@ int vc_agent_call(const char *control, struct vc_job *j, const struct vc_log *lo
         vc_job_close(j);
         return rc;
     }
+    if (j->dial && j->tls_dir)
+        vc_log(log, VC_LOG_WARNING,
+               "the agent connects, with the certificates that it has, not "
+               "those of --tls-dir");
     c = calloc(1, sizeof(*c));
     rc = c ? hand_over(fd, j, err) : vc_err_set(err, VC_E_NOMEM, "no memory for a request");
     vc_job_close(j); /* the agent has its own copies now */

@@ -19,19 +19,20 @@
  *
  * One thread waits for connections: from other hosts (each becomes a session as destination) and on
  * the control socket (each hands over one job). Every session runs in a thread of its own, which
- * reads the client's request, and reports on its control connection; the waiting thread watches
- * that connection for a cancellation or its end, both of which end the session. What a client reads
- * too slowly is dropped, but for the last line: nobody's terminal holds up a migration.
+ * shakes hands with the peer or reads the client's request, so that a slow one holds nobody up, and
+ * reports on its control connection; the waiting thread watches that connection for a cancellation
+ * or its end, both of which end the session. What a client reads too slowly is dropped, but for the
+ * last line: nobody's terminal holds up a migration.
  *
- * Sessions are limited in number, and so are those of peers that have not said yet what they want:
- * where there is one too many, the one that has idled longest goes. */
+ * Sessions are limited in number, and apart from them those of peers and clients that have not said
+ * yet what they want: while there is no room, nobody else is let in, and one of them has to go. */
 
 #define MAX_LISTENERS 8
 #define MAX_SESSIONS 64
-/* Of these, peers and clients that have not got past the opening, which takes an honest one a
- * moment.
- */
+/* Beside these, peers and clients that have not got past the opening, TLS handshake included, which
+ * takes an honest one a moment: whoever fills all places must keep coming back faster than that. */
 #define MAX_UNOPENED 16
+#define MAX_POLLED (3 + MAX_LISTENERS + MAX_SESSIONS + MAX_UNOPENED)
 /* When there are no descriptors left for another connection. */
 #define REST_MS 200
 #define END_TIMEOUT_S 5
@@ -44,9 +45,10 @@ struct session {
     struct vc_thread thread;
     struct vc_job job; /* [thread: session] */
     struct vc_cancel cancel;
-    int control;        /* connection of the client, or -1 */
-    struct vc_log log;  /* to the client and to the agent's own log */
-    atomic_bool opened; /* the request was read; a peer is past the opening */
+    int control;            /* connection of the client, or -1 */
+    struct vc_log log;      /* to the client and to the agent's own log */
+    atomic_bool peer_known; /* TLS: its certificate is verified */
+    atomic_bool opened;     /* the request was read; a peer is past the opening */
     atomic_bool finished;
 };
 
@@ -134,6 +136,24 @@ static void wake_agent(struct agent *a)
     }
 }
 
+/* The descriptors that came with a job: its connection, unless it is yet to be made, and QEMU's.
+ * True: some are missing. The job owns what there is. */
+static bool take_fds(struct vc_job *job, const int fds[3], size_t n)
+{
+    bool source = job->kind != VC_JOB_RECEIVE;
+
+    if (job->dial) {
+        job->qemu_fd = n > 0 ? fds[0] : -1;
+        job->rfd = n > 1 ? fds[1] : -1; /* not wanted: to be closed */
+        job->wfd = n > 2 ? fds[2] : -1;
+        return !source || n != 1;
+    }
+    job->rfd = n > 0 ? fds[0] : -1;
+    job->wfd = n > 1 ? fds[1] : -1;
+    job->qemu_fd = n > 2 ? fds[2] : -1;
+    return n < 2 || (source && n < 3);
+}
+
 /* A client sends its request at once; it is read in one piece, with a time limit. */
 static int read_request(struct session *s, struct vc_err *err)
 {
@@ -148,14 +168,11 @@ static int read_request(struct session *s, struct vc_err *err)
     n = vc_recv_fds(s->control, line, sizeof(line), fds, 3, &n_fds);
     limit.tv_sec = 0;
     setsockopt(s->control, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    s->job.rfd = n_fds > 0 ? fds[0] : -1;
-    s->job.wfd = n_fds > 1 ? fds[1] : -1;
-    s->job.qemu_fd = n_fds > 2 ? fds[2] : -1;
     if (n > 0 && line[n - 1] == '\n')
         o = vc_json_parse(line, (size_t)n - 1);
     rc = o ? vc_job_from_json(o, &s->job, err)
            : vc_err_set(err, VC_E_PROTOCOL, "control socket: not a request");
-    if (!rc && (n_fds < 2 || (s->job.kind != VC_JOB_RECEIVE && n_fds < 3)))
+    if (take_fds(&s->job, fds, n_fds) && !rc)
         rc = vc_err_set(err, VC_E_PROTOCOL, "control socket: descriptors are missing");
     return rc;
 }
@@ -199,7 +216,7 @@ static void *session_main(void *arg)
     report_end(s, &r, rc, &err);
     vc_id_format(&r.vm, vm);
     if (rc)
-        vc_log_err(&a->log, VC_LOG_ERROR, vm, &err);
+        vc_log_err(&a->log, VC_LOG_ERROR, vc_id_is_nil(&r.vm) ? "a connection ended" : vm, &err);
     else
         vc_log(&a->log, VC_LOG_INFO, "%s: migrated %s '%s': %llu pages reused, %llu sent", vm,
                s->job.kind == VC_JOB_RECEIVE ? "from" : "to", r.peer,
@@ -222,24 +239,66 @@ static void free_session(struct session *s)
     free(s);
 }
 
-/* Makes room: of the sessions that have not said what they want, the oldest one goes. */
-static void limit_unopened(struct agent *a)
-{
-    struct session *oldest = NULL;
-    size_t n = 0;
+/* ---- those who have not said what they want ---- */
 
-    for (struct session *s = a->sessions; s; s = s->next)
-        if (!atomic_load(&s->opened) && !vc_cancel_is_set(&s->cancel)) {
-            oldest = s; /* new ones are put in front */
-            n++;
-        }
-    if (n < MAX_UNOPENED)
-        return;
-    vc_log(&a->log, VC_LOG_WARNING, "too many idle connections: the oldest one is closed");
-    vc_cancel_now(&oldest->cancel);
-    if (oldest->control >= 0)
-        shutdown(oldest->control, SHUT_RDWR);
+static unsigned count_unopened(const struct agent *a)
+{
+    unsigned n = 0;
+
+    for (const struct session *s = a->sessions; s; s = s->next)
+        n += !atomic_load(&s->opened);
+    return n;
 }
+
+/* Whether one was sent away and has not gone yet. */
+static bool one_is_leaving(const struct agent *a)
+{
+    for (const struct session *s = a->sessions; s; s = s->next)
+        if (!atomic_load(&s->opened) && vc_cancel_is_set(&s->cancel))
+            return true;
+    return false;
+}
+
+/* Who has to go: the oldest one, but no peer with a certificate for the sake of who may have none.
+ */
+static struct session *choose_one(const struct agent *a)
+{
+    struct session *unknown = NULL, *known = NULL;
+
+    for (struct session *s = a->sessions; s; s = s->next) /* the newest comes first */
+        if (atomic_load(&s->opened))
+            continue;
+        else if (atomic_load(&s->peer_known))
+            known = s;
+        else
+            unknown = s;
+    return unknown ? unknown : known;
+}
+
+/* Whether another connection may come in now. If not, one is sent away, and its end wakes us. */
+static bool make_room(struct agent *a)
+{
+    struct session *s;
+
+    if (count_unopened(a) < MAX_UNOPENED)
+        return true;
+    s = one_is_leaving(a) ? NULL : choose_one(a);
+    if (s) {
+        vc_log(&a->log, VC_LOG_WARNING, "too many idle connections: the oldest one is closed");
+        vc_cancel_now(&s->cancel);
+        if (s->control >= 0)
+            shutdown(s->control, SHUT_RDWR);
+    }
+    return false;
+}
+
+/* Whether to look for new connections at all: not while one has to end first. */
+static bool is_open(const struct agent *a)
+{
+    return !a->tired && (count_unopened(a) < MAX_UNOPENED || !one_is_leaving(a));
+}
+
+/* ---- starting and ending sessions ---- */
 
 /* Starts a session; the job's descriptors and @control are taken. */
 static void start_session(struct agent *a, struct vc_job *job, int control)
@@ -248,7 +307,6 @@ static void start_session(struct agent *a, struct vc_job *job, int control)
     struct vc_err err = VC_ERR_INIT;
     int rc;
 
-    limit_unopened(a);
     if (!s) {
         vc_job_close(job);
         if (control >= 0)
@@ -259,10 +317,13 @@ static void start_session(struct agent *a, struct vc_job *job, int control)
     s->job = *job;
     s->control = control;
     s->cancel.fd = -1;
+    s->job.peer_known = &s->peer_known;
+    s->job.tls_dir = a->o->tls.dir;
+    s->job.handshake_ms = vc_public_tls(&a->o->tls, NULL).handshake_ms;
     s->log = (struct vc_log){.fn = on_log, .opaque = s, .max = VC_LOG_DEBUG};
     snprintf(s->job.socket_dir, sizeof(s->job.socket_dir), "%s", a->socket_dir);
     s->job.parking = a->parking;
-    rc = a->n_sessions < MAX_SESSIONS
+    rc = a->n_sessions - count_unopened(a) < MAX_SESSIONS
              ? vc_cancel_init(&s->cancel, &err)
              : vc_err_set(&err, VC_E_BUSY, "%u migrations run already", MAX_SESSIONS);
     if (!rc)
@@ -305,21 +366,20 @@ static void on_peer(struct agent *a, struct vc_listener *l)
     struct vc_job job = VC_JOB_INIT;
     struct vc_conn *conn;
     struct vc_err err = VC_ERR_INIT;
-    int rfd, wfd, rc = vc_listener_accept(l, &conn, &err);
+    int rc = vc_listener_accept(l, &conn, &err);
 
     if (rc) {
         a->tired = true;
         vc_log_err(&a->log, VC_LOG_WARNING, "a connection was lost", &err);
         return;
     }
-    vc_conn_fds(conn, &rfd, &wfd);
     job.kind = VC_JOB_RECEIVE;
     job.security = vc_conn_security(conn);
     snprintf(job.peer, sizeof(job.peer), "%s", vc_conn_describe(conn));
-    job.rfd = job.wfd = dup(rfd);
-    vc_conn_close(conn);
-    if (job.rfd >= 0)
-        start_session(a, &job, -1);
+    job.conn = conn;
+    job.accept_tls = vc_listener_is_tls(l);
+    job.allow = job.accept_tls ? a->o->allow : NULL;
+    start_session(a, &job, -1);
 }
 
 static void on_client(struct agent *a)
@@ -381,37 +441,66 @@ static int open_control(struct agent *a, const char *path, struct vc_err *err)
     return 0;
 }
 
+static bool has_scheme(const char *address, const char *scheme)
+{
+    return !strncmp(address, scheme, strlen(scheme));
+}
+
+/* What would be wrong with every connection is said now. */
+static int check_listener(struct agent *a, const char *address, struct vc_err *err)
+{
+    if (has_scheme(address, "tls://"))
+        return vc_tls_check(a->o->tls.dir, VC_TLS_SERVER, err);
+    if (!has_scheme(address, "tcp://"))
+        return 0;
+    if (a->o->allow)
+        return vc_err_set_hint(err, VC_E_USAGE, "peers have names on tls:// alone",
+                               "--allow cannot be kept at '%.64s'", address);
+    if (a->o->insecure)
+        vc_log(&a->log, VC_LOG_WARNING,
+               "'%s' takes VMs' memory in the clear, from anybody who can reach it", address);
+    return 0;
+}
+
+static int open_listener(struct agent *a, const char *address, struct vc_err *err)
+{
+    int rc = check_listener(a, address, err);
+
+    if (!rc)
+        rc = vc_listener_open(address, a->o->insecure, 0600, &a->listeners[a->n_listeners], err);
+    if (!rc)
+        a->n_listeners++;
+    return rc;
+}
+
 static int open_listeners(struct agent *a, struct vc_err *err)
 {
-    if (a->o->n_listen > MAX_LISTENERS)
-        return vc_err_set(err, VC_E_USAGE, "more than %d addresses to listen on", MAX_LISTENERS);
-    for (size_t i = 0; i < a->o->n_listen; i++) {
-        int rc = vc_listener_open(a->o->listen[i], a->o->insecure, 0600,
-                                  &a->listeners[a->n_listeners], err);
+    int rc = a->o->allow ? vc_allow_check(a->o->allow, err) : 0;
 
-        if (rc)
-            return rc;
-        a->n_listeners++;
-    }
-    return 0;
+    if (!rc && a->o->n_listen > MAX_LISTENERS)
+        rc = vc_err_set(err, VC_E_USAGE, "more than %d addresses to listen on", MAX_LISTENERS);
+    for (size_t i = 0; i < a->o->n_listen && !rc; i++)
+        rc = open_listener(a, a->o->listen[i], err);
+    return rc;
 }
 
 static void serve(struct agent *a)
 {
-    struct pollfd p[3 + MAX_LISTENERS + MAX_SESSIONS];
-    struct session *of[3 + MAX_LISTENERS + MAX_SESSIONS];
+    struct pollfd p[MAX_POLLED];
+    struct session *of[MAX_POLLED];
     bool stop = false;
 
     while (!stop) {
+        bool open = is_open(a);
         nfds_t n = 0, first_session;
         uint64_t count;
         int ready;
 
         p[n++] = (struct pollfd){.fd = a->o->cancel ? a->o->cancel->c.fd : -1, .events = POLLIN};
         p[n++] = (struct pollfd){.fd = a->wake, .events = POLLIN};
-        p[n++] = (struct pollfd){.fd = a->tired ? -1 : a->control, .events = POLLIN};
+        p[n++] = (struct pollfd){.fd = open ? a->control : -1, .events = POLLIN};
         for (size_t i = 0; i < a->n_listeners; i++)
-            p[n++] = (struct pollfd){.fd = a->tired ? -1 : vc_listener_fd(a->listeners[i]),
+            p[n++] = (struct pollfd){.fd = open ? vc_listener_fd(a->listeners[i]) : -1,
                                      .events = POLLIN};
         first_session = n;
         for (struct session *s = a->sessions; s; s = s->next)
@@ -429,10 +518,10 @@ static void serve(struct agent *a)
         for (nfds_t i = first_session; i < n; i++)
             if (p[i].revents)
                 on_client_says(of[i]);
-        if (p[2].revents)
+        if (p[2].revents && make_room(a))
             on_client(a);
         for (size_t i = 0; i < a->n_listeners; i++)
-            if (p[3 + i].revents)
+            if (p[3 + i].revents && make_room(a))
                 on_peer(a, a->listeners[i]);
         reap(a);
     }
@@ -483,7 +572,7 @@ int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agen
     if (!rc)
         rc = open_listeners(&a, &e);
     if (!rc)
-        rc = vc_settler_start(a.store, a.socket_dir, &a.log, o->insecure, &a.settler, &e);
+        rc = vc_settler_start(a.store, a.socket_dir, &a.log, o->insecure, &o->tls, &a.settler, &e);
     if (!rc) {
         if (o->ready)
             o->ready(o->opaque);

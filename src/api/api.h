@@ -2,6 +2,8 @@
 #ifndef VC_API_API_H
 #define VC_API_API_H
 
+#include <stdatomic.h>
+
 #include "base/err.h"
 #include "base/json.h"
 #include "base/log.h"
@@ -9,7 +11,8 @@
 #include "vecycle/vecycle.h"
 
 /* Private to src/api: what is behind the public header. A *job* is one session with its descriptors
- * already open, run here or handed to the agent. */
+ * already open, run here or handed to the agent. The keys of a TLS connection belong to one process
+ * and cannot be handed over: such a job connects where it runs. */
 
 enum vc_job_kind { VC_JOB_MIGRATE = 1, VC_JOB_PROXY = 2, VC_JOB_RECEIVE = 3 };
 
@@ -28,13 +31,21 @@ struct vc_job {
     struct vc_parking *parking;   /* receive; of the process that runs it; may be NULL */
     void (*opened)(void *opaque); /* receive: past the opening; of the process that runs it */
     bool suspend, postcopy, recover, auto_converge;
-    int rfd, wfd; /* the connection; equal for a socket */
-    int qemu_fd;  /* QMP socket (migrate) or migration stream (proxy); -1: none */
+    bool dial;                            /* connect to the peer, which is a tls:// address */
+    bool accept_tls;                      /* conn is to be secured first */
+    char tls_hostname[VC_JOB_TEXT_BYTES]; /* dial: name in the certificate; "": the address's */
+    const char *tls_dir;                  /* borrowed; NULL: the default; an agent uses its own */
+    uint32_t handshake_ms;                /* 0: the default; an agent uses its own */
+    const char *allow;                    /* receive: list of peers, borrowed; NULL: no list */
+    atomic_bool *peer_known; /* set once the peer's certificate is verified; borrowed, or NULL */
+    struct vc_conn *conn;    /* the connection, or NULL: */
+    int rfd, wfd;            /* the connection; equal for a socket */
+    int qemu_fd;             /* QMP socket (migrate) or migration stream (proxy); -1: none */
 };
 
 #define VC_JOB_INIT ((struct vc_job){.rfd = -1, .wfd = -1, .qemu_fd = -1})
 
-/** Closes what descriptors are left. */
+/** Closes what is left of its descriptors and its connection. */
 void vc_job_close(struct vc_job *j);
 /** Runs it in this process; its descriptors are taken. */
 int vc_job_run(struct vc_job *j, struct vc_store *store, const struct vc_log *log,
@@ -47,10 +58,11 @@ void vc_job_fold(struct vc_store *store, const struct vc_id *vm, uint32_t min_la
 /* ---- settle.c: what lost connections left open, in the background of an agent ---- */
 
 struct vc_settler;
-/** First settles what this host can tell alone, then starts the thread. Borrows the store and
- *  the directory of the destination QEMUs' sockets. */
+/** First settles what this host can tell alone, then starts the thread. Borrows the store, the
+ *  directory of the destination QEMUs' sockets, and what @tls refers to. */
 int vc_settler_start(struct vc_store *store, const char *socket_dir, const struct vc_log *log,
-                     bool insecure, struct vc_settler **out, struct vc_err *err) VC_NODISCARD;
+                     bool insecure, const struct vecycle_tls *tls, struct vc_settler **out,
+                     struct vc_err *err) VC_NODISCARD;
 /** There may be something new to settle. Any thread. */
 void vc_settler_kick(struct vc_settler *s);
 /** Ends it; NULL is fine. */
@@ -72,6 +84,14 @@ struct vc_retry {
 int vc_retry_run(struct vc_retry *t, struct vc_session_result *r, struct vc_err *err) VC_NODISCARD;
 /** Whether another attempt may go better: the VM runs on here, and the cause could pass. */
 bool vc_retry_may_pass(int code, const struct vc_session_result *r);
+
+/* ---- allow.c: which peers may reach what ---- */
+
+/** Whether that file is a list of peers. VC_E_REFUSED. */
+int vc_allow_check(const char *path, struct vc_err *err) VC_NODISCARD;
+/** A vc_may_reach_fn; its opaque is the path. */
+int vc_allow_may_reach(void *path, const struct vc_conn *peer, const struct vc_reach *what,
+                       struct vc_err *err);
 
 /* ---- the control socket: one line of JSON each way, then lines from the agent ---- */
 
@@ -97,6 +117,10 @@ void vc_public_result(const struct vc_session_result *r, struct vecycle_result *
 /** Copies the error if there is one (code < 0), and returns the code. @out may be NULL. */
 int vc_public_error(int rc, const struct vc_err *e, struct vecycle_error *out);
 struct vc_log vc_public_log(const struct vecycle_context *c);
+/** Says so if the connection is in the clear. */
+void vc_public_warn_plaintext(const struct vc_log *log, const struct vc_conn *conn);
+/** For dialling; @cancel may be NULL, and has to outlive it. */
+struct vc_tls_options vc_public_tls(const struct vecycle_tls *t, const struct vc_cancel *cancel);
 /** The control socket to use, or NULL for none. */
 const char *vc_public_control(const struct vecycle_context *c);
 int vc_public_store(const struct vecycle_context *c, bool create, struct vc_store **out,

@@ -35,6 +35,8 @@ struct json_object *vc_job_to_json(const struct vc_job *j)
     vc_json_add_bool(o, "postcopy", j->postcopy);
     vc_json_add_bool(o, "recover", j->recover);
     vc_json_add_bool(o, "auto-converge", j->auto_converge);
+    vc_json_add_bool(o, "dial", j->dial);
+    vc_json_add_str(o, "tls-hostname", j->tls_hostname);
     return o;
 }
 
@@ -65,6 +67,8 @@ int vc_job_from_json(struct json_object *o, struct vc_job *j, struct vc_err *err
     j->postcopy = vc_json_bool(o, "postcopy", false);
     j->recover = vc_json_bool(o, "recover", false);
     j->auto_converge = vc_json_bool(o, "auto-converge", false);
+    j->dial = vc_json_bool(o, "dial", false);
+    get_text(o, "tls-hostname", j->tls_hostname, sizeof(j->tls_hostname));
     return 0;
 }
 

@@ -113,6 +113,29 @@ void vecycle_cancel_free(struct vecycle_cancel *c)
     free(c);
 }
 
+const char *vecycle_default_tls_dir(void)
+{
+    return VC_TLS_DEFAULT_DIR;
+}
+
+struct vc_tls_options vc_public_tls(const struct vecycle_tls *t, const struct vc_cancel *cancel)
+{
+    return (struct vc_tls_options){
+        .dir = t->dir,
+        .hostname = t->hostname,
+        .handshake_ms = (uint32_t)VC_MIN(t->handshake_ms, (uint64_t)INT32_MAX),
+        .cancel_fd = cancel ? cancel->fd : -1,
+    };
+}
+
+void vc_public_warn_plaintext(const struct vc_log *log, const struct vc_conn *conn)
+{
+    if (vc_conn_security(conn) == VC_CONN_PLAINTEXT)
+        vc_log(log, VC_LOG_WARNING,
+               "'%s' is not encrypted: the VM's memory crosses the network in the clear",
+               vc_conn_describe(conn));
+}
+
 struct vc_log vc_public_log(const struct vecycle_context *c)
 {
     return (struct vc_log){

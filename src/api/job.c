@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "api/api.h"
@@ -12,6 +14,34 @@ void vc_job_close(struct vc_job *j)
     if (j->qemu_fd >= 0)
         close(j->qemu_fd);
     j->rfd = j->wfd = j->qemu_fd = -1;
+    vc_conn_close(vc_steal_ptr(j->conn));
+}
+
+/* The connection, secured; what the job has of it is taken. */
+static int open_connection(struct vc_job *j, const struct vc_cancel *cancel, struct vc_conn **out,
+                           struct vc_err *err)
+{
+    struct vc_tls_options tls = {
+        .dir = j->tls_dir,
+        .hostname = j->tls_hostname[0] ? j->tls_hostname : NULL,
+        .handshake_ms = j->handshake_ms,
+        .cancel_fd = cancel ? cancel->fd : -1,
+    };
+    int rfd = j->rfd, wfd = j->wfd, rc;
+
+    /* Nothing else: an agent must not be made to run a program, or to speak in the clear. */
+    if (j->dial && strncmp(j->peer, "tls://", 6) != 0)
+        return vc_err_set(err, VC_E_USAGE, "'%.64s' is not a tls:// address", j->peer);
+    if (j->dial)
+        return vc_conn_dial(j->peer, &(struct vc_dial_options){.tls = &tls}, out, err);
+    if (!j->conn) {
+        j->rfd = j->wfd = -1;
+        return vc_conn_from_fds(rfd, wfd, j->security, j->peer, out, err);
+    }
+    rc = j->accept_tls ? vc_conn_tls_accept(j->conn, &tls, err) : 0;
+    if (!rc)
+        *out = vc_steal_ptr(j->conn);
+    return rc;
 }
 
 static int run_source(struct vc_job *j, struct vc_conn *conn, struct vc_store *store,
@@ -54,15 +84,17 @@ int vc_job_run(struct vc_job *j, struct vc_store *store, const struct vc_log *lo
                struct vc_session_result *result, struct vc_err *err)
 {
     struct vc_conn *conn;
-    int rfd = j->rfd, wfd = j->wfd, rc;
+    int rc;
 
-    j->rfd = j->wfd = -1;
     *result = (struct vc_session_result){0};
-    rc = vc_conn_from_fds(rfd, wfd, j->security, j->peer, &conn, err);
+    snprintf(result->peer, sizeof(result->peer), "%.127s", j->peer);
+    rc = open_connection(j, cancel, &conn, err);
     if (rc) {
         vc_job_close(j);
         return rc;
     }
+    if (j->peer_known && j->accept_tls)
+        atomic_store(j->peer_known, true);
     if (j->kind == VC_JOB_RECEIVE) {
         struct vc_dest_session d = {
             .store = store,
@@ -74,6 +106,8 @@ int vc_job_run(struct vc_job *j, struct vc_store *store, const struct vc_log *lo
             .conn = conn,
             .parking = j->parking,
             .socket_dir = j->socket_dir,
+            .may_reach = j->allow ? vc_allow_may_reach : NULL,
+            .policy = (void *)(uintptr_t)j->allow,
         };
 
         return vc_session_dest(&d, result, err);

@@ -79,30 +79,44 @@ static int dup_cloexec(int fd)
     return fcntl(fd, F_DUPFD_CLOEXEC, 3);
 }
 
-/* Dials, and puts copies of the descriptors into the job; *conn keeps a child process alive. */
-static int dial(struct vc_job *j, const char *to, bool insecure, const char *ssh,
-                const char *remote, struct vc_conn **conn, struct vc_err *err)
-{
-    struct vc_dial_options o = {.insecure = insecure, .ssh = ssh, .remote = remote};
-    int rfd, wfd, rc = full_address(to, j->peer, err);
-
-    if (!rc)
-        rc = vc_conn_dial(j->peer, &o, conn, err);
-    if (rc)
-        return rc;
-    vc_conn_fds(*conn, &rfd, &wfd);
-    j->security = vc_conn_security(*conn);
-    j->rfd = dup_cloexec(rfd);
-    j->wfd = wfd == rfd ? j->rfd : dup_cloexec(wfd);
-    return j->rfd < 0 || j->wfd < 0 ? vc_err_set_errno(err, VC_E_FAILED, "no more descriptors") : 0;
-}
-
 static int copy_text(char out[VC_JOB_TEXT_BYTES], const char *text, const char *what,
                      struct vc_err *err)
 {
     if (snprintf(out, VC_JOB_TEXT_BYTES, "%s", text ? text : "") >= VC_JOB_TEXT_BYTES)
         return vc_err_set(err, VC_E_USAGE, "%s is too long", what);
     return 0;
+}
+
+/* TLS is spoken by whoever runs the job. */
+static int dial_later(struct vc_job *j, const struct vecycle_tls *tls, struct vc_err *err)
+{
+    j->dial = true;
+    j->security = VC_CONN_ENCRYPTED;
+    j->tls_dir = tls->dir;
+    j->handshake_ms = vc_public_tls(tls, NULL).handshake_ms;
+    return copy_text(j->tls_hostname, tls->hostname, "the host's name", err);
+}
+
+/* Dials, and puts copies of the descriptors into the job; *conn keeps a child process alive. */
+static int dial(const struct vecycle_context *c, struct vc_job *j, const char *to,
+                const struct vc_dial_options *o, const struct vecycle_tls *tls,
+                struct vc_conn **conn, struct vc_err *err)
+{
+    struct vc_log log = vc_public_log(c);
+    int rfd, wfd, rc = full_address(to, j->peer, err);
+
+    if (!rc && !strncmp(j->peer, "tls://", 6))
+        return dial_later(j, tls, err);
+    if (!rc)
+        rc = vc_conn_dial(j->peer, o, conn, err);
+    if (rc)
+        return rc;
+    vc_public_warn_plaintext(&log, *conn);
+    vc_conn_fds(*conn, &rfd, &wfd);
+    j->security = vc_conn_security(*conn);
+    j->rfd = dup_cloexec(rfd);
+    j->wfd = wfd == rfd ? j->rfd : dup_cloexec(wfd);
+    return j->rfd < 0 || j->wfd < 0 ? vc_err_set_errno(err, VC_E_FAILED, "no more descriptors") : 0;
 }
 
 static int finish(int rc, struct vc_job *j, struct vc_conn *conn, const struct vc_session_result *r,
@@ -151,6 +165,7 @@ static int migrate_once(void *opaque, struct vc_session_result *r, struct vc_err
 {
     struct migration *m = opaque;
     const struct vecycle_migrate_options *o = m->o;
+    struct vc_dial_options d = {.insecure = o->insecure, .ssh = o->ssh, .remote = o->remote};
     struct vc_job j = VC_JOB_INIT;
     struct vc_conn *conn = NULL;
     int rc;
@@ -159,7 +174,7 @@ static int migrate_once(void *opaque, struct vc_session_result *r, struct vc_err
     *err = VC_ERR_INIT;
     rc = fill_job(o, &j, err);
     if (!rc)
-        rc = dial(&j, o->to, o->insecure, o->ssh, o->remote, &conn, err);
+        rc = dial(m->c, &j, o->to, &d, &o->tls, &conn, err);
     if (!rc)
         rc = run(m->c, &j, o->cancel, &m->progress, r, err);
     vc_job_close(&j);
@@ -229,6 +244,7 @@ int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_op
     struct vc_err e = VC_ERR_INIT;
     struct vc_conn *conn = NULL;
     struct progress p = {.fn = o->progress, .opaque = o->opaque};
+    struct vc_dial_options d = {.insecure = o->insecure, .ssh = o->ssh, .remote = o->remote};
     struct vc_id id;
     int rc = copy_text(j.name, o->name, "the name", &e);
 
@@ -243,7 +259,7 @@ int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_op
         rc = accept_stream(o, &j.qemu_fd, &e);
     }
     if (!rc)
-        rc = dial(&j, o->to, o->insecure, o->ssh, o->remote, &conn, &e);
+        rc = dial(c, &j, o->to, &d, &o->tls, &conn, &e);
     if (!rc)
         rc = run(c, &j, o->cancel, &p, &r, &e);
     return finish(rc, &j, conn, &r, result, &e, err);

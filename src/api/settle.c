@@ -17,6 +17,7 @@ struct vc_settler {
     struct vc_log log;
     const char *socket_dir;
     bool insecure;
+    struct vecycle_tls tls;
     struct vc_cancel cancel;
     struct vc_thread thread;
     pthread_mutex_t mu;
@@ -41,7 +42,8 @@ static bool read_record(struct vc_settler *s, const struct vc_id *vm, struct vc_
 static int give_word(struct vc_settler *s, const struct vc_id *vm, const struct vc_handover *h,
                      struct vc_err *err)
 {
-    struct vc_dial_options d = {.insecure = s->insecure};
+    struct vc_tls_options tls = vc_public_tls(&s->tls, &s->cancel);
+    struct vc_dial_options d = {.insecure = s->insecure, .tls = &tls};
     struct vc_conn *conn;
     int rc = vc_conn_dial(h->peer, &d, &conn, err);
 
@@ -143,7 +145,8 @@ static void look_back(struct vc_settler *s)
 }
 
 int vc_settler_start(struct vc_store *store, const char *socket_dir, const struct vc_log *log,
-                     bool insecure, struct vc_settler **out, struct vc_err *err)
+                     bool insecure, const struct vecycle_tls *tls, struct vc_settler **out,
+                     struct vc_err *err)
 {
     struct vc_settler *s = calloc(1, sizeof(*s));
     int rc;
@@ -154,6 +157,7 @@ int vc_settler_start(struct vc_store *store, const char *socket_dir, const struc
     s->log = *log;
     s->socket_dir = socket_dir;
     s->insecure = insecure;
+    s->tls = *tls;
     pthread_mutex_init(&s->mu, NULL);
     vc_cond_init(&s->changed);
     rc = vc_cancel_init(&s->cancel, err);

@@ -302,7 +302,14 @@ static int retry(struct vc_store *store, const struct vc_id *id,
                  const struct vecycle_migrate_options *o, const char *socket_dir,
                  const struct vc_log *log, struct vc_err *err)
 {
-    struct vc_dial_options d = {.insecure = o->insecure, .ssh = o->ssh, .remote = o->remote};
+    struct vc_cancel *cancel = o->cancel ? &o->cancel->c : NULL;
+    struct vc_tls_options tls = vc_public_tls(&o->tls, cancel);
+    struct vc_dial_options d = {
+        .insecure = o->insecure,
+        .ssh = o->ssh,
+        .remote = o->remote,
+        .tls = &tls,
+    };
     struct vc_handover h;
     struct vc_conn *conn;
     int rc = vc_session_look_back(store, id, socket_dir, &h, log, err);
@@ -317,8 +324,10 @@ static int retry(struct vc_store *store, const struct vc_id *id,
         return vc_err_set_hint(err, VC_E_QEMU_STATE, "run this on the source host",
                                "this host has no word to give");
     rc = vc_conn_dial(o->to ? o->to : h.peer, &d, &conn, err);
-    return rc ? rc
-              : vc_session_repeat_word(store, id, conn, o->cancel ? &o->cancel->c : NULL, log, err);
+    if (rc)
+        return rc;
+    vc_public_warn_plaintext(log, conn);
+    return vc_session_repeat_word(store, id, conn, cancel, log, err);
 }
 
 /* Continues the VM if it waits; anything else is not ours to touch. */

@@ -7,14 +7,16 @@
 static bool is_blank(const char *text, size_t n)
 {
     for (size_t i = 0; i < n; i++)
-        if (!strchr(" \t\r\n", text[i]) || !text[i])
+        if (!strchr(" \t\r\n", text[i]))
             return false;
     return true;
 }
 
 struct json_object *vc_json_parse(const char *text, size_t n)
 {
-    struct json_tokener *t = n < INT_MAX ? json_tokener_new_ex(VC_JSON_MAX_DEPTH) : NULL;
+    /* A NUL ends the text for json-c, wherever it is. */
+    bool legal = n < INT_MAX && !memchr(text, 0, n);
+    struct json_tokener *t = legal ? json_tokener_new_ex(VC_JSON_MAX_DEPTH) : NULL;
     struct json_object *o;
 
     if (!t)

@@ -175,6 +175,13 @@ static struct vc_link_frame *next_to_send(struct vc_link *l, uint64_t last_sent_
     return NULL;
 }
 
+static bool ends_in_order(struct vc_link *l)
+{
+    VC_LOCKED(&l->mu);
+
+    return l->finishing && !l->down;
+}
+
 static void *sender_main(void *arg)
 {
     struct vc_link *l = arg;
@@ -192,11 +199,8 @@ static void *sender_main(void *arg)
             return NULL;
         }
     }
-    {
-        VC_LOCKED(&l->mu);
-        if (l->finishing && !l->down)
-            vc_conn_shutdown_write(l->conn);
-    }
+    if (ends_in_order(l))
+        vc_conn_shutdown_write(l->conn); /* not under the lock: TLS writes its farewell */
     return NULL;
 }
 

@@ -18,6 +18,8 @@
 /* A child that does not end when its socket does is told to, then made to. */
 #define CHILD_GRACE_NS (2 * VC_NS_PER_S)
 
+static const struct vc_conn_ops fd_ops;
+
 static bool is_socket(int fd)
 {
     struct stat st;
@@ -36,6 +38,7 @@ int vc_conn_from_fds(int rfd, int wfd, enum vc_conn_security security, const cha
             close(wfd);
         return vc_err_set(err, VC_E_NOMEM, "no memory for a connection");
     }
+    c->ops = &fd_ops;
     c->rfd = rfd;
     c->wfd = wfd;
     c->wake_fd = -1;
@@ -72,6 +75,11 @@ int vc_conn_pair(struct vc_conn **a, struct vc_conn **b, struct vc_err *err)
     return rc;
 }
 
+static bool is_tls(const char *address)
+{
+    return !strncmp(address, "tls://", 6);
+}
+
 static int dial_fd(const char *address, const struct vc_dial_options *o, int *fd, pid_t *child,
                    enum vc_conn_security *security, struct vc_err *err)
 {
@@ -91,13 +99,30 @@ static int dial_fd(const char *address, const struct vc_dial_options *o, int *fd
     }
     if (!strncmp(address, "tcp://", 6)) {
         if (!o->insecure)
-            return vc_err_set_hint(err, VC_E_REFUSED, "use ssh://HOST, or say --insecure",
+            return vc_err_set_hint(err, VC_E_REFUSED,
+                                   "use ssh://HOST or tls://HOST, or say --insecure",
                                    "'%s' would send the VM's memory in the clear", address);
         *security = VC_CONN_PLAINTEXT;
-        return vc_tcp_connect(address + 6, timeout, address, fd, err);
+        return vc_tcp_connect(address + 6, VC_NET_DEFAULT_PORT, timeout, address, fd, err);
     }
-    return vc_err_set_hint(err, VC_E_USAGE, "unix:PATH, ssh://HOST or tcp://HOST:PORT",
+    if (is_tls(address)) {
+        *security = VC_CONN_ENCRYPTED; /* from the handshake on, before which nothing passes */
+        return vc_tcp_connect(address + 6, VC_NET_DEFAULT_TLS_PORT, timeout, address, fd, err);
+    }
+    return vc_err_set_hint(err, VC_E_USAGE, "unix:PATH, ssh://HOST, tls://HOST or tcp://HOST",
                            "'%s' is not an address", address);
+}
+
+static int secure(struct vc_conn *c, const char *address, const struct vc_dial_options *o,
+                  struct vc_err *err)
+{
+    struct vc_tls_options defaults = VC_TLS_OPTIONS_INIT;
+    char host[256], port[16];
+
+    c->ops = &vc_tls_pending_ops;
+    if (!vc_tcp_split(address + 6, VC_NET_DEFAULT_TLS_PORT, host, port))
+        return vc_err_set(err, VC_E_USAGE, "'%s' is not an address", address);
+    return vc_tls_connect(c, host, o->tls ? o->tls : &defaults, err);
 }
 
 int vc_conn_dial(const char *address, const struct vc_dial_options *o, struct vc_conn **out,
@@ -110,8 +135,15 @@ int vc_conn_dial(const char *address, const struct vc_dial_options *o, struct vc
     if (rc)
         return rc;
     rc = vc_conn_from_fds(fd, fd, security, address, out, err);
-    if (!rc)
-        (*out)->child = child;
+    if (rc)
+        return rc;
+    (*out)->child = child;
+    if (is_tls(address))
+        rc = secure(*out, address, o, err);
+    if (rc) {
+        vc_conn_close(*out);
+        *out = NULL;
+    }
     return rc;
 }
 
@@ -126,7 +158,7 @@ static bool wait_pipe(struct vc_conn *c, int fd, short events)
     return !p[1].revents;
 }
 
-ssize_t vc_conn_read_some(struct vc_conn *c, void *buf, size_t n, struct vc_err *err)
+static ssize_t fd_read_some(struct vc_conn *c, void *buf, size_t n, struct vc_err *err)
 {
     ssize_t got;
 
@@ -160,7 +192,7 @@ static int write_pipe(struct vc_conn *c, const uint8_t *p, size_t n)
     return 0;
 }
 
-int vc_conn_writev_all(struct vc_conn *c, struct iovec *iov, size_t n, struct vc_err *err)
+static int fd_writev_all(struct vc_conn *c, struct iovec *iov, size_t n, struct vc_err *err)
 {
     int rc = 0;
 
@@ -174,7 +206,7 @@ int vc_conn_writev_all(struct vc_conn *c, struct iovec *iov, size_t n, struct vc
     return 0;
 }
 
-void vc_conn_shutdown(struct vc_conn *c)
+static void fd_shutdown(struct vc_conn *c)
 {
     uint64_t one = 1;
 
@@ -186,11 +218,43 @@ void vc_conn_shutdown(struct vc_conn *c)
     }
 }
 
-void vc_conn_shutdown_write(struct vc_conn *c)
+static void fd_shutdown_write(struct vc_conn *c)
 {
     if (c->is_socket)
         shutdown(c->wfd, SHUT_WR);
     /* A pipe ends when it is closed, which is soon after. */
+}
+
+static const struct vc_conn_ops fd_ops = {
+    .read_some = fd_read_some,
+    .writev_all = fd_writev_all,
+    .shutdown = fd_shutdown,
+    .shutdown_write = fd_shutdown_write,
+};
+
+ssize_t vc_conn_read_some(struct vc_conn *c, void *buf, size_t n, struct vc_err *err)
+{
+    return c->ops->read_some(c, buf, n, err);
+}
+
+int vc_conn_writev_all(struct vc_conn *c, struct iovec *iov, size_t n, struct vc_err *err)
+{
+    return c->ops->writev_all(c, iov, n, err);
+}
+
+void vc_conn_shutdown(struct vc_conn *c)
+{
+    c->ops->shutdown(c);
+}
+
+void vc_conn_shutdown_write(struct vc_conn *c)
+{
+    c->ops->shutdown_write(c);
+}
+
+const char *vc_conn_peer_name(const struct vc_conn *c, unsigned i)
+{
+    return c->ops->peer_name ? c->ops->peer_name(c, i) : NULL;
 }
 
 void vc_conn_fds(const struct vc_conn *c, int *rfd, int *wfd)
@@ -218,6 +282,8 @@ void vc_conn_close(struct vc_conn *c)
 {
     if (!c)
         return;
+    if (c->ops->release)
+        c->ops->release(c);
     if (c->rfd >= 0)
         close(c->rfd);
     if (c->wfd >= 0 && c->wfd != c->rfd)
@@ -244,6 +310,7 @@ enum vc_conn_security vc_conn_security(const struct vc_conn *c)
 struct vc_listener {
     int fd;
     enum vc_conn_security security;
+    bool tls;
     char path[128]; /* Unix: to be removed */
     char address[256];
 };
@@ -264,12 +331,16 @@ int vc_listener_open(const char *address, bool insecure, unsigned mode, struct v
         snprintf(l->path, sizeof(l->path), "%s", address + 5);
     } else if (!strncmp(address, "tcp://", 6)) {
         if (!insecure)
-            return vc_err_set_hint(err, VC_E_REFUSED, "use ssh, or say --insecure",
+            return vc_err_set_hint(err, VC_E_REFUSED, "use ssh or tls://, or say --insecure",
                                    "'%s' would take VMs' memory in the clear", address);
         l->security = VC_CONN_PLAINTEXT;
-        rc = vc_tcp_listen(address + 6, address, &l->fd, err);
+        rc = vc_tcp_listen(address + 6, VC_NET_DEFAULT_PORT, address, &l->fd, err);
+    } else if (is_tls(address)) {
+        l->tls = true;
+        l->security = VC_CONN_ENCRYPTED;
+        rc = vc_tcp_listen(address + 6, VC_NET_DEFAULT_TLS_PORT, address, &l->fd, err);
     } else {
-        return vc_err_set_hint(err, VC_E_USAGE, "unix:PATH or tcp://HOST:PORT",
+        return vc_err_set_hint(err, VC_E_USAGE, "unix:PATH, tls://HOST:PORT or tcp://HOST:PORT",
                                "'%s' is not an address to listen on", address);
     }
     if (rc)
@@ -285,13 +356,21 @@ int vc_listener_fd(const struct vc_listener *l)
 
 int vc_listener_accept(struct vc_listener *l, struct vc_conn **out, struct vc_err *err)
 {
-    int fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC);
+    int fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC), rc;
 
     if (fd < 0)
         return vc_err_set_errno(err, VC_E_FAILED, "cannot accept on '%s'", l->address);
-    if (l->security == VC_CONN_PLAINTEXT)
+    if (l->security != VC_CONN_LOCAL)
         vc_tcp_tune(fd);
-    return vc_conn_from_fds(fd, fd, l->security, l->address, out, err);
+    rc = vc_conn_from_fds(fd, fd, l->security, l->address, out, err);
+    if (!rc && l->tls)
+        (*out)->ops = &vc_tls_pending_ops;
+    return rc;
+}
+
+bool vc_listener_is_tls(const struct vc_listener *l)
+{
+    return l->tls;
 }
 
 void vc_listener_close(struct vc_listener *l)

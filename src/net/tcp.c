@@ -15,7 +15,7 @@
 #define NOTSENT_BYTES (128 * 1024)
 
 /* "HOST", "HOST:PORT", "[V6]:PORT". */
-bool vc_tcp_split(const char *rest, char host[256], char port[16])
+bool vc_tcp_split(const char *rest, const char *default_port, char host[256], char port[16])
 {
     const char *end, *colon;
     size_t n;
@@ -34,19 +34,19 @@ bool vc_tcp_split(const char *rest, char host[256], char port[16])
         return false;
     memcpy(host, rest, n);
     host[n] = 0;
-    snprintf(port, 16, "%s", colon ? colon + 1 : VC_NET_DEFAULT_PORT);
+    snprintf(port, 16, "%s", colon ? colon + 1 : default_port);
     return true;
 }
 
-static int resolve(const char *rest, int flags, const char *address, struct addrinfo **out,
-                   struct vc_err *err)
+static int resolve(const char *rest, const char *default_port, int flags, const char *address,
+                   struct addrinfo **out, struct vc_err *err)
 {
     struct addrinfo want = {.ai_socktype = SOCK_STREAM, .ai_flags = flags};
     char host[256], port[16];
     int rc;
 
-    if (!vc_tcp_split(rest, host, port))
-        return vc_err_set_hint(err, VC_E_USAGE, "tcp://HOST:PORT or tcp://[V6]:PORT",
+    if (!vc_tcp_split(rest, default_port, host, port))
+        return vc_err_set_hint(err, VC_E_USAGE, "HOST:PORT or [V6]:PORT behind the slashes",
                                "'%s' is not an address", address);
     rc = getaddrinfo(host, port, &want, out);
     if (rc)
@@ -92,11 +92,11 @@ static int connect_one(const struct addrinfo *a, int timeout_ms)
     return vc_steal_fd(&fd);
 }
 
-int vc_tcp_connect(const char *rest, int timeout_ms, const char *address, int *fd_out,
-                   struct vc_err *err)
+int vc_tcp_connect(const char *rest, const char *default_port, int timeout_ms, const char *address,
+                   int *fd_out, struct vc_err *err)
 {
     struct addrinfo *list = NULL;
-    int fd = -1, rc = resolve(rest, 0, address, &list, err);
+    int fd = -1, rc = resolve(rest, default_port, 0, address, &list, err);
 
     if (rc)
         return rc;
@@ -113,11 +113,12 @@ int vc_tcp_connect(const char *rest, int timeout_ms, const char *address, int *f
     return 0;
 }
 
-int vc_tcp_listen(const char *rest, const char *address, int *fd_out, struct vc_err *err)
+int vc_tcp_listen(const char *rest, const char *default_port, const char *address, int *fd_out,
+                  struct vc_err *err)
 {
     struct addrinfo *list = NULL;
     vc_auto_close int fd = -1;
-    int one = 1, rc = resolve(rest, AI_PASSIVE, address, &list, err);
+    int one = 1, rc = resolve(rest, default_port, AI_PASSIVE, address, &list, err);
 
     if (rc)
         return rc;

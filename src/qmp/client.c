@@ -20,7 +20,7 @@ struct vc_qmp {
     int fd;
     int pidfd; /* of the process that listened, or -1 */
     bool gone;
-    char name[128];
+    char name[160]; /* any legal name of a socket (session/target.c), or the start of a path */
     char *buf;
     size_t have, cap;
     struct json_object *events[MAX_EVENTS]; /* oldest first */

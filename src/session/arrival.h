@@ -30,6 +30,9 @@ struct arrival {
     bool ran;       /* somebody continued it, as far as events tell */
 };
 
+/** Whether the peer may have the VM of OPEN at that socket; NULL: may it talk to us at all? 0, or
+ *  an error that ends the session. */
+int vc_arrival_ask_leave(struct arrival *a, const char *name, struct vc_err *err) VC_NODISCARD;
 /** Records durably that the VM will never run here; only then may anybody be told. */
 int vc_arrival_make_void(struct arrival *a, struct vc_err *err) VC_NODISCARD;
 /** Whether it may run before its memory is complete. */

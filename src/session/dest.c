@@ -26,6 +26,19 @@ static bool is_plaintext(const struct arrival *a)
     return vc_link_security(a->link) == VC_WIRE_PLAINTEXT;
 }
 
+/* ---- begin: leave ---- */
+
+int vc_arrival_ask_leave(struct arrival *a, const char *name, struct vc_err *err)
+{
+    struct vc_reach what = {
+        .name = name,
+        .vm = a->open.vm,
+        .attested = a->open.mode != VC_WIRE_MODE_PROXY,
+    };
+
+    return a->o->may_reach ? a->o->may_reach(a->o->policy, a->o->conn, &what, err) : 0;
+}
+
 /* ---- begin: QEMU ---- */
 
 /* Whether it waits for a migration, or for the rest of one. */
@@ -84,10 +97,13 @@ static int find_qemu(struct arrival *a, struct vc_err *err)
         snprintf(a->name, sizeof(a->name), "%s", a->open.name);
     else
         vc_id_format(&a->open.vm, a->name);
+    rc = vc_arrival_ask_leave(a, a->name, err);
+    if (rc)
+        return rc;
     if (a->open.mode == VC_WIRE_MODE_PROXY)
         return vc_target_exists(a->o->socket_dir, a->name, ".sock", err);
     if (a->open.mode == VC_WIRE_MODE_RECOVER &&
-        (a->qmp = vc_parking_take(a->o->parking, &a->open.vm)))
+        (a->qmp = vc_parking_take(a->o->parking, &a->open.vm, a->name)))
         return 0;
     fd = vc_target_connect(a->o->socket_dir, a->name, ".qmp", err);
     if (fd < 0)
@@ -526,7 +542,9 @@ static int come_to_terms(struct arrival *a, struct vc_err *err)
 
     if (rc)
         return rc;
-    rc = receive_open(a, err);
+    rc = vc_arrival_ask_leave(a, NULL, err);
+    if (!rc)
+        rc = receive_open(a, err);
     if (!rc && a->open.mode == VC_WIRE_MODE_WORD) {
         rc = vc_arrival_repeat_word(a, err);
         rc = rc ? rc : VC_EOF;

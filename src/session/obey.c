@@ -190,6 +190,12 @@ static int read_record(struct arrival *a, const struct vc_wire_word_msg *word,
 
     if (!rc)
         rc = vc_handover_get(a->holding.vm, h, err);
+    if (rc >= 0) { /* also who may not is not told whether there is a record */
+        int leave = vc_arrival_ask_leave(a, h->socket, err);
+
+        if (leave)
+            return leave;
+    }
     if (rc == VC_NOT_FOUND ||
         (!rc && (h->state == VC_HANDOVER_NONE || !vc_id_equal(&h->session, &word->session))))
         rc = vc_err_set(err, VC_E_NO_SUCH_VM, "this host knows nothing of that migration");
@@ -203,7 +209,7 @@ int vc_arrival_repeat_word(struct arrival *a, struct vc_err *err)
     struct vc_wire_word_msg word;
     struct vc_err ignored = VC_ERR_INIT;
     enum vc_handover_state end;
-    struct vc_handover h;
+    struct vc_handover h = {0};
     int rc = vc_session_expect(a->link, VC_WIRE_WORD, &f, err);
 
     if (!rc)

@@ -2,6 +2,7 @@
 #include "session/parking.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/thread.h"
 #include "qmp/qmp.h"
@@ -56,12 +57,13 @@ void vc_parking_put(struct vc_parking *p, const struct vc_id *vm, struct vc_qmp 
     vc_qmp_free(qmp);
 }
 
-struct vc_qmp *vc_parking_take(struct vc_parking *p, const struct vc_id *vm)
+struct vc_qmp *vc_parking_take(struct vc_parking *p, const struct vc_id *vm, const char *name)
 {
     if (p) {
         VC_LOCKED(&p->mu);
         for (size_t i = 0; i < MAX_PARKED; i++)
-            if (p->slots[i].qmp && vc_id_equal(&p->slots[i].vm, vm))
+            if (p->slots[i].qmp && vc_id_equal(&p->slots[i].vm, vm) &&
+                !strcmp(vc_qmp_name(p->slots[i].qmp), name))
                 return vc_steal_ptr(p->slots[i].qmp);
     }
     return NULL;

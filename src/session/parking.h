@@ -21,7 +21,8 @@ struct vc_parking *vc_parking_new(void);
 void vc_parking_free(struct vc_parking *p);
 /** Keeps the VM's connection (taken), instead of one it may have had. A NULL parking closes it. */
 void vc_parking_put(struct vc_parking *p, const struct vc_id *vm, struct vc_qmp *qmp);
-/** Gives it back, the caller's; NULL: there is none. */
-struct vc_qmp *vc_parking_take(struct vc_parking *p, const struct vc_id *vm);
+/** Gives it back, the caller's; NULL: there is none to the VM at the socket of that name, which is
+ *  what the peer may have leave for. */
+struct vc_qmp *vc_parking_take(struct vc_parking *p, const struct vc_id *vm, const char *name);
 
 #endif

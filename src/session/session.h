@@ -91,6 +91,16 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
 
 struct vc_parking;
 
+/** What a peer wants to reach at the destination. */
+struct vc_reach {
+    const char *name; /* of a socket; NULL: nothing yet, but to talk to us at all */
+    struct vc_id vm;
+    bool attested; /* the QEMU behind that socket is asked whether it is that VM */
+};
+/** 0, or VC_E_REFUSED and other errors. @peer has the names (vc_conn_peer_name()). */
+typedef int (*vc_may_reach_fn)(void *opaque, const struct vc_conn *peer,
+                               const struct vc_reach *what, struct vc_err *err);
+
 struct vc_dest_session {
     struct vc_store *store; /* NULL: neither reuse nor checkpoint */
     const struct vc_log *log;
@@ -99,6 +109,8 @@ struct vc_dest_session {
     struct vc_conn *conn;         /* taken */
     struct vc_parking *parking;   /* may be NULL; borrowed */
     const char *socket_dir;       /* QEMU's sockets are looked for here, and nowhere else */
+    vc_may_reach_fn may_reach;    /* asked before what the peer wants is done; NULL: it may */
+    void *policy;                 /* for may_reach */
     void (*opened)(void *opaque); /* the peer is past the opening; may be NULL */
     void *opaque;
 };

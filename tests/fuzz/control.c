@@ -56,12 +56,16 @@ static void request(struct json_object *o)
     check_text(j.name, sizeof(j.name));
     check_text(j.qmp, sizeof(j.qmp));
     check_text(j.vm, sizeof(j.vm));
+    check_text(j.tls_hostname, sizeof(j.tls_hostname));
+    /* What only the agent itself may say. */
+    FUZZ_ASSERT(!j.accept_tls && !j.conn && !j.tls_dir && !j.allow && !j.peer_known);
     back = vc_job_to_json(&j);
     there = carry(back, VC_CONTROL_MAX_LINE_BYTES);
     FUZZ_ASSERT(vc_job_from_json(there, &k, &err) == 0);
     FUZZ_ASSERT(k.kind == j.kind && k.security == j.security && k.suspend == j.suspend);
     FUZZ_ASSERT(!strcmp(k.peer, j.peer) && !strcmp(k.name, j.name) && !strcmp(k.qmp, j.qmp) &&
                 !strcmp(k.vm, j.vm));
+    FUZZ_ASSERT(k.dial == j.dial && !strcmp(k.tls_hostname, j.tls_hostname));
     FUZZ_ASSERT(k.max_bandwidth == j.max_bandwidth && k.downtime_limit_ms == j.downtime_limit_ms);
     FUZZ_ASSERT(k.rfd == -1 && k.wfd == -1 && k.qemu_fd == -1);
 }

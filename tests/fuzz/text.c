@@ -62,7 +62,7 @@ static void tcp(const char *text)
 {
     char host[256], port[16];
 
-    if (!vc_tcp_split(text, host, port))
+    if (!vc_tcp_split(text, VC_NET_DEFAULT_PORT, host, port))
         return;
     check_host(host, port);
     FUZZ_ASSERT(port[0]);
