@@ -10,8 +10,10 @@ struct vc_writer;
 
 struct vc_store {
     char root[4096];
-    int vms_fd; /* ROOT/vms */
+    int vms_fd;  /* ROOT/vms */
+    int root_fd; /* ROOT */
     uint64_t limit_bytes;
+    struct vc_limits limits; /* as given */
 };
 
 struct vc_vm {
@@ -88,6 +90,21 @@ uint64_t vc_index_offset(const struct vc_index *ix, uint32_t block, uint64_t pag
 /* vm.c */
 /* Deletes files that nothing refers to. Needs the lock. */
 void vc_vm_sweep(struct vc_vm *vm);
+
+/* Deletes all generations and the lineage; the handover record stays. Needs the lock. */
+int vc_vm_drop(struct vc_vm *vm, struct vc_err *err) VC_NODISCARD;
+
+/* policy.c */
+#define VC_STORE_LOCK_WAIT_MS 10000
+/* One at a time evicts or changes a policy: held until the descriptor is closed. VC_E_BUSY. */
+int vc_store_lock(struct vc_store *s, unsigned wait_ms, int *fd_out,
+                  struct vc_err *err) VC_NODISCARD;
+
+/* room.c */
+/* Called before n bytes are written to a new generation: VC_E_STORE_FULL if the reserve would be
+ * touched. *granted is the caller's, 0 at first. */
+int vc_store_room(struct vc_store *s, uint64_t *granted, uint64_t n,
+                  struct vc_err *err) VC_NODISCARD;
 
 /* Disk full, or anything else that went wrong with a file. */
 int vc_store_errno(struct vc_err *err, const char *what, const char *name);

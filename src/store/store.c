@@ -92,6 +92,7 @@ int vc_store_open(const char *root, bool create, uint64_t limit_bytes, struct vc
     s->vms_fd = openat(fd, "vms", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     if (s->vms_fd < 0)
         return vc_store_errno(err, "open", "vms");
+    s->root_fd = vc_steal_fd(&fd);
     *out = vc_steal_ptr(s);
     return 0;
 }
@@ -101,6 +102,7 @@ void vc_store_close(struct vc_store *s)
     if (!s)
         return;
     close(s->vms_fd);
+    close(s->root_fd);
     free(s);
 }
 

@@ -27,6 +27,7 @@ struct vc_txn {
     uint32_t own; /* layer that is written */
     int fd;
     uint64_t next_slot;
+    uint64_t granted; /* bytes that may be written before the disk is looked at again */
     bool ram_set;
 };
 
@@ -208,7 +209,10 @@ int vc_txn_put(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
     struct iovec iov[256];
     uint64_t start = 0;
     size_t k = 0;
+    int rc = vc_store_room(t->vm->store, &t->granted, n * page_bytes, err);
 
+    if (rc)
+        return rc;
     mark(t, block, page, 0, VC_PAGE_HELD);
     for (size_t i = 0; i <= n; i++) {
         uint64_t at = i < n ? place(t, block, page.n + i) : 0;

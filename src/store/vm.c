@@ -2,22 +2,36 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 
+#include "base/clock.h"
 #include "base/durable.h"
 #include "store/internal.h"
 
-static int lock(struct vc_vm *vm, const char *name, struct vc_err *err)
+/** A session waits that long for those who hold the lock only for a moment (folding, forgetting).
+ */
+#define LOCK_WAIT_MS 3000
+
+/* 0, VC_E_BUSY, VC_E_STORE; VC_NOT_FOUND: the directory was removed meanwhile. */
+static int lock(struct vc_vm *vm, unsigned wait_ms, const char *name, struct vc_err *err)
 {
+    uint64_t deadline = vc_now_ns() + wait_ms * VC_NS_PER_MS;
+    struct stat st;
+
     vm->lock_fd = openat(vm->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (vm->lock_fd < 0)
-        return vc_store_errno(err, "open the lock of", name);
-    if (flock(vm->lock_fd, LOCK_EX | LOCK_NB) < 0)
-        return vc_err_set_hint(err, VC_E_BUSY, "wait for the other migration to end",
-                               "VM '%s' is in use by another session", name);
-    return 0;
+        return errno == ENOENT ? VC_NOT_FOUND : vc_store_errno(err, "open the lock of", name);
+    while (flock(vm->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+        if (vc_now_ns() >= deadline)
+            return vc_err_set_hint(err, VC_E_BUSY, "wait for the other migration to end",
+                                   "VM '%s' is in use by another session", name);
+        poll(NULL, 0, 10);
+    }
+    /* Who removes a VM unlinks the lock while holding it. */
+    return fstat(vm->lock_fd, &st) < 0 || st.st_nlink == 0 ? VC_NOT_FOUND : 0;
 }
 
 static int open_dir(struct vc_vm *vm, enum vc_vm_open mode, const char *name, struct vc_err *err)
@@ -55,6 +69,17 @@ static int load(struct vc_vm *vm, enum vc_vm_open mode, struct vc_err *err)
     return rc;
 }
 
+static void close_fds(struct vc_vm *vm)
+{
+    if (vm->handover_fd >= 0)
+        close(vm->handover_fd);
+    if (vm->lock_fd >= 0)
+        close(vm->lock_fd);
+    if (vm->dir_fd >= 0)
+        close(vm->dir_fd);
+    vm->handover_fd = vm->lock_fd = vm->dir_fd = -1;
+}
+
 int vc_vm_open(struct vc_store *s, const struct vc_id *uuid, enum vc_vm_open mode,
                struct vc_vm **out, struct vc_err *err)
 {
@@ -68,9 +93,12 @@ int vc_vm_open(struct vc_store *s, const struct vc_id *uuid, enum vc_vm_open mod
     vm->uuid = *uuid;
     vm->dir_fd = vm->lock_fd = vm->handover_fd = -1;
     vc_id_format(uuid, name);
-    rc = open_dir(vm, mode, name, err);
-    if (!rc && mode != VC_VM_READ)
-        rc = lock(vm, name, err);
+    do {
+        close_fds(vm);
+        rc = open_dir(vm, mode, name, err);
+        if (!rc && mode != VC_VM_READ)
+            rc = lock(vm, mode == VC_VM_CREATE ? LOCK_WAIT_MS : 0, name, err);
+    } while (rc == VC_NOT_FOUND && mode == VC_VM_CREATE);
     if (!rc)
         rc = load(vm, mode, err);
     if (rc) {
@@ -87,12 +115,7 @@ void vc_vm_close(struct vc_vm *vm)
 {
     if (!vm)
         return;
-    if (vm->handover_fd >= 0)
-        close(vm->handover_fd);
-    if (vm->lock_fd >= 0)
-        close(vm->lock_fd);
-    if (vm->dir_fd >= 0)
-        close(vm->dir_fd);
+    close_fds(vm);
     vc_wipe(&vm->lineage, sizeof(vm->lineage));
     free(vm);
 }
@@ -184,19 +207,37 @@ int vc_vm_remove(struct vc_vm *vm, struct vc_err *err)
 {
     struct keep none = {0};
     char name[VC_ID_TEXT_BYTES];
+    int rc;
 
     vc_id_format(&vm->uuid, name);
     vm->n_gens = 0;
     vm->has_lineage = false;
-    /* The manifest first: without it nothing else is believed. */
+    /* The manifest first, and for good: without it nothing else is believed. */
     if (unlinkat(vm->dir_fd, "manifest", 0) < 0 && errno != ENOENT)
         return vc_store_errno(err, "remove", "manifest");
+    rc = vc_durable_sync_dir(vm->dir_fd, name, err);
+    if (rc)
+        return rc;
     sweep_dir(vm, &none);
     unlinkat(vm->dir_fd, "handover", 0);
+    unlinkat(vm->dir_fd, "age", 0);
     unlinkat(vm->dir_fd, "lock", 0);
     if (unlinkat(vm->store->vms_fd, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
         return vc_store_errno(err, "remove", name);
     return vc_durable_sync_dir(vm->store->vms_fd, "vms", err);
+}
+
+int vc_vm_drop(struct vc_vm *vm, struct vc_err *err)
+{
+    int rc;
+
+    vm->n_gens = 0;
+    vm->has_lineage = false;
+    vc_wipe(&vm->lineage, sizeof(vm->lineage));
+    rc = vc_manifest_write(vm, err);
+    if (!rc)
+        vc_vm_sweep(vm);
+    return rc;
 }
 
 /* ---- lineage and generations ---- */
