@@ -26,6 +26,7 @@ struct vc_migration {
     uint64_t start_ns;
     uint64_t old_bandwidth, old_limit; /* QEMU's parameters before */
     bool parameters_changed;
+    bool recorded;                /* a handover was begun */
     bool completed;               /* QEMU said so */
     uint64_t rate_bytes, rate_ns; /* last sample of the intake */
     double intake_rate;

@@ -92,20 +92,21 @@ static void restore_qemu(struct vc_migration *m)
 
 static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
 {
+    struct vc_err trouble = VC_ERR_INIT;
     struct vc_handover h;
     int rc;
 
     if (!m->qmp || !m->holding.vm)
         return 0;
-    rc = vc_handover_get(m->holding.vm, &h, err);
-    if (rc == VC_E_CORRUPT) {
-        vc_log_err(m->o->log, VC_LOG_WARNING, "an old record is overwritten", err);
+    rc = vc_handover_get(m->holding.vm, &h, &trouble);
+    if (rc) {
+        vc_log_err(m->o->log, VC_LOG_WARNING, "an old record is overwritten", &trouble);
         return 0;
     }
-    if (!rc && h.state == VC_HANDOVER_LEFT)
+    if (h.state == VC_HANDOVER_LEFT)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
                                "an earlier migration of the VM to '%.100s' is not settled", h.peer);
-    return rc;
+    return 0;
 }
 
 static int send_open(struct vc_migration *m, struct vc_err *err)
@@ -163,13 +164,14 @@ static int send_start(struct vc_migration *m, const struct vc_wire_accept *a, st
         rc = vc_lineage_random(&l, is_plaintext(m), err);
         start.has_key = true;
     }
-    if (!rc)
-        rc = vc_holding_adopt(h, &l, err);
     if (rc)
         return rc;
+    vc_holding_adopt(h, &l);
     if (m->base == VC_WIRE_BASE_PING_PONG &&
-        (!h->gen || !vc_id_equal(&vc_gen_info(h->gen)->id, &a->generation)))
+        (!h->gen || !vc_id_equal(&vc_gen_info(h->gen)->id, &a->generation))) {
+        vc_wipe(&l, sizeof(l));
         return vc_err_set(err, VC_E_PROTOCOL, "ACCEPT: names a generation that was not offered");
+    }
     start.lineage = (struct vc_wire_lineage){
         .id = l.id,
         .algo = l.algo,
@@ -203,6 +205,7 @@ static int negotiate(struct vc_migration *m, struct vc_err *err)
         rc = vc_wire_accept_decode(f->payload, f->bytes, &a, err);
     if (!rc)
         rc = send_start(m, &a, err);
+    vc_wipe(&a, sizeof(a));
     if (!rc)
         vc_link_set_phase(m->link, VC_WIRE_PHASE_STREAM);
     return rc;
@@ -228,15 +231,18 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
     };
     uint64_t limit_ms = m->qmp ? m->limit_ms : m->o->downtime_limit_ms;
     struct vc_err txn_err = VC_ERR_INIT;
+    int rc;
 
     so.pace_limit_ns = (limit_ms ? limit_ms : DEFAULT_LIMIT_MS) * VC_NS_PER_MS;
-    if (m->holding.vm &&
+    if (m->holding.keeps &&
         vc_txn_begin(m->holding.vm, &m->generation, m->holding.gen, &so.txn, &txn_err))
         vc_log_err(m->o->log, VC_LOG_WARNING, "no checkpoint will be kept here", &txn_err);
-    return vc_source_start(&so, &m->pipeline, err);
+    rc = vc_source_start(&so, &m->pipeline, err);
+    vc_wipe(&so.lineage, sizeof(so.lineage));
+    return rc;
 }
 
-static int begin_handover(struct vc_migration *m, struct vc_err *err)
+static void begin_handover(struct vc_migration *m)
 {
     struct vc_handover h = {
         .state = VC_HANDOVER_LEAVING,
@@ -244,11 +250,9 @@ static int begin_handover(struct vc_migration *m, struct vc_err *err)
         .since_unix = vc_wall_s(),
     };
 
-    if (!m->holding.vm || !m->qmp)
-        return 0;
     snprintf(h.peer, sizeof(h.peer), "%s", m->o->to);
     snprintf(h.socket, sizeof(h.socket), "%s", m->o->qmp_name);
-    return vc_handover_begin(m->holding.vm, &h, err);
+    m->recorded = vc_holding_record(&m->holding, &h);
 }
 
 /* ---- finish: the word ---- */
@@ -262,7 +266,7 @@ static int give_word(struct vc_migration *m, struct vc_err *err)
     struct vc_link_frame *f;
     int rc = 0;
 
-    if (m->holding.vm)
+    if (m->recorded)
         rc = vc_handover_set(m->holding.vm, VC_HANDOVER_LEFT, err);
     if (rc) /* the word counts more than its record */
         vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", err);
@@ -287,7 +291,7 @@ static int give_word(struct vc_migration *m, struct vc_err *err)
                                "the destination could not continue the VM: %.140s", done.text);
     if (m->paused_ns)
         m->result->downtime_ms = (vc_now_ns() - m->paused_ns) / VC_NS_PER_MS;
-    if (m->holding.vm && vc_handover_set(m->holding.vm, VC_HANDOVER_SETTLED, err))
+    if (m->recorded && vc_handover_set(m->holding.vm, VC_HANDOVER_SETTLED, err))
         vc_log_err(m->o->log, VC_LOG_WARNING, "the handover is not recorded", err);
     return 0;
 }
@@ -346,9 +350,8 @@ static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
     int rc;
 
     if (m->qmp) {
-        rc = begin_handover(m, err);
-        if (!rc)
-            rc = set_up_qemu(m, err);
+        begin_handover(m);
+        rc = set_up_qemu(m, err);
         return rc ? rc : vc_qmp_migrate_fd(m->qmp, false, fd_out, err);
     }
     *fd_out = vc_steal_fd(&m->stream_fd);
@@ -360,7 +363,7 @@ static void abandon(struct vc_migration *m, const struct vc_err *why)
 {
     if (m->link)
         vc_link_fail(m->link, why);
-    if (m->holding.vm && m->qmp && m->pipeline) {
+    if (m->recorded) {
         struct vc_err err = VC_ERR_INIT;
 
         if (vc_handover_set(m->holding.vm, VC_HANDOVER_SETTLED, &err))
@@ -441,7 +444,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     vc_source_free(m.pipeline);
     vc_cleanup_close(&m.stream_fd);
     if (rc == VC_E_SEAL)
-        vc_holding_quarantine(&m.holding, o->log);
+        vc_holding_quarantine(&m.holding);
     if (m.qmp)
         restore_qemu(&m);
     vc_qmp_free(m.qmp);

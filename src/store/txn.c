@@ -307,7 +307,8 @@ static int commit(struct vc_txn *t, const struct vc_txn_note *note, uint8_t *roo
 {
     struct vc_gen_info info = {0};
     struct vc_vm *vm = t->vm;
-    struct vc_vm before = *vm;
+    struct vc_gen_info before[VC_STORE_MAX_GENERATIONS];
+    size_t n_before = vm->n_gens;
     int rc;
 
     if (!t->ram_set)
@@ -324,11 +325,13 @@ static int commit(struct vc_txn *t, const struct vc_txn_note *note, uint8_t *roo
     if (rc)
         return rc;
     describe(t, note, &info);
+    memcpy(before, vm->gens, sizeof(before));
     vm->gens[0] = info;
     vm->n_gens = 1;
     rc = vc_manifest_write(vm, err);
     if (rc) {
-        *vm = before;
+        memcpy(vm->gens, before, sizeof(before));
+        vm->n_gens = n_before;
         return rc;
     }
     if (root_out)
