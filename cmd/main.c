@@ -7,8 +7,8 @@
 #include "cmd.h"
 
 static const struct cmd *const commands[] = {
-    &cmd_migrate, &cmd_proxy,  &cmd_serve, &cmd_recv,    &cmd_ls,
-    &cmd_show,    &cmd_verify, &cmd_rm,    &cmd_resolve,
+    &cmd_migrate, &cmd_proxy, &cmd_serve, &cmd_recv,   &cmd_ls,      &cmd_show,
+    &cmd_verify,  &cmd_rm,    &cmd_gc,    &cmd_policy, &cmd_resolve,
 };
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
 

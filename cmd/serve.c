@@ -20,7 +20,8 @@ const struct cmd cmd_serve = {
             "      --listen ADDRESS     unix:PATH, or tcp://HOST[:PORT] (port 7890, --insecure);\n"
             "                           may be given several times\n"
             "      --socket-dir DIR     where QEMU's sockets are (default /run/vecycle)\n"
-            "      --control-group GROUP  members may use the control socket (default: only root)\n"
+            "      --control-group GROUP  members may use the control socket (default: only "
+            "root)\n" CMD_LIMIT_HELP
             "      --insecure           allow tcp://: memory crosses the network in the clear, to\n"
             "                           anybody who asks\n",
     .run = run,
@@ -35,6 +36,7 @@ static const struct option options[] = {
     {"socket-dir", required_argument, NULL, OPT_DIR},
     {"control-group", required_argument, NULL, OPT_GROUP},
     {"insecure", no_argument, NULL, OPT_INSECURE},
+    CMD_LIMIT_OPTIONS,
     CMD_COMMON_OPTIONS,
     {0},
 };
@@ -66,7 +68,8 @@ static int parse(struct cmd_common *c, struct serve *s, int argc, char **argv)
             s->o.insecure = true;
             break;
         default:
-            cmd_common_option(c, &cmd_serve, opt, &status);
+            if (!cmd_limit_option(c, &cmd_serve, opt, &status))
+                cmd_common_option(c, &cmd_serve, opt, &status);
         }
     return status < 0 ? cmd_check_words(&cmd_serve, argc - optind, 0, 0) : status;
 }

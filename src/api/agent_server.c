@@ -43,6 +43,7 @@ struct agent {
     const struct vecycle_agent_options *o;
     struct vc_log log;
     struct vc_store *store;
+    struct vc_keeper *keeper;
     const char *socket_dir;
     struct vc_listener *listeners[MAX_LISTENERS];
     size_t n_listeners;
@@ -131,6 +132,7 @@ static void *session_main(void *arg)
                (unsigned long long)r.pages_same, (unsigned long long)r.pages_data);
     if (!rc && r.committed)
         vc_job_fold(a->store, &r.vm, 2, &a->stop, &a->log);
+    vc_keeper_poke(a->keeper);
     atomic_store(&s->finished, true);
     if (write(a->wake, &one, sizeof(one)) < 0) {
         /* Full means: awake already. */
@@ -388,6 +390,7 @@ static void shut_down(struct agent *a)
         vc_thread_join(&s->thread);
         free_session(s);
     }
+    vc_keeper_stop(a->keeper);
     if (a->wake >= 0)
         close(a->wake);
     vc_store_close(a->store);
@@ -411,6 +414,8 @@ int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agen
         rc = open_control(&a, vc_public_control(c), &e);
     if (!rc)
         rc = open_listeners(&a, &e);
+    if (!rc)
+        rc = vc_keeper_start(a.store, &a.log, &a.keeper, &e);
     if (!rc) {
         if (o->ready)
             o->ready(o->opaque);

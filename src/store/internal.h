@@ -91,9 +91,6 @@ uint64_t vc_index_offset(const struct vc_index *ix, uint32_t block, uint64_t pag
 /* Deletes files that nothing refers to. Needs the lock. */
 void vc_vm_sweep(struct vc_vm *vm);
 
-/* Deletes all generations and the lineage; the handover record stays. Needs the lock. */
-int vc_vm_drop(struct vc_vm *vm, struct vc_err *err) VC_NODISCARD;
-
 /* policy.c */
 #define VC_STORE_LOCK_WAIT_MS 10000
 /* One at a time evicts or changes a policy: held until the descriptor is closed. VC_E_BUSY. */

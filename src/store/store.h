@@ -48,7 +48,7 @@ int vc_store_list(struct vc_store *s, struct vc_id **ids_out, size_t *n_out,
 
 enum vc_vm_open {
     VC_VM_READ,   /* no lock; VC_NOT_FOUND if there is no such VM */
-    VC_VM_WRITE,  /* locked; VC_NOT_FOUND if there is no such VM; VC_E_BUSY if locked */
+    VC_VM_WRITE,  /* locked; VC_NOT_FOUND if there is no such VM; VC_E_BUSY if it stays locked */
     VC_VM_CREATE, /* as WRITE, and made if missing */
 };
 
@@ -63,6 +63,9 @@ const struct vc_id *vc_vm_uuid(const struct vc_vm *vm);
 bool vc_vm_was_reset(const struct vc_vm *vm);
 /** Deletes the VM with all its files, but for its policy (needs WRITE); close it afterwards. */
 int vc_vm_remove(struct vc_vm *vm, struct vc_err *err) VC_NODISCARD;
+
+/** Deletes all generations and the lineage; the handover record stays (needs WRITE). */
+int vc_vm_drop(struct vc_vm *vm, struct vc_err *err) VC_NODISCARD;
 
 /** The line of descent that a VM's generations share: one key, one digest algorithm. */
 struct vc_lineage {

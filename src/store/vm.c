@@ -11,14 +11,14 @@
 #include "base/durable.h"
 #include "store/internal.h"
 
-/** A session waits that long for those who hold the lock only for a moment (folding, forgetting).
+/** How long to wait for those who hold the lock only for a moment (folding, forgetting).
  */
 #define LOCK_WAIT_MS 3000
 
 /* 0, VC_E_BUSY, VC_E_STORE; VC_NOT_FOUND: the directory was removed meanwhile. */
-static int lock(struct vc_vm *vm, unsigned wait_ms, const char *name, struct vc_err *err)
+static int lock(struct vc_vm *vm, const char *name, struct vc_err *err)
 {
-    uint64_t deadline = vc_now_ns() + wait_ms * VC_NS_PER_MS;
+    uint64_t deadline = vc_now_ns() + LOCK_WAIT_MS * VC_NS_PER_MS;
     struct stat st;
 
     vm->lock_fd = openat(vm->dir_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -97,7 +97,7 @@ int vc_vm_open(struct vc_store *s, const struct vc_id *uuid, enum vc_vm_open mod
         close_fds(vm);
         rc = open_dir(vm, mode, name, err);
         if (!rc && mode != VC_VM_READ)
-            rc = lock(vm, mode == VC_VM_CREATE ? LOCK_WAIT_MS : 0, name, err);
+            rc = lock(vm, name, err);
     } while (rc == VC_NOT_FOUND && mode == VC_VM_CREATE);
     if (!rc)
         rc = load(vm, mode, err);
