@@ -206,19 +206,30 @@ VECYCLE_API int vecycle_receive(const struct vecycle_context *c,
 
 /* ---- the agent ---- */
 
+/** What a running agent may do, apart from what its user may. */
+enum vecycle_sandbox {
+    VECYCLE_SANDBOX_OFF = 0,
+    VECYCLE_SANDBOX_ON = 1,    /* no new privileges; system calls that it does not need fail */
+    VECYCLE_SANDBOX_STRICT = 2 /* ... and end the process, for tests */
+};
+
 struct vecycle_agent_options {
     const char *const *listen; /* addresses unix:PATH or tcp://HOST[:PORT] */
     size_t n_listen;
     bool insecure;             /* plain TCP is allowed */
     const char *socket_dir;    /* NULL: vecycle_default_socket_dir(); made if missing */
     const char *control_group; /* group that may use the control socket; NULL: only the owner */
+    const char *user; /* root becomes this user once it listens; NULL: it stays who it is */
+    /** Unlike the above it holds for the calling thread, and those that it starts, only. */
+    enum vecycle_sandbox sandbox;
     struct vecycle_cancel *cancel;
     /** It accepts sessions; NULL: not needed. */
     void (*ready)(void *opaque);
     void *opaque;
 };
 
-/** Runs the host agent until it is cancelled. Sessions then still running are ended; the VMs of the
+/** Runs the host agent until it is cancelled. It changes the process for good: no core dumps, no
+ *  debugger, another user, no new privileges. Sessions then still running are ended; the VMs of the
  *  migrations run on where they ran. */
 VECYCLE_API int vecycle_agent_run(const struct vecycle_context *c,
                                   const struct vecycle_agent_options *o, struct vecycle_error *err);
