@@ -3,6 +3,8 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 
 #include "cmd.h"
 
@@ -185,12 +187,22 @@ const char *cmd_size(uint64_t bytes)
     return text;
 }
 
+/* What passes through is guests' memory: no core dumps, and no other process looks in. */
+static void protect_memory(void)
+{
+    struct rlimit none = {0, 0};
+
+    setrlimit(RLIMIT_CORE, &none);
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+}
+
 int main(int argc, char **argv)
 {
     struct cmd_common c = {.context = {.log = cmd_log}};
 
     c.context.opaque = &c;
     signal(SIGPIPE, SIG_IGN);
+    protect_memory();
     if (argc < 2) {
         help(stderr);
         return -VECYCLE_E_USAGE;
