@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 
 #include "cmd.h"
@@ -9,28 +10,42 @@ static int run(struct cmd_common *c, int argc, char **argv);
 const struct cmd cmd_serve = {
     .name = "serve",
     .what = "run the agent of this host",
-    .help = "Usage: vecycle serve [OPTION...]\n"
-            "\n"
-            "Runs the host's agent in the foreground: it owns the checkpoint store, takes\n"
-            "migrations from other hosts, and does the work of 'vecycle migrate', 'proxy' and\n"
-            "'recv' on this host. A peer reaches the QEMUs whose sockets are in the socket\n"
-            "directory (NAME.qmp for 'migrate', NAME.sock for 'proxy'), and nothing else.\n"
-            "Migrations through ssh need no --listen.\n"
-            "\n"
-            "Options:\n"
-            "      --listen ADDRESS     unix:PATH, or tcp://HOST[:PORT] (port 7890, --insecure);\n"
-            "                           may be given several times\n"
-            "      --socket-dir DIR     where QEMU's sockets are (default /run/vecycle)\n"
-            "      --control-group GROUP  members may use the control socket (default: only root)\n"
-            "      --dead-peer SECONDS  silence after which the other host is dead (default 10)\n"
-            "      --insecure           allow tcp://: memory crosses the network in the clear, to\n"
-            "                           anybody who asks\n",
+    .help =
+        "Usage: vecycle serve [OPTION...]\n"
+        "\n"
+        "Runs the host's agent in the foreground: it owns the checkpoint store, takes\n"
+        "migrations from other hosts, and does the work of 'vecycle migrate', 'proxy' and\n"
+        "'recv' on this host. A peer reaches the QEMUs whose sockets are in the socket\n"
+        "directory (NAME.qmp for 'migrate', NAME.sock for 'proxy'), and nothing else.\n"
+        "Migrations through ssh need no --listen.\n"
+        "\n"
+        "Options:\n"
+        "      --listen ADDRESS     unix:PATH, or tcp://HOST[:PORT] (port 7890, --insecure);\n"
+        "                           may be given several times\n"
+        "      --socket-dir DIR     where QEMU's sockets are (default /run/vecycle)\n"
+        "      --control-group GROUP  members may use the control socket (default: only "
+        "root)\n"
+        "      --dead-peer SECONDS  silence after which the other host is dead (default "
+        "10)\n" CMD_LIMIT_HELP
+        "      --user USER          become this user once it listens (default: stay who it is)\n"
+        "      --sandbox on|off|strict  refuse system calls that it does not need (default on);\n"
+        "                           strict: end at the first\n"
+        "      --insecure           allow tcp://: memory crosses the network in the clear, to\n"
+        "                           anybody who asks\n",
     .run = run,
 };
 
 #define MAX_LISTEN 8
 
-enum { OPT_LISTEN = 256, OPT_DIR, OPT_GROUP, OPT_DEAD_PEER, OPT_INSECURE };
+enum {
+    OPT_LISTEN = 256,
+    OPT_DIR,
+    OPT_GROUP,
+    OPT_DEAD_PEER,
+    OPT_INSECURE,
+    OPT_USER,
+    OPT_SANDBOX,
+};
 
 static const struct option options[] = {
     {"listen", required_argument, NULL, OPT_LISTEN},
@@ -38,6 +53,9 @@ static const struct option options[] = {
     {"control-group", required_argument, NULL, OPT_GROUP},
     {"dead-peer", required_argument, NULL, OPT_DEAD_PEER},
     {"insecure", no_argument, NULL, OPT_INSECURE},
+    {"user", required_argument, NULL, OPT_USER},
+    {"sandbox", required_argument, NULL, OPT_SANDBOX},
+    CMD_LIMIT_OPTIONS,
     CMD_COMMON_OPTIONS,
     {0},
 };
@@ -46,6 +64,18 @@ struct serve {
     struct vecycle_agent_options o;
     const char *listen[MAX_LISTEN];
 };
+
+static bool parse_sandbox(const char *text, enum vecycle_sandbox *out)
+{
+    static const char *const names[] = {"off", "on", "strict"};
+
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(text, names[i])) {
+            *out = (enum vecycle_sandbox)i;
+            return true;
+        }
+    return false;
+}
 
 static int parse(struct cmd_common *c, struct serve *s, int argc, char **argv)
 {
@@ -72,8 +102,16 @@ static int parse(struct cmd_common *c, struct serve *s, int argc, char **argv)
         case OPT_INSECURE:
             s->o.insecure = true;
             break;
+        case OPT_USER:
+            s->o.user = optarg;
+            break;
+        case OPT_SANDBOX:
+            if (!parse_sandbox(optarg, &s->o.sandbox))
+                status = cmd_usage(&cmd_serve, "--sandbox is on, off or strict");
+            break;
         default:
-            cmd_common_option(c, &cmd_serve, opt, &status);
+            if (!cmd_limit_option(c, &cmd_serve, opt, &status))
+                cmd_common_option(c, &cmd_serve, opt, &status);
         }
     return status < 0 ? cmd_check_words(&cmd_serve, argc - optind, 0, 0) : status;
 }
@@ -100,7 +138,7 @@ static void allow_descriptors(void)
 
 static int run(struct cmd_common *c, int argc, char **argv)
 {
-    struct serve s = {0};
+    struct serve s = {.o.sandbox = VECYCLE_SANDBOX_ON};
     struct vecycle_error err;
     int status = parse(c, &s, argc, argv);
 
