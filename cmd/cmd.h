@@ -74,7 +74,30 @@ struct cmd {
 extern const struct cmd cmd_migrate, cmd_proxy, cmd_recv, cmd_ls, cmd_show, cmd_verify, cmd_rm,
     cmd_resolve;
 
-extern const struct cmd cmd_serve, cmd_tls;
+extern const struct cmd cmd_serve, cmd_tls, cmd_gc, cmd_policy;
+
+/** Options that say what the store may take. */
+enum { OPT_QUOTA = 1100, OPT_PEER_QUOTA, OPT_RESERVE, OPT_MAX_AGE };
+#define CMD_LIMIT_OPTIONS                                        \
+    {"quota", required_argument, NULL, OPT_QUOTA},               \
+        {"peer-quota", required_argument, NULL, OPT_PEER_QUOTA}, \
+        {"reserve", required_argument, NULL, OPT_RESERVE},       \
+    {                                                            \
+        "max-age", required_argument, NULL, OPT_MAX_AGE          \
+    }
+#define CMD_LIMIT_HELP                                                                            \
+    "      --quota SIZE         what the checkpoints of all VMs may take; 'none' turns a limit\n" \
+    "                           off (default: 3/4 of what they take and what is free)\n"          \
+    "      --peer-quota SIZE    the same for the VMs of one peer (default: none)\n"               \
+    "      --reserve SIZE       what is left free of the disk (default: 5 %, 1G at most)\n"       \
+    "      --max-age TIME       after which a checkpoint is forgotten: 36h, 14d, 2w\n"            \
+    "                           (default: 14d)\n"
+/** True if `opt` is one of these; *status as below. */
+bool cmd_limit_option(struct cmd_common *c, const struct cmd *cmd, int opt, int *status);
+
+/** A store that belongs to another user is worked on as that user, so that its files stay theirs:
+ *  for root, before a command that writes into the store and needs nothing else. */
+void cmd_become_owner(const struct cmd_common *c);
 
 /** Handles a common option, and what getopt_long() did not understand. Returns true if `opt` was
  *  one; *status is set to an exit status if the command is to end now, else left at -1. */

@@ -3,12 +3,14 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 
 #include "cmd.h"
 
 static const struct cmd *const commands[] = {
-    &cmd_migrate, &cmd_proxy,  &cmd_serve, &cmd_recv,    &cmd_ls,
-    &cmd_show,    &cmd_verify, &cmd_rm,    &cmd_resolve, &cmd_tls,
+    &cmd_migrate, &cmd_proxy, &cmd_serve, &cmd_recv,   &cmd_ls,      &cmd_show,
+    &cmd_verify,  &cmd_rm,    &cmd_gc,    &cmd_policy, &cmd_resolve, &cmd_tls,
 };
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
@@ -176,12 +178,22 @@ bool cmd_parse_seconds(const char *text, uint32_t *ms_out)
     return true;
 }
 
+/* What passes through is guests' memory: no core dumps, and no other process looks in. */
+static void protect_memory(void)
+{
+    struct rlimit none = {0, 0};
+
+    setrlimit(RLIMIT_CORE, &none);
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+}
+
 int main(int argc, char **argv)
 {
     struct cmd_common c = {.context = {.log = cmd_log}};
 
     c.context.opaque = &c;
     signal(SIGPIPE, SIG_IGN);
+    protect_memory();
     if (argc < 2) {
         help(stderr);
         return -VECYCLE_E_USAGE;

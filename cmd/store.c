@@ -102,6 +102,7 @@ struct json_object *cmd_vm_json(const struct vecycle_vm *vm)
     NUMBER(partial_unix);
     NUMBER(partial_held_pages);
     NUMBER(partial_disk_bytes);
+    TEXT(policy);
     TEXT(handover);
     TEXT(handover_peer);
     TEXT(handover_socket);
@@ -178,8 +179,9 @@ static int run_ls(struct cmd_common *c, int argc, char **argv)
         if (n)
             printf("%-36s  %10s  %10s  %8s  %s\n", "VM", "DISK", "RAM", "AGE", "STATE");
         for (size_t i = 0; i < n; i++)
-            printf("%-36s  %10s  %10s  %8s  %s\n", vms[i].vm, cmd_size(vms[i].disk_bytes),
-                   cmd_size(vms[i].ram_bytes), age(vms[i].created_unix), state(&vms[i]));
+            printf("%-36s  %10s  %10s  %8s  %s%s\n", vms[i].vm, cmd_size(vms[i].disk_bytes),
+                   cmd_size(vms[i].ram_bytes), age(vms[i].created_unix), state(&vms[i]),
+                   strcmp(vms[i].policy, "pinned") ? "" : ", pinned");
     }
     free(vms);
     return 0;
@@ -191,6 +193,7 @@ static void show_text(const struct vecycle_vm *vm)
 
     printf("VM           %s\n", vm->vm);
     printf("state        %s\n", state(vm));
+    printf("policy       %s\n", vm->policy);
     if (vm->damaged)
         printf("damage       %s\n", vm->error);
     if (vm->generation[0]) {
@@ -275,6 +278,7 @@ static int run_rm(struct cmd_common *c, int argc, char **argv)
 
     if (status >= 0)
         return status;
+    cmd_become_owner(c);
     for (int i = optind; i < argc; i++)
         if (vecycle_store_remove(&c->context, argv[i], force, &err))
             return cmd_fail(c, &err);

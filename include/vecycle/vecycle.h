@@ -69,15 +69,28 @@ enum vecycle_log_level {
     VECYCLE_LOG_DEBUG = 3
 };
 
+/** Turns a limit off. */
+#define VECYCLE_UNLIMITED UINT64_MAX
+
+/** What the store may take: the least recently used VMs are forgotten. 0 is the default. */
+struct vecycle_limits {
+    uint64_t quota_bytes;      /* all VMs; three quarters of what they take and what is free */
+    uint64_t peer_quota_bytes; /* VMs last migrated from or to one peer; no limit */
+    uint64_t reserve_bytes;    /* left free on the file system; 5 % of it, 1 GiB at most */
+    uint64_t max_age_s;        /* 14 days */
+};
+
 /** What every call needs. */
 struct vecycle_context {
-    const char *store;          /* directory; NULL: vecycle_default_store() */
+    const char *store;          /* directory; NULL: vecycle_default_store(). One that is named has
+                                   to work; without the default one a migration goes on */
     const char *control;        /* the agent's control socket; NULL: vecycle_default_control();
                                    "none": never use an agent */
     uint64_t store_limit_bytes; /* RAM above which no checkpoint is kept; 0: 256 GiB */
     /** Messages for a person; NULL: none. Any thread; `text` is one line, valid during the call. */
     void (*log)(void *opaque, enum vecycle_log_level level, const char *text);
     void *opaque;
+    struct vecycle_limits limits; /* of this host's store; an agent has its own */
 };
 
 /** /var/lib/vecycle for root, else $XDG_DATA_HOME/vecycle (~/.local/share/vecycle). Static. */
@@ -232,6 +245,13 @@ VECYCLE_API int vecycle_receive(const struct vecycle_context *c,
 
 /* ---- the agent ---- */
 
+/** What a running agent may do, apart from what its user may. */
+enum vecycle_sandbox {
+    VECYCLE_SANDBOX_OFF = 0,
+    VECYCLE_SANDBOX_ON = 1,    /* no new privileges; system calls that it does not need fail */
+    VECYCLE_SANDBOX_STRICT = 2 /* ... and end the process, for tests */
+};
+
 struct vecycle_agent_options {
     const char *const *listen; /* addresses unix:PATH, tls://HOST[:PORT] or tcp://HOST[:PORT] */
     size_t n_listen;
@@ -242,13 +262,17 @@ struct vecycle_agent_options {
     struct vecycle_tls tls;    /* `hostname` is not used */
     const char *allow;         /* list of the TLS peers and what they may reach, vecycle-peers(5);
                                   NULL: every certificate of the authority may reach every VM */
+    const char *user; /* root becomes this user once it listens; NULL: it stays who it is */
+    /** Unlike the above it holds for the calling thread, and those that it starts, only. */
+    enum vecycle_sandbox sandbox;
     struct vecycle_cancel *cancel;
     /** It accepts sessions; NULL: not needed. */
     void (*ready)(void *opaque);
     void *opaque;
 };
 
-/** Runs the host agent until it is cancelled. Sessions then still running are ended; the VMs of the
+/** Runs the host agent until it is cancelled. It changes the process for good: no core dumps, no
+ *  debugger, another user, no new privileges. Sessions then still running are ended; the VMs of the
  *  migrations run on where they ran. */
 VECYCLE_API int vecycle_agent_run(const struct vecycle_context *c,
                                   const struct vecycle_agent_options *o, struct vecycle_error *err);
@@ -274,6 +298,7 @@ struct vecycle_vm {
     /* Of a migration that did not finish: what had arrived by then, for the next attempt. */
     char partial_generation[37]; /* "" if there is none */
     uint64_t partial_unix, partial_held_pages, partial_disk_bytes;
+    char policy[12];   /* "normal", "pinned", "never"; "?" if it is damaged */
     char handover[12]; /* "none", "leaving", "left", "arriving", "settled", "void" */
     char handover_peer[256];
     char handover_socket[256];
@@ -304,6 +329,43 @@ VECYCLE_API int vecycle_store_verify(const struct vecycle_context *c, const char
  *  open; @force deletes all the same). */
 VECYCLE_API int vecycle_store_remove(const struct vecycle_context *c, const char *vm, bool force,
                                      struct vecycle_error *err);
+
+enum vecycle_policy {
+    VECYCLE_POLICY_NORMAL = 0, /* forgotten as the limits demand */
+    VECYCLE_POLICY_PINNED = 1, /* kept whatever they say */
+    VECYCLE_POLICY_NEVER = 2   /* no checkpoint is kept on this host */
+};
+/** "normal", ... Static. */
+VECYCLE_API const char *vecycle_policy_name(enum vecycle_policy policy);
+/** A VM's policy on this host; VECYCLE_POLICY_NORMAL for one that was never here. */
+VECYCLE_API int vecycle_store_get_policy(const struct vecycle_context *c, const char *vm,
+                                         enum vecycle_policy *out, struct vecycle_error *err);
+/** Sets it, durably, also before the VM first comes. With NEVER a checkpoint that is there is
+ *  deleted; if a session is using it, by the next vecycle_store_gc(). */
+VECYCLE_API int vecycle_store_set_policy(const struct vecycle_context *c, const char *vm,
+                                         enum vecycle_policy policy, struct vecycle_error *err);
+
+/** A VM that is forgotten. */
+struct vecycle_forgotten {
+    char vm[37];
+    const char *why; /* "policy", "age", "peer-quota", "quota", "reserve" */
+    uint64_t bytes, age_s;
+    char peer[128];
+};
+
+struct vecycle_gc_result {
+    uint64_t n_vms, n_forgotten, n_in_use; /* those in use were skipped */
+    uint64_t forgotten_bytes;
+    uint64_t used_bytes, free_bytes; /* afterwards */
+    uint64_t quota_bytes, reserve_bytes;
+    bool over; /* a limit is exceeded, and there is nothing left that may be forgotten */
+};
+/** Forgets what the limits of *c demand; an agent does this by itself, with its own. @dry_run: only
+ *  tells. @report, which may be NULL, is called for each VM. VECYCLE_E_BUSY: another one runs. */
+VECYCLE_API int vecycle_store_gc(const struct vecycle_context *c, bool dry_run,
+                                 void (*report)(void *opaque, const struct vecycle_forgotten *vm),
+                                 void *opaque, struct vecycle_gc_result *out,
+                                 struct vecycle_error *err);
 
 /* ---- a lost word ---- */
 

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "api/api.h"
+#include "api/sandbox.h"
 #include "base/fdio.h"
 #include "base/thread.h"
 #include "session/parking.h"
@@ -56,6 +57,8 @@ struct agent {
     const struct vecycle_agent_options *o;
     struct vc_log log;
     struct vc_store *store;
+    struct vc_keeper *keeper;
+    struct vc_sandbox_user user;
     const char *socket_dir;
     struct vc_parking *parking;
     struct vc_listener *listeners[MAX_LISTENERS];
@@ -225,6 +228,7 @@ static void *session_main(void *arg)
         vc_settler_kick(a->settler);
     if (!rc && r.committed)
         vc_job_fold(a->store, &r.vm, 2, &a->stop, &a->log);
+    vc_keeper_poke(a->keeper);
     atomic_store(&s->finished, true);
     wake_agent(a);
     return NULL;
@@ -412,7 +416,11 @@ static void on_client_says(struct session *s)
 
 static int make_dirs(struct agent *a, struct vc_err *err)
 {
-    if (mkdir(a->socket_dir, 0755) < 0 && errno != EEXIST)
+    if (mkdir(a->socket_dir, 0755) == 0) {
+        if (a->user.name && chown(a->socket_dir, a->user.uid, a->user.gid) < 0)
+            return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to user '%s'",
+                                    a->socket_dir, a->user.name);
+    } else if (errno != EEXIST)
         return vc_err_set_errno_hint(err, VC_E_FAILED, "see --socket-dir",
                                      "cannot make the socket directory '%s'", a->socket_dir);
     return 0;
@@ -435,6 +443,9 @@ static int open_control(struct agent *a, const char *path, struct vc_err *err)
                                      errno == EADDRINUSE ? "one agent per host is enough"
                                                          : "see --control",
                                      "cannot listen on the control socket '%s'", path);
+    if (a->user.name && chown(path, a->user.uid, (gid_t)-1) < 0)
+        return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to user '%s'", path,
+                                a->user.name);
     if (g && chown(path, (uid_t)-1, g->gr_gid) < 0)
         return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to group '%s'", path,
                                 a->o->control_group);
@@ -468,9 +479,14 @@ static int open_listener(struct agent *a, const char *address, struct vc_err *er
 
     if (!rc)
         rc = vc_listener_open(address, a->o->insecure, 0600, &a->listeners[a->n_listeners], err);
-    if (!rc)
-        a->n_listeners++;
-    return rc;
+    if (rc)
+        return rc;
+    a->n_listeners++;
+    if (a->user.name && has_scheme(address, "unix:") &&
+        chown(address + strlen("unix:"), a->user.uid, a->user.gid) < 0)
+        return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to user '%s'", address,
+                                a->user.name);
+    return 0;
 }
 
 static int open_listeners(struct agent *a, struct vc_err *err)
@@ -482,6 +498,28 @@ static int open_listeners(struct agent *a, struct vc_err *err)
     for (size_t i = 0; i < a->o->n_listen && !rc; i++)
         rc = open_listener(a, a->o->listen[i], err);
     return rc;
+}
+
+/* Everything is open that needs privileges: gives up those, then what is not needed any more. */
+static int give_up_privileges(struct agent *a, const struct vecycle_context *c, struct vc_err *err)
+{
+    struct vc_err no_tls = VC_ERR_INIT;
+    int rc = vc_sandbox_give_store(&a->user, c->store ? c->store : vecycle_default_store(), err);
+
+    if (!rc)
+        rc = vc_sandbox_become(&a->user, err);
+    if (!rc)
+        rc = vc_public_store(c, true, &a->store, err);
+    if (rc || a->o->sandbox == VECYCLE_SANDBOX_OFF)
+        return rc;
+    /* It calls other hosts where it has the means to: to migrate there, or to settle what is open.
+     */
+    rc = vc_sandbox_enter(a->o->sandbox == VECYCLE_SANDBOX_STRICT,
+                          a->o->insecure || !vc_tls_check(a->o->tls.dir, VC_TLS_CLIENT, &no_tls),
+                          err);
+    if (rc == VC_NOT_FOUND)
+        vc_log(&a->log, VC_LOG_INFO, "this build does not filter system calls");
+    return rc == VC_NOT_FOUND ? 0 : rc;
 }
 
 static void serve(struct agent *a)
@@ -545,6 +583,7 @@ static void shut_down(struct agent *a)
         vc_thread_join(&s->thread);
         free_session(s);
     }
+    vc_keeper_stop(a->keeper);
     vc_settler_stop(a->settler);
     vc_parking_free(a->parking);
     if (a->wake >= 0)
@@ -559,12 +598,13 @@ int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agen
     struct vc_err e = VC_ERR_INIT;
     int rc;
 
+    vc_sandbox_protect_memory();
     a.socket_dir = o->socket_dir ? o->socket_dir : vecycle_default_socket_dir();
     a.parking = vc_parking_new();
     a.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     rc = a.wake < 0 ? vc_err_set_errno(&e, VC_E_FAILED, "cannot make an eventfd") : 0;
     if (!rc)
-        rc = vc_public_store(c, true, &a.store, &e);
+        rc = vc_sandbox_find_user(o->user, &a.user, &e);
     if (!rc)
         rc = make_dirs(&a, &e);
     if (!rc)
@@ -572,7 +612,11 @@ int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agen
     if (!rc)
         rc = open_listeners(&a, &e);
     if (!rc)
+        rc = give_up_privileges(&a, c, &e);
+    if (!rc)
         rc = vc_settler_start(a.store, a.socket_dir, &a.log, o->insecure, &o->tls, &a.settler, &e);
+    if (!rc)
+        rc = vc_keeper_start(a.store, &a.log, &a.keeper, &e);
     if (!rc) {
         if (o->ready)
             o->ready(o->opaque);

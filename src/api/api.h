@@ -93,6 +93,20 @@ int vc_allow_check(const char *path, struct vc_err *err) VC_NODISCARD;
 int vc_allow_may_reach(void *path, const struct vc_conn *peer, const struct vc_reach *what,
                        struct vc_err *err);
 
+/* ---- housekeeping.c: forgetting ---- */
+
+/** Forgets what the store's limits demand, and says so. Trouble is logged. */
+void vc_forget(struct vc_store *store, const struct vc_log *log, const _Atomic bool *stop);
+
+/** A thread that does it at once, when it is told to, and once an hour. */
+struct vc_keeper;
+int vc_keeper_start(struct vc_store *store, const struct vc_log *log, struct vc_keeper **out,
+                    struct vc_err *err) VC_NODISCARD;
+/** Any thread. */
+void vc_keeper_poke(struct vc_keeper *k);
+/** Ends it, in the middle of its work too. NULL is fine. */
+void vc_keeper_stop(struct vc_keeper *k);
+
 /* ---- the control socket: one line of JSON each way, then lines from the agent ---- */
 
 #define VC_CONTROL_MAX_LINE_BYTES 16384

@@ -155,8 +155,18 @@ const char *vc_public_control(const struct vecycle_context *c)
 int vc_public_store(const struct vecycle_context *c, bool create, struct vc_store **out,
                     struct vc_err *err)
 {
-    return vc_store_open(c->store ? c->store : vecycle_default_store(), create,
-                         c->store_limit_bytes, out, err);
+    const struct vecycle_limits *l = &c->limits;
+    int rc = vc_store_open(c->store ? c->store : vecycle_default_store(), create,
+                           c->store_limit_bytes, out, err);
+
+    if (!rc)
+        vc_store_set_limits(*out, &(struct vc_limits){
+                                      .quota_bytes = l->quota_bytes,
+                                      .peer_quota_bytes = l->peer_quota_bytes,
+                                      .reserve_bytes = l->reserve_bytes,
+                                      .max_age_s = l->max_age_s,
+                                  });
+    return rc;
 }
 
 int vc_public_error(int rc, const struct vc_err *e, struct vecycle_error *out)

@@ -44,7 +44,7 @@ static int run(const struct vecycle_context *c, struct vc_job *j, struct vecycle
     const char *control = vc_public_control(c);
     struct vc_log log = vc_public_log(c);
     struct vc_cancel *vc = cancel ? &cancel->c : NULL;
-    struct vc_store *store;
+    struct vc_store *store = NULL;
     int rc = VC_NOT_FOUND;
 
     if (control)
@@ -52,13 +52,22 @@ static int run(const struct vecycle_context *c, struct vc_job *j, struct vecycle
     if (rc != VC_NOT_FOUND)
         return rc;
     rc = vc_public_store(c, true, &store, err);
-    if (rc) {
+    if (rc && c->store) { /* named by the user, and plainly wrong */
         vc_job_close(j);
         return rc;
+    }
+    if (rc) {
+        vc_log_err(&log, VC_LOG_WARNING,
+                   "the store cannot be opened: no reuse, no checkpoint, and no record of this "
+                   "migration",
+                   err);
+        store = NULL;
     }
     rc = vc_job_run(j, store, &log, vc, on_progress, p, result, err);
     if (!rc && result->committed)
         vc_job_fold(store, &result->vm, FOLD_LAYERS, NULL, &log);
+    if (store)
+        vc_forget(store, &log, NULL);
     vc_store_close(store);
     return rc;
 }

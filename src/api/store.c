@@ -82,12 +82,15 @@ static int describe(struct vc_store *store, const struct vc_id *id, struct vecyc
                     struct vc_err *err)
 {
     struct vc_err trouble = VC_ERR_INIT;
+    enum vc_policy policy;
     struct vc_gen *gen = NULL;
     struct vc_vm *vm;
     int rc;
 
     memset(out, 0, sizeof(*out));
     vc_id_format(id, out->vm);
+    snprintf(out->policy, sizeof(out->policy), "%s",
+             vc_policy_get(store, id, &policy, NULL) ? "?" : vc_policy_name(policy));
     rc = vc_vm_open(store, id, VC_VM_READ, &vm, &trouble);
     if (rc == VC_NOT_FOUND)
         return vc_err_set_hint(err, VC_E_NO_SUCH_VM, "`vecycle ls` lists them",

@@ -199,5 +199,6 @@ void vc_dest_free(struct vc_dest *d)
         close(d->event_fd);
     pthread_cond_destroy(&d->changed);
     pthread_mutex_destroy(&d->mu);
+    vc_wipe(&d->o.lineage, sizeof(d->o.lineage));
     free(d);
 }

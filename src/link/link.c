@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/thread.h"
+#include "digest/digest.h"
 #include "net/net.h"
 
 /* Theory of operation
@@ -70,6 +71,8 @@ struct vc_link_frame *vc_link_frame_new(uint8_t type, uint16_t channel, uint32_t
 
 void vc_link_frame_free(struct vc_link_frame *f)
 {
+    if (f && (f->type == VC_WIRE_ACCEPT || f->type == VC_WIRE_START))
+        vc_wipe(f->payload, f->bytes); /* they carry keys */
     free(f);
 }
 

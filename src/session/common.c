@@ -96,19 +96,47 @@ static void open_generation(struct vc_holding *h, const struct vc_gen_info *info
                    &err);
 }
 
+static bool may_keep(struct vc_store *store, const struct vc_id *uuid, const struct vc_log *log)
+{
+    struct vc_err err = VC_ERR_INIT;
+    enum vc_policy policy;
+
+    if (vc_policy_get(store, uuid, &policy, &err)) {
+        vc_log_err(log, VC_LOG_WARNING, "no checkpoint is used or kept here", &err);
+        return false;
+    }
+    if (policy == VC_POLICY_NEVER)
+        vc_log(log, VC_LOG_INFO, "the VM's policy is that no checkpoint is kept here");
+    return policy != VC_POLICY_NEVER;
+}
+
 int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct vc_id *uuid,
                     bool plaintext, const struct vc_log *log, struct vc_err *err)
 {
+    struct vc_err trouble = VC_ERR_INIT;
     int rc;
 
-    *h = (struct vc_holding){0};
+    *h = (struct vc_holding){.log = log};
     if (!store)
         return 0;
-    rc = vc_vm_open(store, uuid, VC_VM_CREATE, &h->vm, err);
-    if (rc)
+    rc = vc_vm_open(store, uuid, VC_VM_CREATE, &h->vm, &trouble);
+    if (rc == VC_E_BUSY || rc == VC_E_NOMEM) {
+        *err = trouble;
         return rc;
+    }
+    if (rc) {
+        h->vm = NULL;
+        vc_log_err(log, VC_LOG_WARNING,
+                   "the store cannot be used: no reuse, no checkpoint, and no record of this "
+                   "migration",
+                   &trouble);
+        return 0;
+    }
     if (vc_vm_was_reset(h->vm))
         vc_log(log, VC_LOG_WARNING, "the VM's manifest was damaged: its checkpoints are dropped");
+    h->keeps = may_keep(store, uuid, log);
+    if (!h->keeps)
+        return 0;
     h->has_lineage = vc_vm_lineage(h->vm, &h->lineage) && h->lineage.exposed == plaintext &&
                      vc_digest_algo_known(h->lineage.algo);
     if (h->has_lineage) {
@@ -173,7 +201,7 @@ struct vc_gen *vc_holding_best(const struct vc_holding *h, uint32_t announce_byt
     return c.gain > c.loss + cost ? h->partial : h->gen;
 }
 
-int vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l, struct vc_err *err)
+static int adopt(struct vc_holding *h, const struct vc_lineage *l, struct vc_err *err)
 {
     int rc = 0;
 
@@ -181,25 +209,51 @@ int vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l, struct vc
         return 0;
     vc_gen_close(vc_steal_ptr(h->gen));
     vc_gen_close(vc_steal_ptr(h->partial));
-    if (h->vm)
+    if (h->keeps)
         rc = vc_vm_set_lineage(h->vm, l, err);
     h->lineage = *l;
     h->has_lineage = true;
     return rc;
 }
 
-void vc_holding_quarantine(struct vc_holding *h, const struct vc_log *log)
+void vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l)
+{
+    struct vc_err err = VC_ERR_INIT;
+
+    if (!adopt(h, l, &err))
+        return;
+    vc_log_err(h->log, VC_LOG_WARNING, "no checkpoint will be kept here", &err);
+    h->keeps = false;
+}
+
+bool vc_holding_record(struct vc_holding *h, const struct vc_handover *record)
+{
+    struct vc_err err = VC_ERR_INIT;
+
+    if (!h->vm)
+        return false;
+    if (vc_handover_begin(h->vm, record, &err) == 0)
+        return true;
+    vc_log_err(h->log, VC_LOG_WARNING,
+               "the handover is not recorded: should the connection be lost at its very end, "
+               "`vecycle resolve` cannot help",
+               &err);
+    return false;
+}
+
+void vc_holding_quarantine(struct vc_holding *h)
 {
     struct vc_err err = VC_ERR_INIT;
     struct vc_lineage fresh;
     int rc = vc_lineage_random(&fresh, h->lineage.exposed, &err);
 
     if (!rc)
-        rc = vc_holding_adopt(h, &fresh, &err);
+        rc = adopt(h, &fresh, &err);
+    vc_wipe(&fresh, sizeof(fresh));
     if (rc)
-        vc_log_err(log, VC_LOG_ERROR, "the VM's checkpoints cannot be dropped", &err);
+        vc_log_err(h->log, VC_LOG_ERROR, "the VM's checkpoints cannot be dropped", &err);
     else
-        vc_log(log, VC_LOG_WARNING, "the VM's checkpoints are not trusted any more and dropped");
+        vc_log(h->log, VC_LOG_WARNING, "the VM's checkpoints are not trusted any more and dropped");
 }
 
 void vc_holding_close(struct vc_holding *h)

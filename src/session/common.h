@@ -56,26 +56,32 @@ void vc_inbox_unget(struct vc_inbox *in, struct vc_link_frame *f);
 
 /** This host's part in a VM's store for one session. */
 struct vc_holding {
-    struct vc_vm *vm;       /* locked, or NULL: no store */
+    struct vc_vm *vm;       /* locked, or NULL: no store, or it cannot be used */
     struct vc_gen *gen;     /* the newest complete generation, or NULL */
     struct vc_gen *partial; /* what had arrived, or left, in a migration that failed, or NULL */
+    bool keeps;             /* a new generation is wanted, and may be written */
     bool has_lineage;
     struct vc_lineage lineage;
+    const struct vc_log *log;
 };
-/** Opens the VM for writing and its generations. A damaged generation counts as none (with a
- *  warning). @plaintext: kind of the connection, which the lineage must fit: another one is left
- *  aside. VC_E_BUSY, VC_E_STORE. */
+/** Opens the VM for writing and its generations. Whatever is wrong with the store turns reuse off,
+ *  with a warning, and fails nothing; so does a policy that keeps no checkpoint. @plaintext: kind
+ * of the connection, which the lineage must fit: another one is left aside. VC_E_BUSY (the VM is in
+ *  another session), VC_E_NOMEM. */
 int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct vc_id *uuid,
                     bool plaintext, const struct vc_log *log, struct vc_err *err) VC_NODISCARD;
 /** Of the two generations the one that more pages can be taken from here; NULL: there is none.
  *  @announce_bytes: what each page that it holds costs on the wire to make it known, where that of
  *  `gen` is free (both hosts have it); 0: it costs nothing, or both cost the same. */
 struct vc_gen *vc_holding_best(const struct vc_holding *h, uint32_t announce_bytes);
-/** Makes that lineage the VM's, if it is not yet: everything under another one is dropped. */
-int vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l,
-                     struct vc_err *err) VC_NODISCARD;
+/** Makes that lineage the VM's, if it is not yet: everything under another one is dropped. Where
+ *  the store cannot note it, nothing will be kept. */
+void vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l);
+/** Begins the record of the handover. Where the store cannot hold it, a warning says so: plain QEMU
+ *  has none either. True: there is one. */
+bool vc_holding_record(struct vc_holding *h, const struct vc_handover *record);
 /** Nothing of it is to be trusted any more: a new lineage, the generations are dropped. */
-void vc_holding_quarantine(struct vc_holding *h, const struct vc_log *log);
+void vc_holding_quarantine(struct vc_holding *h);
 void vc_holding_close(struct vc_holding *h);
 /** A new lineage with a random key. */
 int vc_lineage_random(struct vc_lineage *l, bool exposed, struct vc_err *err) VC_NODISCARD;
@@ -94,12 +100,15 @@ void vc_session_confirm(struct vc_link *link, struct vc_inbox *in, struct vc_hol
 void vc_session_bye(struct vc_link *link, struct vc_inbox *in);
 
 /** Sends a record of up to 8 KiB that @encode writes. VC_E_PEER_LOST. */
-#define VC_SESSION_SEND(link, type, encode, msg, err)                   \
-    ({                                                                  \
-        uint8_t _buf[8192];                                             \
-        struct vc_writer _w = vc_writer(_buf, sizeof(_buf));            \
-        encode(&_w, (msg));                                             \
-        vc_session_send((link), (type), _buf, (uint32_t)_w.len, (err)); \
+#define VC_SESSION_SEND(link, type, encode, msg, err)                         \
+    ({                                                                        \
+        uint8_t _buf[8192];                                                   \
+        struct vc_writer _w = vc_writer(_buf, sizeof(_buf));                  \
+        int _rc;                                                              \
+        encode(&_w, (msg));                                                   \
+        _rc = vc_session_send((link), (type), _buf, (uint32_t)_w.len, (err)); \
+        vc_wipe(_buf, _w.len); /* it may hold a key */                        \
+        _rc;                                                                  \
     })
 int vc_session_send(struct vc_link *link, uint8_t type, const void *p, uint32_t n,
                     struct vc_err *err) VC_NODISCARD;

@@ -187,7 +187,6 @@ static struct vc_gen *base_generation(const struct arrival *a)
 static int take_start(struct arrival *a, struct vc_err *err)
 {
     struct vc_lineage l;
-    int rc;
 
     l = (struct vc_lineage){
         .id = a->start.lineage.id,
@@ -202,36 +201,45 @@ static int take_start(struct arrival *a, struct vc_err *err)
         !(a->holding.has_lineage && vc_id_equal(&l.id, &a->holding.lineage.id)))
         return vc_err_set(err, VC_E_PROTOCOL, "START: a key is missing");
     memcpy(l.key, a->start.key, sizeof(l.key));
-    rc = vc_holding_adopt(&a->holding, &l, err);
+    vc_holding_adopt(&a->holding, &l);
     vc_wipe(&l, sizeof(l));
     vc_wipe(a->start.key, sizeof(a->start.key));
-    if (!rc && a->start.base != VC_WIRE_BASE_NONE &&
-        (a->start.base != a->offered || !base_generation(a)))
+    if (a->start.base != VC_WIRE_BASE_NONE && (a->start.base != a->offered || !base_generation(a)))
         return vc_err_set(err, VC_E_PROTOCOL, "START: refers to a generation not offered");
-    return rc;
+    return 0;
 }
 
-static int begin_handover(struct arrival *a, struct vc_err *err)
+/* The record of the interrupted session stands. Where it cannot be read, the VM goes on without. */
+static void keep_record(struct arrival *a)
+{
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_handover h;
+
+    if (!a->holding.vm)
+        return;
+    if (vc_handover_get(a->holding.vm, &h, &err))
+        vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
+    else
+        a->recorded = h.state == VC_HANDOVER_ARRIVING;
+}
+
+static void begin_handover(struct arrival *a)
 {
     struct vc_handover h = {
         .state = VC_HANDOVER_ARRIVING,
         .session = a->open.session,
         .since_unix = vc_wall_s(),
     };
-    int rc;
 
-    if (!a->holding.vm || !a->qmp)
-        return 0;
-    if (a->open.mode == VC_WIRE_MODE_RECOVER) { /* the record of the interrupted session stands */
-        rc = vc_handover_get(a->holding.vm, &h, err);
-        a->recorded = !rc && h.state == VC_HANDOVER_ARRIVING;
-        return rc == VC_NOT_FOUND ? 0 : rc;
+    if (!a->qmp)
+        return;
+    if (a->open.mode == VC_WIRE_MODE_RECOVER) {
+        keep_record(a);
+        return;
     }
     snprintf(h.peer, sizeof(h.peer), "%s", vc_link_peer(a->link));
     snprintf(h.socket, sizeof(h.socket), "%s", a->name);
-    rc = vc_handover_begin(a->holding.vm, &h, err);
-    a->recorded = !rc;
-    return rc;
+    a->recorded = vc_holding_record(&a->holding, &h);
 }
 
 /* ---- perform ---- */
@@ -293,11 +301,14 @@ static int start_stream(struct arrival *a, struct vc_err *err)
         .opaque = a,
     };
     struct vc_err txn_err = VC_ERR_INIT;
+    int rc;
 
-    if (a->holding.vm && a->open.mode != VC_WIRE_MODE_RECOVER &&
+    if (a->holding.keeps && a->open.mode != VC_WIRE_MODE_RECOVER &&
         vc_txn_begin(a->holding.vm, &a->start.generation, d.gen, &d.txn, &txn_err))
         vc_log_err(a->o->log, VC_LOG_WARNING, "no checkpoint will be kept here", &txn_err);
-    return vc_dest_start(&d, &a->pipeline, err);
+    rc = vc_dest_start(&d, &a->pipeline, err);
+    vc_wipe(&d.lineage, sizeof(d.lineage));
+    return rc;
 }
 
 static void note_status(struct arrival *a, struct vc_dest_status *st)
@@ -523,10 +534,9 @@ static int prepare(struct arrival *a, struct vc_err *err)
         rc = vc_wire_start_decode(f->payload, f->bytes, &a->start, err);
     if (!rc)
         rc = take_start(a, err);
-    if (!rc)
-        rc = begin_handover(a, err);
     if (rc)
         return rc;
+    begin_handover(a);
     a->result->base = a->start.base;
     a->result->generation = a->start.generation;
     vc_link_set_phase(a->link, VC_WIRE_PHASE_STREAM);
@@ -617,10 +627,11 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
     if (rc == VC_E_POSTCOPY && a.qmp)
         vc_parking_put(o->parking, &a.open.vm, vc_steal_ptr(a.qmp));
     if (rc == VC_E_SEAL)
-        vc_holding_quarantine(&a.holding, o->log);
+        vc_holding_quarantine(&a.holding);
     vc_qmp_free(a.qmp);
     vc_link_free(a.link);
     vc_inbox_fini(&a.inbox);
     vc_holding_close(&a.holding);
+    vc_wipe(&a.start, sizeof(a.start));
     return rc;
 }

@@ -115,21 +115,22 @@ static void restore_qemu(struct vc_migration *m)
 
 static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
 {
+    struct vc_err trouble = VC_ERR_INIT;
     struct vc_handover h;
     int rc;
 
     if (!m->qmp || !m->holding.vm)
         return 0;
-    rc = vc_handover_get(m->holding.vm, &h, err);
-    if (rc == VC_E_CORRUPT) {
-        vc_log_err(m->o->log, VC_LOG_WARNING, "an old record is overwritten", err);
+    rc = vc_handover_get(m->holding.vm, &h, &trouble);
+    if (rc) {
+        vc_log_err(m->o->log, VC_LOG_WARNING, "an old record is overwritten", &trouble);
         return 0;
     }
-    m->owes_word = m->recorded = !rc && m->o->recover && h.state == VC_HANDOVER_LEFT;
-    if (!rc && h.state == VC_HANDOVER_LEFT && !m->o->recover)
+    m->owes_word = m->recorded = m->o->recover && h.state == VC_HANDOVER_LEFT;
+    if (h.state == VC_HANDOVER_LEFT && !m->o->recover)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
                                "an earlier migration of the VM to '%.100s' is not settled", h.peer);
-    return rc;
+    return 0;
 }
 
 static enum vc_wire_mode mode_of(const struct vc_migration *m)
@@ -196,13 +197,14 @@ static int send_start(struct vc_migration *m, const struct vc_wire_accept *a, st
         rc = vc_lineage_random(&l, is_plaintext(m), err);
         start.has_key = true;
     }
-    if (!rc)
-        rc = vc_holding_adopt(h, &l, err);
     if (rc)
         return rc;
+    vc_holding_adopt(h, &l);
     if (m->base == VC_WIRE_BASE_PING_PONG &&
-        (!h->gen || !vc_id_equal(&vc_gen_info(h->gen)->id, &a->generation)))
+        (!h->gen || !vc_id_equal(&vc_gen_info(h->gen)->id, &a->generation))) {
+        vc_wipe(&l, sizeof(l));
         return vc_err_set(err, VC_E_PROTOCOL, "ACCEPT: names a generation that was not offered");
+    }
     start.lineage = (struct vc_wire_lineage){
         .id = l.id,
         .algo = l.algo,
@@ -236,6 +238,7 @@ static int negotiate(struct vc_migration *m, struct vc_err *err)
         rc = vc_wire_accept_decode(f->payload, f->bytes, &a, err);
     if (!rc)
         rc = send_start(m, &a, err);
+    vc_wipe(&a, sizeof(a));
     if (!rc)
         vc_link_set_phase(m->link, VC_WIRE_PHASE_STREAM);
     return rc;
@@ -261,15 +264,18 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
     };
     uint64_t limit_ms = m->qmp ? m->limit_ms : m->o->downtime_limit_ms;
     struct vc_err txn_err = VC_ERR_INIT;
+    int rc;
 
     so.pace_limit_ns = (limit_ms ? limit_ms : DEFAULT_LIMIT_MS) * VC_NS_PER_MS;
-    if (m->holding.vm && !m->o->recover &&
+    if (m->holding.keeps && !m->o->recover &&
         vc_txn_begin(m->holding.vm, &m->generation, so.local_gen, &so.txn, &txn_err))
         vc_log_err(m->o->log, VC_LOG_WARNING, "no checkpoint will be kept here", &txn_err);
-    return vc_source_start(&so, &m->pipeline, err);
+    rc = vc_source_start(&so, &m->pipeline, err);
+    vc_wipe(&so.lineage, sizeof(so.lineage));
+    return rc;
 }
 
-static int begin_handover(struct vc_migration *m, struct vc_err *err)
+static void begin_handover(struct vc_migration *m)
 {
     struct vc_handover h = {
         .state = VC_HANDOVER_LEAVING,
@@ -277,15 +283,12 @@ static int begin_handover(struct vc_migration *m, struct vc_err *err)
         .since_unix = vc_wall_s(),
         .suspend = m->o->suspend,
     };
-    int rc;
 
-    if (!m->holding.vm || !m->qmp || m->o->recover)
-        return 0;
+    if (m->o->recover) /* the record of the interrupted session stands */
+        return;
     snprintf(h.peer, sizeof(h.peer), "%s", m->o->to);
     snprintf(h.socket, sizeof(h.socket), "%s", m->o->qmp_name);
-    rc = vc_handover_begin(m->holding.vm, &h, err);
-    m->recorded = !rc;
-    return rc;
+    m->recorded = vc_holding_record(&m->holding, &h);
 }
 
 /* ---- finish: the word ---- */
@@ -420,9 +423,8 @@ static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
     int rc;
 
     if (m->qmp) {
-        rc = begin_handover(m, err);
-        if (!rc)
-            rc = set_up_qemu(m, err);
+        begin_handover(m);
+        rc = set_up_qemu(m, err);
         return rc ? rc
                   : vc_qmp_migrate_fd(m->qmp, m->o->recover ? VC_QMP_RESUME : VC_QMP_OUTGOING,
                                       fd_out, err);
@@ -558,7 +560,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     vc_source_free(m.pipeline);
     vc_cleanup_close(&m.stream_fd);
     if (rc == VC_E_SEAL)
-        vc_holding_quarantine(&m.holding, o->log);
+        vc_holding_quarantine(&m.holding);
     if (m.qmp)
         restore_qemu(&m);
     vc_qmp_free(m.qmp);

@@ -201,5 +201,6 @@ void vc_source_free(struct vc_source *s)
         close(s->event_fd);
     pthread_cond_destroy(&s->changed);
     pthread_mutex_destroy(&s->mu);
+    vc_wipe(&s->o.lineage, sizeof(s->o.lineage));
     free(s);
 }

@@ -11,8 +11,10 @@
 struct vc_store {
     char root[4096];
     const struct vc_io *io;
-    int vms_fd; /* ROOT/vms */
+    int vms_fd;  /* ROOT/vms */
+    int root_fd; /* ROOT */
     uint64_t limit_bytes;
+    struct vc_limits limits; /* as given */
 };
 
 enum vc_layer_kind { VC_LAYER_IMAGE = 1, VC_LAYER_DELTA = 2 };
@@ -169,5 +171,19 @@ int vc_vm_recover(struct vc_vm *vm, struct vc_err *err) VC_NODISCARD;
 /* Deletes files that nothing refers to. Needs the lock. @synced: the directory has been synced
  * since the manifest was read or written. */
 void vc_vm_sweep(struct vc_vm *vm, bool synced);
+
+/* ---- policy.c ---- */
+
+#define VC_STORE_LOCK_WAIT_MS 10000
+/* One at a time evicts or changes a policy: held until the descriptor is closed. VC_E_BUSY. */
+int vc_store_lock(struct vc_store *s, unsigned wait_ms, int *fd_out,
+                  struct vc_err *err) VC_NODISCARD;
+
+/* ---- room.c ---- */
+
+/* Called before n bytes are written to a new generation: VC_E_STORE_FULL if the reserve would be
+ * touched. *granted is the caller's, 0 at first. */
+int vc_store_room(struct vc_store *s, uint64_t *granted, uint64_t n,
+                  struct vc_err *err) VC_NODISCARD;
 
 #endif

@@ -152,6 +152,7 @@ int vc_store_open_on(const struct vc_io *io, const char *root, bool create, uint
     s->vms_fd = open_vms(io, fd, create, err);
     if (s->vms_fd < 0)
         return s->vms_fd;
+    s->root_fd = vc_steal_fd(&fd);
     *out = vc_steal_ptr(s);
     return 0;
 }
@@ -167,6 +168,7 @@ void vc_store_close(struct vc_store *s)
     if (!s)
         return;
     close(s->vms_fd);
+    close(s->root_fd);
     free(s);
 }
 

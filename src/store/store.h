@@ -8,6 +8,7 @@
 
 #include "base/err.h"
 #include "base/io.h"
+#include "base/log.h"
 #include "base/units.h"
 #include "digest/digest.h"
 
@@ -51,7 +52,7 @@ int vc_store_list(struct vc_store *s, struct vc_id **ids_out, size_t *n_out,
 
 enum vc_vm_open {
     VC_VM_READ,   /* no lock; VC_NOT_FOUND if there is no such VM */
-    VC_VM_WRITE,  /* locked; VC_NOT_FOUND if there is no such VM; VC_E_BUSY if locked */
+    VC_VM_WRITE,  /* locked; VC_NOT_FOUND if there is no such VM; VC_E_BUSY if it stays locked */
     VC_VM_CREATE, /* as WRITE, and made if missing */
 };
 
@@ -65,8 +66,11 @@ void vc_vm_close(struct vc_vm *vm);
 const struct vc_id *vc_vm_uuid(const struct vc_vm *vm);
 /** True if opening found a damaged manifest and dropped everything (CREATE only). */
 bool vc_vm_was_reset(const struct vc_vm *vm);
-/** Deletes the VM with all its files (needs WRITE); close it afterwards. */
+/** Deletes the VM with all its files, but for its policy (needs WRITE); close it afterwards. */
 int vc_vm_remove(struct vc_vm *vm, struct vc_err *err) VC_NODISCARD;
+
+/** Deletes all generations and the lineage; the handover record stays (needs WRITE). */
+int vc_vm_drop(struct vc_vm *vm, struct vc_err *err) VC_NODISCARD;
 
 /** The line of descent that a VM's generations share: one key, one digest algorithm. */
 struct vc_lineage {
@@ -250,5 +254,83 @@ int vc_handover_set(struct vc_vm *vm, enum vc_handover_state state,
                     struct vc_err *err) VC_NODISCARD;
 /** Reads it; state NONE if there is none. VC_E_CORRUPT if damaged. */
 int vc_handover_get(struct vc_vm *vm, struct vc_handover *out, struct vc_err *err) VC_NODISCARD;
+
+/* ---- forgetting: docs/formats/store.md section 7 ---- */
+
+enum vc_policy {
+    VC_POLICY_NORMAL = 0,
+    VC_POLICY_PINNED = 1, /* never evicted */
+    VC_POLICY_NEVER = 2,  /* no checkpoint is kept */
+};
+
+/** "normal", ... Static. */
+const char *vc_policy_name(enum vc_policy p);
+/** False: not the name of a policy. */
+bool vc_policy_parse(const char *text, enum vc_policy *out);
+/** A VM's policy; NORMAL for one that the store has never seen. VC_E_STORE; VC_E_CORRUPT: nothing
+ *  is to be kept, and nothing to be deleted. */
+int vc_policy_get(struct vc_store *s, const struct vc_id *uuid, enum vc_policy *out,
+                  struct vc_err *err) VC_NODISCARD;
+/** Durably sets it; the VM need not exist, and may be in use. What NEVER makes superfluous goes
+ *  with the next vc_store_gc(). VC_E_STORE, VC_E_STORE_FULL, VC_E_BUSY (a gc takes long). */
+int vc_policy_set(struct vc_store *s, const struct vc_id *uuid, enum vc_policy p,
+                  struct vc_err *err) VC_NODISCARD;
+
+#define VC_UNLIMITED UINT64_MAX
+
+/** What the store may take. 0 is the default, VC_UNLIMITED turns a limit off. */
+struct vc_limits {
+    uint64_t quota_bytes;      /* all VMs; three quarters of what they take and what is free */
+    uint64_t peer_quota_bytes; /* those last migrated from or to one peer; no limit */
+    uint64_t reserve_bytes;    /* left free on the file system; 5 % of it, 1 GiB at most */
+    uint64_t max_age_s;        /* 14 days */
+};
+/** Sets them, before the store is used. New generations respect the reserve, vc_store_gc() all. */
+void vc_store_set_limits(struct vc_store *s, const struct vc_limits *l);
+
+/** Why a VM is forgotten. */
+enum vc_gc_why {
+    VC_GC_POLICY = 1,
+    VC_GC_AGE = 2,
+    VC_GC_PEER_QUOTA = 3,
+    VC_GC_QUOTA = 4,
+    VC_GC_RESERVE = 5,
+};
+
+struct vc_gc_item {
+    struct vc_id vm;
+    enum vc_gc_why why;
+    uint64_t bytes, age_s;
+    const char *peer; /* borrowed; "" if not known */
+};
+
+/** The world as a gc sees it, for tests. */
+struct vc_gc_env {
+    uint64_t wall_s, boot_s;
+    struct vc_id boot; /* zero: not known, and boot_s is 0 */
+    uint64_t disk_bytes, free_bytes;
+};
+
+struct vc_gc_options {
+    bool dry_run; /* changes nothing; what would be forgotten is reported */
+    void (*report)(void *opaque, const struct vc_gc_item *item); /* may be NULL */
+    void *opaque;
+    const struct vc_log *log;    /* trouble with single VMs; may be NULL */
+    const _Atomic bool *stop;    /* may be NULL */
+    const struct vc_gc_env *env; /* NULL: what the kernel says */
+};
+
+struct vc_gc_result {
+    uint64_t n_vms, n_evicted, n_in_use;
+    uint64_t evicted_bytes;
+    uint64_t used_bytes, free_bytes; /* afterwards */
+    uint64_t quota_bytes, reserve_bytes;
+    bool over; /* a limit is exceeded, and there is nothing left to evict */
+};
+
+/** Evicts VMs as the limits demand. VMs in use are skipped; trouble with one does not stop the
+ *  others. VC_E_BUSY: another one runs for long; VC_E_STORE. Any thread. */
+int vc_store_gc(struct vc_store *s, const struct vc_gc_options *o, struct vc_gc_result *out,
+                struct vc_err *err) VC_NODISCARD;
 
 #endif

@@ -101,7 +101,7 @@ int vc_vm_remove(struct vc_vm *vm, struct vc_err *err)
     vc_id_format(&vm->uuid, name);
     vm->m.n_gens = 0;
     vm->m.has_lineage = false;
-    /* The manifest first: without it nothing else is believed. */
+    /* The manifest first, and for good: without it nothing else is believed. */
     if (io->unlink(io, vm->dir_fd, "manifest", 0) < 0 && errno != ENOENT)
         return vc_store_errno(err, "remove", "manifest");
     rc = vc_durable_sync_dir(io, vm->dir_fd, name, err);
@@ -109,8 +109,19 @@ int vc_vm_remove(struct vc_vm *vm, struct vc_err *err)
         return rc;
     sweep(vm, none, true);
     io->unlink(io, vm->dir_fd, "handover", 0);
+    io->unlink(io, vm->dir_fd, "age", 0);
     io->unlink(io, vm->dir_fd, "lock", 0);
     if (io->unlink(io, vm->store->vms_fd, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
         return vc_store_errno(err, "remove", name);
     return vc_durable_sync_dir(io, vm->store->vms_fd, "vms", err);
+}
+
+int vc_vm_drop(struct vc_vm *vm, struct vc_err *err)
+{
+    static const struct vc_manifest empty;
+    int rc = vc_manifest_switch(vm, &empty, err);
+
+    if (!rc)
+        vc_vm_sweep(vm, true);
+    return rc;
 }

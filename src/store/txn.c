@@ -25,6 +25,7 @@ struct vc_txn {
     struct vc_id log_id; /* names the log; nil: there is none */
     struct vc_genlog *log;
     uint64_t next_slot;
+    uint64_t granted; /* bytes that may be written before the disk is looked at again */
     bool ram_set;
     bool arrived; /* some page is held, by word of the migration */
 };
@@ -253,7 +254,10 @@ int vc_txn_put(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
     struct iovec iov[256];
     uint64_t start = 0;
     size_t k = 0;
+    int rc = vc_store_room(t->vm->store, &t->granted, n * page_bytes, err);
 
+    if (rc)
+        return rc;
     mark(t, block, page, 0, VC_PAGE_UNKNOWN); /* looks at the range alone */
     if (t->next_slot + n > UINT32_MAX)
         return vc_err_set(err, VC_E_STORE_FULL, "the new generation has too many pages");
@@ -261,8 +265,7 @@ int vc_txn_put(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
         uint64_t at = i < n ? place(t, block, page.n + i) : 0;
 
         if (k && (i == n || k == VC_ARRAY_LEN(iov) || at != start + k * page_bytes)) {
-            int rc = put_stretch(t, block, page.n + i - k, iov, k, start, &digests[i - k], err);
-
+            rc = put_stretch(t, block, page.n + i - k, iov, k, start, &digests[i - k], err);
             if (rc)
                 return rc;
             k = 0;

@@ -1,33 +1,36 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 
+#include "base/clock.h"
 #include "base/durable.h"
 #include "store/internal.h"
 
-static int busy(const char *name, struct vc_err *err)
-{
-    return vc_err_set_hint(err, VC_E_BUSY, "wait for the other migration to end",
-                           "VM '%s' is in use by another session", name);
-}
+/** How long to wait for those who hold the lock only for a moment (folding, forgetting). */
+#define LOCK_WAIT_MS 3000
 
+/* 0, VC_E_BUSY, VC_E_STORE; VC_NOT_FOUND: the directory was removed meanwhile. */
 static int lock(struct vc_vm *vm, const char *name, struct vc_err *err)
 {
     const struct vc_io *io = vm->store->io;
+    uint64_t deadline = vc_now_ns() + LOCK_WAIT_MS * VC_NS_PER_MS;
     struct stat st;
 
     vm->lock_fd = io->open(io, vm->dir_fd, "lock", O_RDWR | O_CREAT);
     if (vm->lock_fd < 0)
-        return vc_store_errno(err, "open the lock of", name);
-    if (flock(vm->lock_fd, LOCK_EX | LOCK_NB) < 0)
-        return busy(name, err);
-    /* Removed by its holder between our two calls: nobody else would see our lock. */
-    if (fstat(vm->lock_fd, &st) < 0 || st.st_nlink == 0)
-        return busy(name, err);
-    return 0;
+        return errno == ENOENT ? VC_NOT_FOUND : vc_store_errno(err, "open the lock of", name);
+    while (flock(vm->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+        if (vc_now_ns() >= deadline)
+            return vc_err_set_hint(err, VC_E_BUSY, "wait for the other migration to end",
+                                   "VM '%s' is in use by another session", name);
+        poll(NULL, 0, 10);
+    }
+    /* Who removes a VM unlinks the lock while holding it: nobody else would see ours. */
+    return fstat(vm->lock_fd, &st) < 0 || st.st_nlink == 0 ? VC_NOT_FOUND : 0;
 }
 
 static int open_dir(struct vc_vm *vm, enum vc_vm_open mode, const char *name, struct vc_err *err)
@@ -59,6 +62,17 @@ static int load(struct vc_vm *vm, enum vc_vm_open mode, struct vc_err *err)
     return rc;
 }
 
+static void close_fds(struct vc_vm *vm)
+{
+    if (vm->handover_fd >= 0)
+        close(vm->handover_fd);
+    if (vm->lock_fd >= 0)
+        close(vm->lock_fd);
+    if (vm->dir_fd >= 0)
+        close(vm->dir_fd);
+    vm->handover_fd = vm->lock_fd = vm->dir_fd = -1;
+}
+
 int vc_vm_open(struct vc_store *s, const struct vc_id *uuid, enum vc_vm_open mode,
                struct vc_vm **out, struct vc_err *err)
 {
@@ -72,9 +86,12 @@ int vc_vm_open(struct vc_store *s, const struct vc_id *uuid, enum vc_vm_open mod
     vm->uuid = *uuid;
     vm->dir_fd = vm->lock_fd = vm->handover_fd = -1;
     vc_id_format(uuid, name);
-    rc = open_dir(vm, mode, name, err);
-    if (!rc && mode != VC_VM_READ)
-        rc = lock(vm, name, err);
+    do {
+        close_fds(vm);
+        rc = open_dir(vm, mode, name, err);
+        if (!rc && mode != VC_VM_READ)
+            rc = lock(vm, name, err);
+    } while (rc == VC_NOT_FOUND && mode == VC_VM_CREATE);
     if (!rc)
         rc = load(vm, mode, err);
     if (!rc && mode != VC_VM_READ)
@@ -93,12 +110,7 @@ void vc_vm_close(struct vc_vm *vm)
 {
     if (!vm)
         return;
-    if (vm->handover_fd >= 0)
-        close(vm->handover_fd);
-    if (vm->lock_fd >= 0)
-        close(vm->lock_fd);
-    if (vm->dir_fd >= 0)
-        close(vm->dir_fd);
+    close_fds(vm);
     vc_wipe(&vm->m.lineage, sizeof(vm->m.lineage));
     free(vm);
 }

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Real migrations, read off the wire by the decoder that was written from docs/formats alone."""
+"""Real migrations and real stores, read by the decoders that were written from docs/formats alone."""
 import json
+import shutil
+import uuid
 
+import pytest
 from vctest.relay import Relay
 
+import vcstore
 from vcsession import Session
 from vcwire import DEST, SOURCE
 
@@ -44,11 +48,11 @@ class Wire:
 
 
 def roots_agree(session, result):
-    """Root of the generation, as both hosts reported it."""
+    """Root of the generation: reported by both hosts, and computed from what crossed the wire."""
     assert result["confirmed"]
-    one, other = session.committed[SOURCE], session.committed[DEST]
-    assert one == other and one["committed"]
-    assert one["generation"] == session.start["generation"]
+    for side in SOURCE, DEST:
+        assert session.committed[side] == dict(generation=session.start["generation"],
+                                               committed=True, root=session.generation.root())
 
 
 def proxied(wire, to):
@@ -86,11 +90,28 @@ def test_a_proxied_stream_can_be_read_off_the_wire(fleet):
     f.check_guest()
 
 
-def test_a_driven_vm_over_three_hosts(fleet):
+def store_agrees(wire, host, session):
+    """The host's newest generation is the one that went over the wire, and its files hold it."""
+    vm = vcstore.Vm(wire.f.vecycles[host].store, wire.f.vm)
+    newest = vm.manifest.generations[0]
+    index = vm.indexes[newest.id]
+    assert newest.id == uuid.UUID(bytes=session.start["generation"])
+    assert newest.root == session.generation.root()
+    assert newest.flags == vcstore.CONFIRMED
+    assert vm.manifest.lineage == session.start["lineage"]
+    assert vm.manifest.key == wire.keys[session.start["lineage"]]
+    assert vm.verify(index) == newest.held > 1000
+    left = {p.name for p in vm.directory.iterdir()} - vm.names() - {"handover"}
+    assert not left, f"garbage in the store: {left}"
+    return vm
+
+
+def test_a_driven_vm_and_its_checkpoints_over_three_hosts(fleet):
     f = fleet(3, namespaces=False)
     f.boot_linux(128, 30)
     wire = Wire(f)
     for to, base in (1, 0), (2, 0), (0, 2), (2, 1):
+        at = f.at
         recorder, address = wire.tap(to)
         dest = f.incoming(to)
         result = f.vecycle().migrate(f.qemu, address, dest.name)
@@ -102,4 +123,23 @@ def test_a_driven_vm_over_three_hosts(fleet):
         assert (result["pages"]["same"] > 5000) == (base > 0)
         assert "WORD" in session.sides[SOURCE].seen and "WORD_DONE" in session.sides[DEST].seen
         roots_agree(session, result)
+        for host in at, to:
+            store_agrees(wire, host, session)
     f.check_guest()
+    damage_is_seen(f.vecycles[f.at].store, f.vm, f.hosts[0].dir / "copies")
+
+
+def damage_is_seen(store, vm, copies):
+    """The reader that found all well is one that would have seen a byte that differs."""
+    newest = vcstore.Vm(store, vm).manifest.generations[0]
+    layer = newest.layers[-1].file_name()
+    for n, name in enumerate(("manifest", f"{newest.index}.index", layer)):
+        shutil.copytree(store, copies / str(n))
+        path = copies / str(n) / "vms" / vm / name
+        data = bytearray(path.read_bytes())
+        for i in range(0, len(data), 4096) if name == layer else (len(data) // 2,):
+            data[i] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(vcstore.Bad):
+            damaged = vcstore.Vm(copies / str(n), vm)
+            damaged.verify(damaged.indexes[newest.id])

@@ -7,9 +7,9 @@ import vcbatch
 import vcwire
 from vcbatch import DATA, INVALIDATE, MOVED, SAME, ZERO
 from vcdigest import PageDigest
+from vcstore import HELD, UNKNOWN, UNMENTIONED, root_of
+from vcstore import ZERO as STATE_ZERO
 from vcwire import DEST, SOURCE, Bad
-
-UNMENTIONED, STATE_ZERO, HELD, UNKNOWN = range(4)  # docs/formats/store.md section 3
 
 
 def need(condition, text):
@@ -31,6 +31,16 @@ class Generation:
     def content(self, name, page):
         need(self.state(name, page) == HELD, f"a reference to page {page} of {name}, which is not held")
         return self.pages[name, page]
+
+    def root(self):
+        """The index root (docs/formats/store.md, section 3)."""
+        states, digests = bytearray(), bytearray()
+        for name, length in self.blocks:
+            for page in range(length // self.page_size):
+                state = self.state(name, page)
+                states.append(state)
+                digests += self.digest(self.pages[name, page]) if state == HELD else bytes(16)
+        return root_of(self.page_size, self.blocks, bytes(states), bytes(digests))
 
 
 class Side:

@@ -8,6 +8,8 @@ from .proc import wait_for
 
 BINARY = os.environ.get("VC_TEST_VECYCLE", str(BUILD / "cmd" / "vecycle"))
 PORT = 7890
+# Any test that lets an agent do something shows that its sandbox allows that.
+SANDBOX = os.environ.get("VC_TEST_SANDBOX", "strict")
 
 
 class Vecycle:
@@ -24,7 +26,8 @@ class Vecycle:
             self.start_agent(listen or [self.address], extra)
 
     def start_agent(self, listen, extra=()):
-        argv = [*self.wrapper, BINARY, "serve", *self.common(), "--socket-dir", self.host.sockets, "--insecure"]
+        argv = [*self.wrapper, BINARY, "serve", *self.common(), "--socket-dir", self.host.sockets, "--insecure",
+                "--sandbox", SANDBOX]
         for address in listen:
             argv += ["--listen", address]
         self.log = self.host.dir / "agent.log"
