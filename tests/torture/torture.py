@@ -265,6 +265,9 @@ class Torture:
             finally:
                 self.check_never_two()
         killed = kind == "kill source QEMU" and not f.qemu.process.alive()
+        if kind == "kill destination QEMU" and self.died_running(dest):
+            self.check_never_two()
+            return "died with QEMU"  # the migration was over: the VM ran there, and only there
         # A VM whose QEMU was killed runs on only if it had arrived whole.
         if wait_running(0.2):
             outcome = None
@@ -286,6 +289,10 @@ class Torture:
             return outcome or "moved"
         dest.stop()
         return outcome or "ran on"
+
+    def died_running(self, dest):
+        watch = self.f.watches[dest]
+        return not dest.process.alive() and watch.ended.wait(10) and bool(watch.ran())
 
     def orphan(self, dest, wait_running):
         """The source QEMU is dead, and the VM has not been continued: had it arrived?"""
