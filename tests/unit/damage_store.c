@@ -138,7 +138,7 @@ void damaged_stores_are_repaired_or_not_used(void **state)
     static const struct {
         const char *suffix;
         unsigned places, visits;
-    } files[] = {{".image", 32, 40}, {".delta", 16, 40}, {".index", 1, 40}, {"manifest", 1, 40}};
+    } files[] = {{".image", 48, 30}, {".delta", 24, 30}, {".index", 1, 30}, {"manifest", 1, 30}};
 
     (void)state;
     for (int host = 0; host < 2; host++)
