@@ -18,7 +18,7 @@
 #include "source/source.h"
 
 #define OPT_BASE 3u /* vc_wire_base; 3: none, and both record */
-#define WAIT_S 25   /* then it hangs */
+#define WAIT_S 120  /* then it hangs: much, as the machine may be busy */
 
 struct host {
     struct vc_store *store;
