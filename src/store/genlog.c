@@ -272,10 +272,13 @@ static size_t digest_bytes(const struct record *r)
 /* Whether r goes on where the last record of the batch ends; then it becomes part of that. */
 static bool extend(struct vc_genlog *g, const struct record *r)
 {
-    uint8_t *last = g->buf + RECORDS + g->last;
+    uint8_t *last;
     uint32_t count, slot;
 
-    if (g->last == SIZE_MAX || last[0] != r->kind || vc_load_le(last + 4, 4) != r->block)
+    if (g->last == SIZE_MAX)
+        return false;
+    last = g->buf + RECORDS + g->last;
+    if (last[0] != r->kind || vc_load_le(last + 4, 4) != r->block)
         return false;
     count = (uint32_t)vc_load_le(last + 16, 4);
     slot = (uint32_t)vc_load_le(last + 20, 4);

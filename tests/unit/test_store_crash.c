@@ -457,15 +457,13 @@ static bool suffer(enum sim_fault fault, unsigned at, unsigned cuts)
     return struck;
 }
 
-/* Sanitizers make it some ten times slower: then every fifth call is tried, another fifth each
- * time.
- */
+/* Sanitizers make it some ten times slower: one call in fifteen is tried then, others each time. */
 #ifndef __has_feature
 #define __has_feature(x) 0
 #endif
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
     __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SPARSE 5u
+#define SPARSE 15u
 #else
 #define SPARSE 1u
 #endif
