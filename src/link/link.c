@@ -263,8 +263,10 @@ int vc_link_send(struct vc_link *l, struct vc_link_frame *f, bool urgent)
              max = urgent ? MAX_URGENT_BYTES : MAX_QUEUED_BYTES;
     VC_LOCKED(&l->mu);
 
-    while (!l->down && !l->finishing && l->queued_bytes && l->queued_bytes + cost > max)
-        pthread_cond_wait(&l->changed, &l->mu);
+    /* The sending thread may be stuck in a write, and whoever else looks after the peer in here. */
+    while (!l->down && !l->finishing && l->queued_bytes && l->queued_bytes + cost > max &&
+           !check_peer_locked(l))
+        vc_cond_wait_until(&l->changed, &l->mu, vc_now_ns() + TICK_MS * VC_NS_PER_MS);
     if (l->down || l->finishing) {
         vc_link_frame_free(f);
         return VC_CLOSED;

@@ -100,7 +100,13 @@ static void into_window(struct vc_source *s, struct vc_src_batch *b,
     s->window_tail = b;
 }
 
-static int send_batch(struct vc_source *s, struct vc_src_batch *b, struct vc_source_packer *packer)
+static int no_memory(struct vc_err *err)
+{
+    return vc_err_set(err, VC_E_NOMEM, "no memory for a frame");
+}
+
+static int send_batch(struct vc_source *s, struct vc_src_batch *b, struct vc_source_packer *packer,
+                      struct vc_err *err)
 {
     struct vc_flow_batch batch = {
         .stream_bytes = b->stream_bytes,
@@ -116,46 +122,47 @@ static int send_batch(struct vc_source *s, struct vc_src_batch *b, struct vc_sou
     f = vc_source_batch_frame(packer, b, false);
     if (!f) {
         vc_src_batch_unref(b);
-        return VC_CLOSED;
+        return no_memory(err);
     }
     batch.wire_bytes = f->bytes + VC_WIRE_HEADER_BYTES;
     into_window(s, b, &batch);
     return vc_link_send(s->o.link, f, false);
 }
 
-static int send_blocks(struct vc_source *s, const struct vc_ram *ram)
+static int send_blocks(struct vc_source *s, const struct vc_ram *ram, struct vc_err *err)
 {
     size_t cap = 16 + (size_t)ram->n_blocks * (1 + VC_MAX_BLOCK_NAME + 8);
     struct vc_link_frame *f = vc_link_frame_new(VC_WIRE_BLOCKS, 0, (uint32_t)cap);
     struct vc_writer w;
 
     if (!f)
-        return VC_CLOSED;
+        return no_memory(err);
     w = vc_writer(f->payload, cap);
     vc_wire_blocks_encode(&w, ram);
     f->bytes = (uint32_t)w.len;
     return vc_link_send(s->o.link, f, false);
 }
 
-static int send_item(struct vc_source *s, struct vc_src_batch *b, struct vc_source_packer *packer)
+static int send_item(struct vc_source *s, struct vc_src_batch *b, struct vc_source_packer *packer,
+                     struct vc_err *err)
 {
     struct vc_link_frame *eof;
     int rc;
 
     switch (b->item) {
     case VC_SRC_BLOCKS:
-        rc = send_blocks(s, b->ram);
+        rc = send_blocks(s, b->ram, err);
         break;
     case VC_SRC_EOF:
         eof = vc_link_frame_new(VC_WIRE_EOF, 0, 0);
-        rc = eof ? vc_link_send(s->o.link, eof, false) : VC_CLOSED;
+        rc = eof ? vc_link_send(s->o.link, eof, false) : no_memory(err);
         if (!rc) {
             VC_LOCKED(&s->mu);
             s->eof_sent = true;
         }
         break;
     default:
-        return send_batch(s, b, packer);
+        return send_batch(s, b, packer, err);
     }
     vc_src_batch_unref(b);
     return rc;
@@ -170,15 +177,13 @@ void *vc_source_send_main(void *arg)
     int rc = vc_source_packer_init(&packer, s->o.zstd_level, &err);
 
     while (!rc && vc_queue_pop(&s->to_send, UINT64_MAX, &node) == 0) {
-        rc = send_item(s, (struct vc_src_batch *)node, &packer);
+        rc = send_item(s, (struct vc_src_batch *)node, &packer, &err);
         atomic_fetch_sub(&s->unsent, 1);
     }
-    if (rc) {
-        if (rc > 0)
-            vc_err_set(&err, VC_E_PEER_LOST, "the connection to '%s' is gone",
-                       vc_link_peer(s->o.link));
+    if (rc < 0)
         vc_source_abort(s, &err);
-    }
+    else if (rc > 0) /* why, the receiving stage finds out: the peer may have said it */
+        vc_link_shutdown(s->o.link);
     vc_source_packer_fini(&packer);
     vc_source_notify(s);
     return NULL;
