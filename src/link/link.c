@@ -52,6 +52,7 @@ struct vc_link {
     bool writing;                   /* [lock: mu] the sender is inside a write */
     bool finishing;                 /* [lock: mu] no more frames; end when empty */
     bool down;                      /* [lock: mu] */
+    bool broken;                    /* [lock: mu] nothing can be written any more */
     bool silent;                    /* [lock: mu] taken down because the peer fell silent */
 
     atomic_uint phase;            /* [atomic] vc_wire_phase */
@@ -185,6 +186,19 @@ static bool ends_in_order(struct vc_link *l)
     return l->finishing && !l->down;
 }
 
+/* A peer that closes has often said why, and that may still be on its way. */
+static void let_receive(struct vc_link *l)
+{
+    uint64_t deadline = vc_now_ns() + FAIL_LINGER_NS;
+    VC_LOCKED(&l->mu);
+
+    l->broken = true;
+    pthread_cond_broadcast(&l->changed);
+    while (!l->down && vc_cond_wait_until(&l->changed, &l->mu, deadline)) {
+        /* until the receiving side has found its end, and its owner takes the link down */
+    }
+}
+
 static void *sender_main(void *arg)
 {
     struct vc_link *l = arg;
@@ -198,6 +212,7 @@ static void *sender_main(void *arg)
         vc_link_frame_free(f);
         last = vc_now_ns();
         if (rc) {
+            let_receive(l);
             vc_link_shutdown(l);
             return NULL;
         }
@@ -264,10 +279,10 @@ int vc_link_send(struct vc_link *l, struct vc_link_frame *f, bool urgent)
     VC_LOCKED(&l->mu);
 
     /* The sending thread may be stuck in a write, and whoever else looks after the peer in here. */
-    while (!l->down && !l->finishing && l->queued_bytes && l->queued_bytes + cost > max &&
-           !check_peer_locked(l))
+    while (!l->down && !l->broken && !l->finishing && l->queued_bytes &&
+           l->queued_bytes + cost > max && !check_peer_locked(l))
         vc_cond_wait_until(&l->changed, &l->mu, vc_now_ns() + TICK_MS * VC_NS_PER_MS);
-    if (l->down || l->finishing) {
+    if (l->down || l->broken || l->finishing) {
         vc_link_frame_free(f);
         return VC_CLOSED;
     }
@@ -487,7 +502,7 @@ void vc_link_finish(struct vc_link *l, uint32_t timeout_ms)
 
     l->finishing = true;
     pthread_cond_broadcast(&l->changed);
-    while (!l->down && (l->urgent.head || l->bulk.head || l->writing))
+    while (!l->down && !l->broken && (l->urgent.head || l->bulk.head || l->writing))
         if (!vc_cond_wait_until(&l->changed, &l->mu, deadline))
             return;
 }

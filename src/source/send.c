@@ -182,8 +182,7 @@ void *vc_source_send_main(void *arg)
     }
     if (rc < 0)
         vc_source_abort(s, &err);
-    else if (rc > 0) /* why, the receiving stage finds out: the peer may have said it */
-        vc_link_shutdown(s->o.link);
+    /* A link that is closed tells the receiving stage why: the peer may have said it. */
     vc_source_packer_fini(&packer);
     vc_source_notify(s);
     return NULL;
