@@ -143,7 +143,8 @@ static size_t attack(struct filter *f, bool to_dest, uint8_t *frame, size_t n)
 
     if (a->lie && !to_dest && frame_type(frame) == VC_WIRE_ANNOUNCE)
         tell_lie(a->lie, frame, n);
-    if (a->done || to_dest != a->t->to_dest || frame_type(frame) != a->t->type ||
+    /* The rest of *a belongs to the thread of the direction that is attacked. */
+    if (to_dest != a->t->to_dest || a->done || frame_type(frame) != a->t->type ||
         !find_part(a->t->part, frame, n, &from, &to) || a->came++ < a->nth)
         return n;
     a->done = true;
