@@ -77,7 +77,9 @@ extern const struct cmd cmd_migrate, cmd_proxy, cmd_recv, cmd_ls, cmd_show, cmd_
 extern const struct cmd cmd_serve, cmd_tls, cmd_gc, cmd_policy;
 
 /** Options that say what the store may take. */
-enum { OPT_QUOTA = 1100, OPT_PEER_QUOTA, OPT_RESERVE, OPT_MAX_AGE };
+enum { OPT_QUOTA = 1200, OPT_PEER_QUOTA, OPT_RESERVE, OPT_MAX_AGE };
+_Static_assert((int)OPT_JSON < (int)OPT_TLS_DIR && (int)OPT_TLS_TIMEOUT < (int)OPT_QUOTA,
+               "options that one command may have together are told apart");
 #define CMD_LIMIT_OPTIONS                                        \
     {"quota", required_argument, NULL, OPT_QUOTA},               \
         {"peer-quota", required_argument, NULL, OPT_PEER_QUOTA}, \

@@ -101,7 +101,7 @@ def store_agrees(wire, host, session):
     assert vm.manifest.lineage == session.start["lineage"]
     assert vm.manifest.key == wire.keys[session.start["lineage"]]
     assert vm.verify(index) == newest.held > 1000
-    left = {p.name for p in vm.directory.iterdir()} - vm.names() - {"handover"}
+    left = {p.name for p in vm.directory.iterdir()} - vm.names() - {"handover", "age"}
     assert not left, f"garbage in the store: {left}"
     return vm
 
