@@ -212,7 +212,7 @@ static int qmp_failed(struct vc_migration *m, struct vc_err *err)
         m->unknown = true;
         return err->code;
     }
-    m->orphan = m->guest_paused;
+    m->orphan = m->guest_paused && !vc_migration_has_switched(m);
     return m->orphan ? VC_AGAIN : err->code;
 }
 
@@ -287,7 +287,9 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
         rc = ask_qemu(m, &st, &next_query, err);
         if (rc == VC_EOF)
             return 0;
-        if (rc < 0) { /* QEMU failed, or is gone; the stream's own reason may be a better one */
+        if (rc < 0) { /* QEMU failed, or is gone; the stream's own reason may be a better one.
+                         Asked again: the pipeline has a reason before it closes QEMU's socket. */
+            vc_source_status(m->pipeline, &st);
             if (st.failed && (rc == VC_E_MIGRATION || rc == VC_E_POSTCOPY))
                 vc_source_error(m->pipeline, err);
             if (vc_migration_has_switched(m))

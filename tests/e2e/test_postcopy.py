@@ -124,6 +124,20 @@ def test_an_interrupted_postcopy_is_recovered(fleet, namespaces):
     f.check_guest()
 
 
+def test_a_source_qemu_that_dies_after_the_switch_is_no_success(fleet, namespaces):
+    f = fleet(rate="100mbit")
+    f.boot_linux(256, 100)
+    dest = f.incoming(1)
+    p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name, ["--postcopy"])
+    transferred(f.qemu, 64 << 20)
+    f.guest.command("rewrite 100")
+    wait_for(lambda: f.qemu.qmp.execute("query-migrate").get("status") == "postcopy-active" and
+             dest.status() == "running", 120, "the switch to postcopy")
+    f.qemu.process.kill()
+    assert p.wait(60) == 62, p.messages()
+    assert "gone" not in p.messages(), "it was not left to the destination, which lacks memory"
+
+
 def test_there_is_nothing_to_recover(fleet):
     f = fleet()
     f.boot_selfcheck()

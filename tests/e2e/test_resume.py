@@ -3,6 +3,7 @@
 import signal
 import time
 
+from vctest.gate import Gate, QmpGate
 from vctest.proc import wait_for
 from vctest.relay import LimitedRelay
 
@@ -135,6 +136,29 @@ def test_retry_goes_on_by_itself_once_a_new_qemu_waits(fleet):
     dest.qmp.execute("cont")
     f.arrived(1, dest)
     f.check_guest()
+
+
+def test_a_lost_link_is_told_as_such_though_qemu_notices_first(fleet):
+    """QEMU's answer `failed` is older than the link's failure only for whoever asked before it."""
+    f = fleet(namespaces=False)
+    f.boot_linux(192, 60)
+    dest = f.incoming(1)
+    link = Gate(f.hosts[1].path("link"), f.vecycles[1].address)
+    qmp = QmpGate(f.hosts[0].path("gate.qmp"), f.qemu.qmp_path)
+    f.qemu.qmp_path = qmp.listen
+    p, _ = f.vecycle().start_migrate(f.qemu, link.address, dest.name, SLOW)
+    wait_for(lambda: f.qemu.qmp.execute("query-migrate").get("ram", {}).get("transferred", 0) >
+             8 << 20, 60, "the migration to be under way")
+    qmp.hold("query-migrate")
+    assert qmp.is_held.wait(30)
+    link.cut()
+    wait_for(lambda: f.qemu.qmp.execute("query-migrate")["status"] == "failed", 30,
+             "QEMU to give up")
+    qmp.release()
+    assert p.wait() == 23, p.messages()
+    f.still_runs_here()
+    qmp.close()
+    link.close()
 
 
 def test_retry_does_not_try_again_what_cannot_pass(fleet):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A relay between two vecycles that looks at frames (docs/formats/wire.md): it can hold frames of a
 type back, let all else pass, cut, and refuse."""
+import json
 import os
 import socket
 import struct
@@ -140,3 +141,28 @@ class Gate:
             pass
         finally:
             file.close()
+
+
+class QmpGate(Gate):
+    """The same between a vecycle and a QEMU: holds the commands of a name back, and all behind them."""
+
+    def hold(self, command):
+        super().hold(command, True)
+
+    def _carry(self, source, sink, from_source):
+        rest = b""
+        try:
+            while True:
+                data, fds, _, _ = socket.recv_fds(source, 1 << 16, 4)
+                if not data:
+                    break
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    if not fds:
+                        self._may_pass(json.loads(line).get("execute"), line, from_source)
+                socket.send_fds(sink, [data], fds)
+                for fd in fds:
+                    os.close(fd)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
