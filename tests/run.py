@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 passed, failed, skipped = 0, 0, 0
+failures = []  # names, to be repeated at the end
 
 
 def count(ok, bad=0, skip=0):
@@ -34,15 +35,18 @@ def build(where, **settings):
     r = subprocess.run(["ninja", "-C", where], capture_output=True, text=True)
     if r.returncode:
         print(r.stdout[-4000:])
+        failures.append(f"build {where.name}")
     count(r.returncode == 0, r.returncode != 0)
     return r.returncode == 0
 
 
 def meson_tests(where, *suites):
+    # Without it a finding of UBSan is a message in a log that nobody reads.
+    env = dict(os.environ, UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1")
     argv = ["meson", "test", "-C", where, "--no-rebuild", "--print-errorlogs"]
     for s in suites:
         argv += ["--suite", s]
-    r = subprocess.run(argv, capture_output=True, text=True)
+    r = subprocess.run(argv, capture_output=True, text=True, env=env)
     log = where / "meson-logs" / "testlog.json"
     results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     for t in results:
@@ -51,16 +55,18 @@ def meson_tests(where, *suites):
     bad = [t for t in results if t["result"] not in ("OK", "SKIP", "EXPECTEDFAIL")]
     skip = [t for t in results if t["result"] == "SKIP"]
     count(len(results) - len(bad) - len(skip), len(bad), len(skip))
+    failures.extend(f"{where.name}: {t['name']} ({t['result']})" for t in bad)
     if r.returncode or bad:
         print(r.stdout[-8000:])
         if not bad:
             count(0, 1)
+            failures.append(f"{where.name}: meson test")
 
 
 def end_to_end(build_dir, extra):
     env = dict(os.environ, VC_BUILD_DIR=str(build_dir), PYTHONDONTWRITEBYTECODE="1")
     env.pop("PYTHONPATH", None)
-    r = subprocess.run(["/usr/bin/python3", "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider",
+    r = subprocess.run(["/usr/bin/python3", "-m", "pytest", "-q", "-rsfE", "-p", "no:cacheprovider",
                         "--durations=5", ROOT / "tests" / "e2e", *extra],
                        env=env, stdout=subprocess.PIPE, text=True)
     print(r.stdout, flush=True)
@@ -69,6 +75,7 @@ def end_to_end(build_dir, extra):
     bad = found.get("failed", 0) + found.get("error", 0) + found.get("errors", 0)
     if r.returncode and not bad:
         bad = 1
+    failures.extend(re.findall(r"^(?:FAILED|ERROR) (\S+)", r.stdout, re.M))
     count(found.get("passed", 0), bad, found.get("skipped", 0))
 
 
@@ -95,6 +102,8 @@ def main():
         step("end to end, on real QEMU")
         end_to_end(where, a.rest)
     print(f"{time.monotonic() - start:.0f} s")
+    for name in failures:
+        print(f"failed: {name}")
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     sys.exit(1 if failed else 0)
 
