@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "store/internal.h"
@@ -52,7 +51,7 @@ static int open_entry(struct vc_vm *vm, const struct vc_entry *e, struct vc_gen 
     g->io = vm->store->io;
     g->info = e->info;
     g->index_file = e->index;
-    rc = vc_index_map(&g->index, vm, e, &g->map, &g->map_bytes, err);
+    rc = vc_index_read(&g->index, vm, e, &g->file, err);
     if (!rc)
         rc = open_layers(g, vm->dir_fd, err);
     if (rc) {
@@ -96,8 +95,7 @@ void vc_gen_close(struct vc_gen *g)
     for (size_t k = 0; k < VC_STORE_MAX_LAYERS; k++)
         if (g->fds[k] >= 0)
             close(g->fds[k]);
-    if (g->map)
-        munmap(g->map, g->map_bytes);
+    free(g->file);
     free(g);
 }
 

@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "base/durable.h"
@@ -259,10 +258,10 @@ static bool locations_fit(const struct vc_index *ix)
     return true;
 }
 
-static int parse_map(struct vc_index *ix, uint8_t *map, uint64_t n, const char *name, bool writing,
-                     struct vc_err *err)
+static int parse(struct vc_index *ix, uint8_t *data, uint64_t n, const char *name, bool writing,
+                 struct vc_err *err)
 {
-    struct vc_reader r = vc_reader(map, VC_MIN(n, (uint64_t)VC_HEADER_MAX));
+    struct vc_reader r = vc_reader(data, VC_MIN(n, (uint64_t)VC_HEADER_MAX));
     uint8_t sum[VC_SHA256_BYTES];
     const char *wrong;
     uint64_t bytes;
@@ -270,8 +269,8 @@ static int parse_map(struct vc_index *ix, uint8_t *map, uint64_t n, const char *
     bool frozen;
     int rc;
 
-    if (n < VC_HEAD_BYTES + VC_SHA256_BYTES || !vc_sha256(map, n - VC_SHA256_BYTES, sum) ||
-        memcmp(sum, map + n - VC_SHA256_BYTES, sizeof(sum)) != 0)
+    if (n < VC_HEAD_BYTES + VC_SHA256_BYTES || !vc_sha256(data, n - VC_SHA256_BYTES, sum) ||
+        memcmp(sum, data + n - VC_SHA256_BYTES, sizeof(sum)) != 0)
         return corrupt(err, name, "the checksum does not fit");
     rc = vc_head_read(&r, magic, name, &frozen, err);
     if (rc)
@@ -283,7 +282,7 @@ static int parse_map(struct vc_index *ix, uint8_t *map, uint64_t n, const char *
         return corrupt(err, name, wrong);
     if (bytes != n || header + PAGE_ENTRY_BYTES * ix->n_pages + VC_SHA256_BYTES != n)
         return corrupt(err, name, "impossible length");
-    ix->digest = map + header;
+    ix->digest = data + header;
     ix->slot = ix->digest + VC_DIGEST_BYTES * ix->n_pages;
     ix->state = ix->slot + 4 * ix->n_pages;
     ix->layer = ix->state + ix->n_pages;
@@ -298,14 +297,14 @@ static bool fits_entry(const struct vc_index *ix, const struct vc_manifest *m,
            vc_layers_equal(ix->layers, e->layers, ix->n_layers);
 }
 
-int vc_index_map(struct vc_index *ix, struct vc_vm *vm, const struct vc_entry *e, void **map_out,
-                 size_t *bytes_out, struct vc_err *err)
+int vc_index_read(struct vc_index *ix, struct vc_vm *vm, const struct vc_entry *e, uint8_t **file,
+                  struct vc_err *err)
 {
     const struct vc_io *io = vm->store->io;
-    char name[VC_NAME_BYTES];
+    vc_auto_free uint8_t *data = NULL;
     vc_auto_close int fd = -1;
+    char name[VC_NAME_BYTES];
     struct stat st;
-    void *map;
     int rc;
 
     memset(ix, 0, sizeof(*ix));
@@ -319,17 +318,20 @@ int vc_index_map(struct vc_index *ix, struct vc_vm *vm, const struct vc_entry *e
         return vc_store_errno(err, "open", name);
     if (st.st_size < VC_HEAD_BYTES + VC_SHA256_BYTES)
         return corrupt(err, name, "cut off");
-    map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (map == MAP_FAILED)
-        return vc_store_errno(err, "map", name);
-    rc = parse_map(ix, map, (uint64_t)st.st_size, name, vm->lock_fd >= 0, err);
+    data = malloc((size_t)st.st_size);
+    if (!data)
+        return vc_err_set(err, VC_E_NOMEM, "no memory for index '%s'", name);
+    rc = io->read(io, fd, data, (size_t)st.st_size, 0);
+    if (rc < 0)
+        return vc_store_errno(err, "read", name);
+    if (rc == 0)
+        return corrupt(err, name, "cut off");
+    rc = parse(ix, data, (uint64_t)st.st_size, name, vm->lock_fd >= 0, err);
     if (!rc && !fits_entry(ix, &vm->m, e))
         rc = corrupt(err, name, "it belongs to another generation");
-    if (rc) {
-        munmap(map, (size_t)st.st_size);
+    if (rc)
         return rc;
-    }
-    *map_out = map;
-    *bytes_out = (size_t)st.st_size;
+    *file = data;
+    data = NULL;
     return 0;
 }

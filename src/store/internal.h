@@ -55,7 +55,7 @@ struct vc_vm {
 };
 
 /* The content of an index file. Pages are numbered through all blocks: first[block] + page. The
- * arrays are either on the heap (a transaction) or in the mapped file. */
+ * arrays are either of their own (a transaction) or parts of the file as it was read. */
 struct vc_index {
     struct vc_id gen, lineage;
     uint8_t root[VC_ROOT_BYTES];
@@ -78,8 +78,7 @@ struct vc_gen {
     struct vc_id index_file;
     struct vc_gen_info info;
     int fds[VC_STORE_MAX_LAYERS];
-    void *map;
-    size_t map_bytes;
+    uint8_t *file; /* the index; read and not mapped: a disk that fails must not be a SIGBUS */
 };
 
 /* ---- store.c: names and messages ---- */
@@ -137,10 +136,10 @@ void vc_index_normalize(struct vc_index *ix);
 /* Writes all into an open, empty file and syncs it. */
 int vc_index_write(const struct vc_index *ix, const struct vc_io *io, int fd, const char *name,
                    struct vc_err *err) VC_NODISCARD;
-/* Maps and checks; the arrays of *ix point into *map_out. VC_NOT_FOUND: no such file (err filled).
- */
-int vc_index_map(struct vc_index *ix, struct vc_vm *vm, const struct vc_entry *e, void **map_out,
-                 size_t *bytes_out, struct vc_err *err) VC_NODISCARD;
+/* Reads and checks; the arrays of *ix point into *file, which is the caller's to free.
+ * VC_NOT_FOUND: no such file (err filled). */
+int vc_index_read(struct vc_index *ix, struct vc_vm *vm, const struct vc_entry *e, uint8_t **file,
+                  struct vc_err *err) VC_NODISCARD;
 /* Where a HELD page lies. */
 uint64_t vc_index_offset(const struct vc_index *ix, uint32_t block, uint64_t page, uint32_t *layer);
 bool vc_ram_equal(const struct vc_ram *a, const struct vc_ram *b);

@@ -122,9 +122,9 @@ enum vc_page_state {
     VC_PAGE_UNKNOWN = 3, /* it went by without us knowing the content */
 };
 
-/** Opens a generation: index checked (checksum, limits, root), layers opened. The index is mapped,
- *  not read into memory. VC_E_CORRUPT: damaged or truncated index or missing/short layer;
- *  VC_NOT_FOUND: no such generation. Lives on its own after vc_vm_close(). */
+/** Opens a generation: index checked (checksum, limits, root), layers opened. The index is
+ *  read into memory, 22 bytes a page. VC_E_CORRUPT: damaged or truncated index or missing/short
+ * layer; VC_NOT_FOUND: no such generation. Lives on its own after vc_vm_close(). */
 int vc_gen_open(struct vc_vm *vm, const struct vc_id *id, struct vc_gen **out,
                 struct vc_err *err) VC_NODISCARD;
 void vc_gen_close(struct vc_gen *g);

@@ -411,10 +411,41 @@ static void the_specimen_is_good(void **state)
     remove_tree(dir);
 }
 
+/* A mapped file that shrinks, or a disk that cannot read it any more, is a SIGBUS. */
+static void an_index_that_shrinks_does_not_matter_to_who_has_it_open(void **state)
+{
+    char dir[64], path[200], file[300];
+    struct vc_store *s;
+    struct vc_gen *g;
+    struct vc_vm *vm;
+    unsigned n = 0;
+
+    (void)state;
+    make_store(dir);
+    s = open_store(dir);
+    vm = open_vm(s, VC_VM_READ);
+    g = open_gen(vm, vc_vm_complete(vm));
+    vm_dir(dir, path);
+    for (unsigned i = 0; i < good.n; i++) {
+        if (!is_kind(&good.files[i], ".index"))
+            continue;
+        snprintf(file, sizeof(file), "%s/%s", path, good.files[i].name);
+        assert_int_equal(truncate(file, 0), 0);
+        n++;
+    }
+    assert_true(n > 0);
+    assert_generation(g, &good.complete);
+    vc_gen_close(g);
+    vc_vm_close(vm);
+    vc_store_close(s);
+    remove_tree(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_specimen_is_good),
+        cmocka_unit_test(an_index_that_shrinks_does_not_matter_to_who_has_it_open),
         cmocka_unit_test(a_damaged_manifest_is_noticed),
         cmocka_unit_test(a_damaged_index_is_noticed),
         cmocka_unit_test(a_damaged_image_or_delta_serves_no_wrong_page),
