@@ -9,8 +9,8 @@
 
 /* The system calls that change a store or may fail in reading it, as a table, so that a test can
  * put a disk underneath that fails, tears and forgets. Descriptors are the kernel's own; what can
- * neither change anything nor fail usefully (close, fstat, flock, mapping a file) is called
- * directly. All set errno and return -1 on failure. Any thread. */
+ * neither change anything nor fail usefully (close, fstat, flock) is called directly. All set errno
+ * and return -1 on failure. Any thread. */
 
 struct vc_io {
     /** openat() with close-on-exec, without following links, mode 0600. */

@@ -132,6 +132,7 @@ int vc_dest_start(const struct vc_dest_options *o, struct vc_dest **out, struct 
         return vc_err_set(err, VC_E_NOMEM, "no memory for a session");
     }
     d->o = *o;
+    d->o.store_patience_ms = o->store_patience_ms ? o->store_patience_ms : VC_STORE_PATIENCE_MS;
     d->txn = o->txn;
     d->qemu_fd = -1;
     atomic_store(&d->recording, o->txn != NULL);

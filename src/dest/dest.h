@@ -28,10 +28,11 @@ struct vc_dest_options {
     struct vc_id session;
     struct vc_lineage lineage;
     uint64_t features;
-    enum vc_wire_base base;   /* whether, and how, the source refers to `gen` */
-    const struct vc_gen *gen; /* what this host has, base of txn; NULL: nothing; borrowed */
-    struct vc_txn *txn;       /* the generation being written, or NULL; taken */
-    const struct vc_log *log; /* borrowed */
+    enum vc_wire_base base;     /* whether, and how, the source refers to `gen` */
+    const struct vc_gen *gen;   /* what this host has, base of txn; NULL: nothing; borrowed */
+    struct vc_txn *txn;         /* the generation being written, or NULL; taken */
+    uint32_t store_patience_ms; /* see vc_dest_check_store(); 0: VC_STORE_PATIENCE_MS */
+    const struct vc_log *log;   /* borrowed */
     /** Connects to the destination QEMU's migration socket when the first bytes are there. Returns
      *  a descriptor, which is taken, or a negative code. Thread: emit. */
     int (*connect)(void *opaque, struct vc_err *err);
@@ -64,6 +65,10 @@ int vc_dest_start(const struct vc_dest_options *o, struct vc_dest **out,
 
 /** Any thread. */
 void vc_dest_status(struct vc_dest *d, struct vc_dest_status *out);
+/** To be called every now and then: where the store has been at one write for longer than
+ *  store_patience_ms, no generation is written any more, and the migration goes on. Any one thread.
+ */
+void vc_dest_check_store(struct vc_dest *d);
 /** The first error, if status.failed. Any thread. */
 void vc_dest_error(struct vc_dest *d, struct vc_err *out);
 /** A descriptor that is readable when the status changed in a way that matters; vc_dest_clear()

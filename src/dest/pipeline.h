@@ -44,6 +44,8 @@ struct vc_dest {
     struct vc_err err; /* [lock: mu] the first one */
 
     atomic_bool recording;     /* [atomic] the transaction is alive */
+    atomic_bool store_stuck;   /* [atomic] the recorder's last batch is its last */
+    atomic_ullong record_ns;   /* [atomic] when the recorder began what it is at; 0: idle */
     struct vc_dest_counters n; /* [atomic] */
 };
 

@@ -22,6 +22,26 @@ static void give_up(struct vc_dest *d, const struct vc_err *err)
     atomic_store(&d->recording, false);
 }
 
+void vc_dest_check_store(struct vc_dest *d)
+{
+    uint64_t since = atomic_load(&d->record_ns);
+    struct vc_queue_node *n;
+
+    if (!since || !atomic_load(&d->recording) ||
+        vc_now_ns() - since < d->o.store_patience_ms * VC_NS_PER_MS)
+        return;
+    vc_log(d->o.log, VC_LOG_WARNING,
+           "no checkpoint of this migration will be kept here: the store has not taken a write for "
+           "%u s",
+           d->o.store_patience_ms / 1000);
+    /* In this order: who finds the queue shut must see why. */
+    atomic_store(&d->recording, false);
+    atomic_store(&d->store_stuck, true);
+    vc_queue_abort(&d->to_record);
+    while ((n = vc_queue_drain(&d->to_record)))
+        vc_dst_batch_unref(vc_dst_batch_of_record(n));
+}
+
 /* Whether the base generation has the page already, so that it need not be written. */
 static bool held(const struct record *r, uint16_t block, uint64_t page, const struct vc_dst_page *p)
 {
@@ -132,8 +152,10 @@ static bool next_batch(struct vc_dest *d, struct vc_queue_node **node)
 
         if (rc != VC_AGAIN)
             return rc == 0;
+        atomic_store(&d->record_ns, vc_now_ns());
         if (vc_txn_log(d->txn, false, &err))
             give_up(d, &err);
+        atomic_store(&d->record_ns, 0);
     }
 }
 
@@ -150,6 +172,7 @@ void *vc_dest_record_main(void *arg)
         struct vc_err err = VC_ERR_INIT;
         int rc = 0;
 
+        atomic_store(&d->record_ns, vc_now_ns());
         if (!r)
             rc = vc_err_set(&err, VC_E_NOMEM, "no memory for the recorder");
         else if (d->txn && !b->is_eof)
@@ -157,7 +180,10 @@ void *vc_dest_record_main(void *arg)
         vc_dst_batch_unref(b);
         if (rc && d->txn)
             give_up(d, &err);
+        atomic_store(&d->record_ns, 0);
     }
+    if (atomic_load(&d->store_stuck)) /* batches are missing */
+        vc_txn_abort(vc_steal_ptr(d->txn));
     free(r);
     return NULL;
 }

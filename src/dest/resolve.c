@@ -324,8 +324,10 @@ static int pass_on(struct vc_dest *d, struct vc_dst_batch *b)
     vc_dst_batch_ref(b);
     if (vc_queue_push(&d->to_record, &b->record_node, cost)) {
         vc_dst_batch_unref(b);
-        vc_dst_batch_unref(b);
-        return VC_CLOSED;
+        if (!atomic_load(&d->store_stuck)) {
+            vc_dst_batch_unref(b);
+            return VC_CLOSED;
+        }
     }
     if (vc_queue_push(&d->to_emit, &b->emit_node, cost)) {
         vc_dst_batch_unref(b);

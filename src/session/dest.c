@@ -336,6 +336,7 @@ static void wait_for_something(struct arrival *a)
     };
 
     poll(fds, VC_ARRAY_LEN(fds), TICK_MS);
+    vc_dest_check_store(a->pipeline);
     vc_dest_clear(a->pipeline);
 }
 

@@ -164,6 +164,7 @@ void vc_migration_wait(struct vc_migration *m)
     if (m->o->cancel && !m->completed && !m->orphan)
         fds[n++] = (struct pollfd){.fd = m->o->cancel->fd, .events = POLLIN};
     poll(fds, n, TICK_MS);
+    vc_source_check_store(m->pipeline);
     vc_source_clear(m->pipeline);
 }
 

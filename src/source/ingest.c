@@ -105,8 +105,10 @@ static int push(struct ingest *in, struct vc_src_batch *b)
     vc_src_batch_ref(b);
     if (vc_queue_push(&s->to_record, &b->record_node, b->stream_bytes)) {
         vc_src_batch_unref(b);
-        vc_src_batch_unref(b);
-        return VC_CLOSED;
+        if (!atomic_load(&s->store_stuck)) {
+            vc_src_batch_unref(b);
+            return VC_CLOSED;
+        }
     }
     atomic_fetch_add(&s->unsent, 1);
     if (vc_queue_push(&s->to_send, &b->send_node, b->data_bytes + b->opaque_bytes + 1024u)) {

@@ -50,6 +50,8 @@ struct vc_source {
 
     atomic_int unsent;           /* [atomic] batches pushed and not yet handed to the link */
     atomic_bool recording;       /* [atomic] the transaction is alive */
+    atomic_bool store_stuck;     /* [atomic] the recorder's last batch is its last */
+    atomic_ullong record_ns;     /* [atomic] when the recorder began what it is at; 0: idle */
     atomic_ullong pace_limit_ns; /* [atomic] */
     struct vc_source_counters n; /* [atomic] */
 };

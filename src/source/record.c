@@ -14,6 +14,26 @@ static void give_up(struct vc_source *s, const struct vc_err *err)
     atomic_store(&s->recording, false);
 }
 
+void vc_source_check_store(struct vc_source *s)
+{
+    uint64_t since = atomic_load(&s->record_ns);
+    struct vc_queue_node *n;
+
+    if (!since || !atomic_load(&s->recording) ||
+        vc_now_ns() - since < s->o.store_patience_ms * VC_NS_PER_MS)
+        return;
+    vc_log(s->o.log, VC_LOG_WARNING,
+           "no checkpoint of this migration will be kept here: the store has not taken a write for "
+           "%u s",
+           s->o.store_patience_ms / 1000);
+    /* In this order: who finds the queue shut must see why. */
+    atomic_store(&s->recording, false);
+    atomic_store(&s->store_stuck, true);
+    vc_queue_abort(&s->to_record);
+    while ((n = vc_queue_drain(&s->to_record)))
+        vc_src_batch_unref(vc_src_batch_of_record(n));
+}
+
 /* Pages of one run in stretches that the base has, and that it has not. */
 static int record_pages(struct vc_source *s, const struct vc_src_batch *b,
                         const struct vc_src_run *r, struct vc_err *err)
@@ -74,8 +94,10 @@ static bool next_batch(struct vc_source *s, struct vc_queue_node **node)
 
         if (rc != VC_AGAIN)
             return rc == 0;
+        atomic_store(&s->record_ns, vc_now_ns());
         if (vc_txn_log(s->txn, false, &err))
             give_up(s, &err);
+        atomic_store(&s->record_ns, 0);
     }
 }
 
@@ -89,6 +111,7 @@ void *vc_source_record_main(void *arg)
         struct vc_err err = VC_ERR_INIT;
         int rc = 0;
 
+        atomic_store(&s->record_ns, vc_now_ns());
         if (s->txn && b->item == VC_SRC_BLOCKS)
             rc = vc_txn_set_ram(s->txn, b->ram, &err);
         else if (s->txn && b->item == VC_SRC_BATCH)
@@ -96,6 +119,9 @@ void *vc_source_record_main(void *arg)
         vc_src_batch_unref(b);
         if (rc)
             give_up(s, &err);
+        atomic_store(&s->record_ns, 0);
     }
+    if (atomic_load(&s->store_stuck)) /* batches are missing */
+        vc_txn_abort(vc_steal_ptr(s->txn));
     return NULL;
 }

@@ -136,6 +136,7 @@ int vc_source_start(const struct vc_source_options *o, struct vc_source **out, s
         return vc_err_set(err, VC_E_NOMEM, "no memory for a session");
     }
     s->o = *o;
+    s->o.store_patience_ms = o->store_patience_ms ? o->store_patience_ms : VC_STORE_PATIENCE_MS;
     s->txn = o->txn;
     atomic_store(&s->recording, o->txn != NULL);
     atomic_store(&s->pace_limit_ns, o->pace_limit_ns);

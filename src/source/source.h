@@ -34,8 +34,9 @@ struct vc_source_options {
     int zstd_level;
     uint64_t
         pace_limit_ns; /* downtime limit that QEMU works with in its first pass; 0: no pacing */
-    bool needs_return_path;   /* refuse a stream without OPEN_RETURN_PATH */
-    const struct vc_log *log; /* borrowed */
+    bool needs_return_path;     /* refuse a stream without OPEN_RETURN_PATH */
+    uint32_t store_patience_ms; /* see vc_source_check_store(); 0: VC_STORE_PATIENCE_MS */
+    const struct vc_log *log;   /* borrowed */
     /** Takes frames that are not the pipeline's (WORD_DONE, COMMITTED, CLOSE); NULL: no more
      *  will come. Thread: receive. */
     void (*on_frame)(void *opaque, struct vc_link_frame *f);
@@ -73,6 +74,10 @@ int vc_source_start(const struct vc_source_options *o, struct vc_source **out,
 
 /** Any thread. */
 void vc_source_status(struct vc_source *s, struct vc_source_status *out);
+/** To be called every now and then: where the store has been at one write for longer than
+ *  store_patience_ms, no generation is written any more, and the migration goes on. Any one thread.
+ */
+void vc_source_check_store(struct vc_source *s);
 /** The first error, if status.failed. Any thread. */
 void vc_source_error(struct vc_source *s, struct vc_err *out);
 /** A descriptor that is readable when the status changed in a way that matters (RAM known, first

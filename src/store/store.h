@@ -122,6 +122,9 @@ enum vc_page_state {
     VC_PAGE_UNKNOWN = 3, /* it went by without us knowing the content */
 };
 
+/** A write that takes longer than this is taken for one that may never end. */
+#define VC_STORE_PATIENCE_MS 5000u
+
 /** Opens a generation: index checked (checksum, limits, root), layers opened. The index is
  *  read into memory, 22 bytes a page. VC_E_CORRUPT: damaged or truncated index or missing/short
  * layer; VC_NOT_FOUND: no such generation. Lives on its own after vc_vm_close(). */

@@ -15,7 +15,8 @@
 
 /* A version number for each page; 0 is a page of zeroes. */
 struct memory {
-    unsigned pages; /* at most MAX_PAGES */
+    unsigned pages;  /* at most MAX_PAGES */
+    unsigned passes; /* over everything */
     uint32_t version[MAX_PAGES];
 };
 
@@ -46,7 +47,7 @@ static inline void put_memory_page(struct buf *b, const struct memory *m, unsign
     fill_page(put(b, PAGE), page, m->version[page]);
 }
 
-/* A whole precopy stream: a pass over everything, then some pages again, among them those that
+/* A whole precopy stream: passes over everything, then some pages again, among them those that
  * @later (may be NULL) has other versions of. */
 static inline void put_migration(struct buf *b, const struct memory *m, const struct memory *later)
 {
@@ -59,10 +60,12 @@ static inline void put_migration(struct buf *b, const struct memory *m, const st
     put_be(b, ((uint64_t)m->pages * PAGE) | 4, 8);
     put_block(b, "pc.ram", (uint64_t)m->pages * PAGE);
     put_ram_end(b);
-    put_part(b, 2, RAM_ID);
-    for (unsigned i = 0; i < m->pages; i++)
-        put_memory_page(b, m, i, i == 0);
-    put_ram_end(b);
+    for (unsigned pass = 0; pass < m->passes; pass++) {
+        put_part(b, 2, RAM_ID);
+        for (unsigned i = 0; i < m->pages; i++)
+            put_memory_page(b, m, i, i == 0);
+        put_ram_end(b);
+    }
     put_part(b, 3, RAM_ID);
     for (unsigned i = 0; i < m->pages; i++) {
         if (i % 97 != 0 && (!later || later->version[i] == m->version[i]))
@@ -77,6 +80,7 @@ static inline void put_migration(struct buf *b, const struct memory *m, const st
 static inline void some_memory(struct memory *m, unsigned pages)
 {
     m->pages = pages;
+    m->passes = 1;
     for (unsigned i = 0; i < pages; i++)
         m->version[i] = i % 5 == 0 ? 0 : 1 + (uint32_t)(rng() % 3);
 }

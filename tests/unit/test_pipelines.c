@@ -22,7 +22,9 @@
 #include "store/store.h"
 
 #define PAGES MAX_PAGES
-#define STREAM_TIMEOUT_S 60
+#define TICK_MS 20
+/* Long enough for a disk that does not hang. */
+#define PATIENCE_MS 1000
 
 /* ---- QEMU's two ends ---- */
 
@@ -65,10 +67,39 @@ static void *dest_qemu(void *arg)
     return NULL;
 }
 
+/* ---- a disk that hangs ---- */
+
+static struct {
+    pthread_mutex_t mu;
+    pthread_cond_t changed;
+    bool hangs;
+} disk = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+
+static void set_disk(bool hangs)
+{
+    pthread_mutex_lock(&disk.mu);
+    disk.hangs = hangs;
+    pthread_cond_broadcast(&disk.changed);
+    pthread_mutex_unlock(&disk.mu);
+}
+
+static int write_when_it_can(const struct vc_io *io, int fd, struct iovec *iov, size_t n,
+                             uint64_t at)
+{
+    (void)io;
+    pthread_mutex_lock(&disk.mu);
+    while (disk.hangs)
+        pthread_cond_wait(&disk.changed, &disk.mu);
+    pthread_mutex_unlock(&disk.mu);
+    return vc_io_kernel.write(&vc_io_kernel, fd, iov, n, at);
+}
+
 /* ---- hosts ---- */
 
 struct host {
     char dir[64];
+    struct vc_io io;
+    bool hangs; /* its disk, in the next migration */
     struct vc_store *store;
     struct vc_vm *vm;
     struct vc_gen *gen;
@@ -100,7 +131,10 @@ static void host_init(struct host *h)
 
     snprintf(h->dir, sizeof(h->dir), "/tmp/vc-pipelines-XXXXXX");
     assert_non_null(mkdtemp(h->dir));
-    assert_int_equal(vc_store_open(h->dir, true, 0, &h->store, &err), 0);
+    h->hangs = false;
+    h->io = vc_io_kernel;
+    h->io.write = write_when_it_can;
+    assert_int_equal(vc_store_open_on(&h->io, h->dir, true, 0, &h->store, &err), 0);
 }
 
 static void host_fini(struct host *h)
@@ -137,7 +171,7 @@ static void wait_on(int fd)
 {
     struct pollfd p = {.fd = fd, .events = POLLIN};
 
-    assert_true(poll(&p, 1, STREAM_TIMEOUT_S * 1000) >= 0);
+    assert_true(poll(&p, 1, TICK_MS) >= 0);
 }
 
 static void greet(struct vc_link *a, struct vc_link *b)
@@ -187,6 +221,7 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .base = base,
         .gen = to->gen,
         .connect = connect_dest,
+        .store_patience_ms = PATIENCE_MS,
         .on_frame = drop_frame,
     };
     struct vc_source_options s = {
@@ -199,10 +234,12 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .local_gen = from->gen,
         .zstd_level = 1,
         .needs_return_path = true,
+        .store_patience_ms = PATIENCE_MS,
         .on_frame = drop_frame,
     };
     assert_int_equal(vc_txn_begin(from->vm, &gen, from->gen, &s.txn, &err), 0);
     assert_int_equal(vc_txn_begin(to->vm, &gen, to->gen, &d.txn, &err), 0);
+    set_disk(from->hangs || to->hangs);
     assert_int_equal(vc_dest_start(&d, &dest, &err), 0);
     assert_int_equal(vc_source_start(&s, &source, &err), 0);
 
@@ -211,6 +248,8 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         if (out.source.failed || out.source.stream_ended)
             break;
         wait_on(vc_source_event_fd(source));
+        vc_source_check_store(source);
+        vc_dest_check_store(dest);
         vc_source_clear(source);
     }
     for (;;) {
@@ -218,8 +257,10 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         if (out.dest.failed || out.dest.source_eof)
             break;
         wait_on(vc_dest_event_fd(dest));
+        vc_dest_check_store(dest);
         vc_dest_clear(dest);
     }
+    set_disk(false);
     txn = vc_source_join(source);
     if (txn)
         assert_int_equal(vc_txn_commit(txn, &note, out.roots[0], &err), 0);
@@ -428,6 +469,39 @@ static void a_wrong_belief_fails_the_seal_and_is_sent_again(void **state)
     host_fini(&c);
 }
 
+/* More than all the buffers hold goes through while not one write ends. (Both stores lie on it.) */
+static void a_disk_that_hangs_costs_the_checkpoint_and_not_the_migration(void **state)
+{
+    struct memory m;
+    struct host a, b;
+    struct outcome o;
+
+    (void)state;
+    host_init(&a);
+    host_init(&b);
+    some_memory(&m, PAGES);
+    m.passes = 8;
+    b.hangs = true;
+    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+    assert_true(o.delivered);
+    assert_true(o.source.shut && o.source.shut_status == 0);
+    assert_false(o.source.recording || o.dest.recording);
+    open_vm(&a);
+    open_vm(&b);
+    assert_int_equal(vc_vm_n_generations(a.vm) + vc_vm_n_generations(b.vm), 0);
+    close_vm(&a);
+    close_vm(&b);
+    /* And the next one finds a store that is in order. */
+    b.hangs = false;
+    m.passes = 1;
+    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+    assert_good_outcome(&o);
+    verify_host(&a, 0);
+    verify_host(&b, 0);
+    host_fini(&a);
+    host_fini(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -436,6 +510,7 @@ int main(void)
         cmocka_unit_test(a_third_host_is_told_by_announcement),
         cmocka_unit_test(damaged_pages_are_repaired_from_the_window),
         cmocka_unit_test(a_wrong_belief_fails_the_seal_and_is_sent_again),
+        cmocka_unit_test(a_disk_that_hangs_costs_the_checkpoint_and_not_the_migration),
     };
 
     rng_seed();
