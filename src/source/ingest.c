@@ -8,7 +8,7 @@
 #include "base/clock.h"
 #include "base/fdio.h"
 #include "digest/digest.h"
-#include "source/pipeline.h"
+#include "source/ingest.h"
 
 /* Theory of operation
  *
@@ -23,300 +23,12 @@
  * input fell silent and then goes as opaque bytes. */
 
 #define SLAB_BYTES_LEFT_MIN (64u << 10)
-#define GROUP_ITEMS 64
 /* Longer than QEMU sleeps when it has used up its bandwidth (migration.c, BUFFER_DELAY: 100 ms),
  * which it does in the middle of a record: a page that is flushed is lost to the checkpoint. */
 #define PARTIAL_NS (150 * VC_NS_PER_MS)
 
-struct group_item {
-    struct vc_qs_item qs;
-    const uint8_t *p;
-};
-
-struct ingest {
-    struct vc_source *s;
-    struct vc_qs_parser *parser;
-    struct vc_digester *pages, *seals;
-    struct vc_err err;
-
-    struct vc_slab *slab;
-    size_t used;   /* bytes of the slab read into */
-    size_t parsed; /* ... of these parsed */
-
-    struct group_item group[GROUP_ITEMS];
-    uint32_t n_group;
-
-    struct vc_src_batch *batch; /* open, or NULL */
-    uint64_t next_seq, position;
-    struct vc_digest seal; /* of the last closed batch */
-
-    uint8_t *seen; /* first pass: one bit a page, blocks one behind the other */
-    bool repeated; /* a page came again */
-    uint64_t block_first[VC_MAX_BLOCKS];
-    bool return_path;
-    int local_map[VC_MAX_BLOCKS];
-    double credit_bytes; /* pacing: bytes that may be read now */
-    uint64_t credit_ns;
-};
-
-/* ---- batches ---- */
-
-static int open_batch(struct ingest *in)
-{
-    uint8_t head[VC_DIGEST_BYTES + 16];
-    int rc;
-
-    in->batch = vc_src_batch_new(VC_SRC_BATCH, in->next_seq, in->position);
-    if (!in->batch)
-        return vc_err_set(&in->err, VC_E_NOMEM, "no memory for a batch");
-    in->batch->ram = in->s->ram.n_blocks ? &in->s->ram : NULL;
-    memcpy(head, in->seal.b, VC_DIGEST_BYTES);
-    vc_store_le(head + VC_DIGEST_BYTES, in->next_seq, 8);
-    vc_store_le(head + VC_DIGEST_BYTES + 8, in->position, 8);
-    rc = vc_digest_begin(in->seals, &in->err);
-    return rc ? rc : vc_digest_update(in->seals, head, sizeof(head), &in->err);
-}
-
-/* Invalidate runs count into the seal after the content (docs/formats/wire.md, "The seal"). */
-static int seal_invalidations(struct ingest *in)
-{
-    for (uint32_t i = 0; i < in->batch->n_runs; i++) {
-        const struct vc_wire_run *r = &in->batch->runs[i].run;
-        uint8_t buf[21];
-        int rc;
-
-        if (r->kind != VC_RUN_INVALIDATE)
-            continue;
-        buf[0] = VC_RUN_INVALIDATE;
-        vc_store_le(buf + 1, r->block, 4);
-        vc_store_le(buf + 5, r->page.n, 8);
-        vc_store_le(buf + 13, r->count, 8);
-        rc = vc_digest_update(in->seals, buf, sizeof(buf), &in->err);
-        if (rc)
-            return rc;
-    }
-    return 0;
-}
-
-static int push(struct ingest *in, struct vc_src_batch *b)
-{
-    struct vc_source *s = in->s;
-
-    vc_src_batch_ref(b);
-    if (vc_queue_push(&s->to_record, &b->record_node, b->stream_bytes)) {
-        vc_src_batch_unref(b);
-        if (!atomic_load(&s->store_stuck)) {
-            vc_src_batch_unref(b);
-            return VC_CLOSED;
-        }
-    }
-    atomic_fetch_add(&s->unsent, 1);
-    if (vc_queue_push(&s->to_send, &b->send_node, b->data_bytes + b->opaque_bytes + 1024u)) {
-        vc_src_batch_unref(b);
-        return VC_CLOSED;
-    }
-    return 0;
-}
-
-static int close_batch(struct ingest *in)
-{
-    struct vc_src_batch *b = in->batch;
-    int rc;
-
-    if (!b)
-        return 0;
-    rc = seal_invalidations(in);
-    if (!rc)
-        rc = vc_digest_end(in->seals, &in->seal, &in->err);
-    if (rc)
-        return rc;
-    b->seal = in->seal;
-    in->batch = NULL;
-    in->next_seq++;
-    in->position += b->stream_bytes;
-    vc_count(&in->s->n.batches, 1);
-    return push(in, b);
-}
-
-static int push_mark(struct ingest *in, enum vc_src_item item)
-{
-    struct vc_src_batch *b;
-    int rc = close_batch(in);
-
-    if (rc)
-        return rc;
-    b = vc_src_batch_new(item, 0, 0);
-    if (!b)
-        return vc_err_set(&in->err, VC_E_NOMEM, "no memory for a batch");
-    b->ram = &in->s->ram;
-    return push(in, b);
-}
-
-/* Makes sure that the open batch can take so much more. */
-static int make_room(struct ingest *in, size_t stream_bytes)
-{
-    int rc;
-
-    if (in->batch && !vc_src_batch_has_room(in->batch, stream_bytes, in->slab)) {
-        rc = close_batch(in);
-        if (rc)
-            return rc;
-    }
-    return in->batch ? 0 : open_batch(in);
-}
-
-static bool batch_has_enough_data(struct ingest *in)
-{
-    uint32_t most;
-
-    if (!in->batch || in->batch->data_bytes + in->batch->opaque_bytes < VC_FLOW_BATCH_MIN_BYTES)
-        return false;
-    {
-        VC_LOCKED(&in->s->mu);
-        most = vc_flow_batch_data(&in->s->flow);
-    }
-    return in->batch->data_bytes + in->batch->opaque_bytes >= most;
-}
-
-static int add_opaque(struct ingest *in, const uint8_t *p, size_t n)
-{
-    while (n) {
-        size_t k = VC_MIN(n, (size_t)VC_SRC_BATCH_STREAM_BYTES / 4);
-        int rc = make_room(in, k);
-
-        if (!rc)
-            rc = vc_digest_update(in->seals, p, k, &in->err);
-        if (rc)
-            return rc;
-        vc_src_batch_add_opaque(in->batch, in->slab, p, (uint32_t)k);
-        p += k;
-        n -= k;
-        if (batch_has_enough_data(in)) {
-            rc = close_batch(in);
-            if (rc)
-                return rc;
-        }
-    }
-    return 0;
-}
-
-/* ---- pages ---- */
-
-/* The first pass ends when every page has come, or one comes again: QEMU goes over memory in order,
- * so it has been at the end then. (Some pages never come: those that a balloon has reported free.)
- */
-static void mark_seen(struct ingest *in, uint16_t block, struct vc_page page)
-{
-    uint64_t bit = in->block_first[block] + page.n;
-    uint8_t mask = (uint8_t)(1u << (bit & 7));
-
-    if (!in->seen)
-        return;
-    if (in->seen[bit >> 3] & mask) {
-        in->repeated = true;
-        return;
-    }
-    in->seen[bit >> 3] |= mask;
-    /* Only this thread writes it. */
-    atomic_store_explicit(&in->s->n.first_pass_left,
-                          atomic_load_explicit(&in->s->n.first_pass_left, memory_order_relaxed) -
-                              in->s->ram.page_bytes,
-                          memory_order_relaxed);
-}
-
-static bool local_has(const struct ingest *in, uint16_t block, struct vc_page page,
-                      const struct vc_digest *digest)
-{
-    const struct vc_gen *gen = in->s->o.local_gen;
-    struct vc_digest d;
-    int b;
-
-    if (!gen || (b = in->local_map[block]) < 0)
-        return false;
-    return page.n < vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)b) &&
-           vc_gen_lookup(gen, (uint32_t)b, page, &d) == VC_PAGE_HELD &&
-           !memcmp(d.b, digest->b, sizeof(d.b));
-}
-
-static int add_page(struct ingest *in, const struct group_item *g, const struct vc_digest *digest)
-{
-    static const struct vc_digest zero_digest;
-    struct vc_source *s = in->s;
-    const uint8_t *content = g->p + g->qs.header_bytes;
-    struct vc_wire_run run = {
-        .kind = VC_RUN_DATA,
-        .named = g->qs.named,
-        .block = g->qs.block,
-        .page = g->qs.page,
-        .count = 1,
-    };
-    bool local_same = false;
-    int rc = make_room(in, g->qs.bytes);
-
-    if (rc)
-        return rc;
-    mark_seen(in, run.block, run.page);
-    if (!digest) {
-        run.kind = VC_RUN_ZERO;
-        run.as_page = true;
-        digest = &zero_digest;
-        vc_count(&s->n.pages_zero, 1);
-    } else {
-        local_same = local_has(in, run.block, run.page, digest);
-        if (vc_remote_has(&s->remote, &s->ram, run.block, run.page, digest)) {
-            run.kind = VC_RUN_SAME;
-            vc_count(&s->n.pages_same, 1);
-        } else {
-            vc_count(&s->n.pages_data, 1);
-            vc_count(&s->n.data_bytes, s->ram.page_bytes);
-        }
-    }
-    rc = vc_digest_update(in->seals, g->p, g->qs.header_bytes, &in->err);
-    if (!rc)
-        rc = vc_digest_update(in->seals, digest->b, VC_DIGEST_BYTES, &in->err);
-    if (rc)
-        return rc;
-    vc_src_batch_add_page(in->batch, in->slab, &run, g->qs.header_bytes, content, s->ram.page_bytes,
-                          digest, local_same);
-    return run.kind == VC_RUN_DATA && batch_has_enough_data(in) ? close_batch(in) : 0;
-}
-
-static int add_zero(struct ingest *in, const struct group_item *g)
-{
-    struct vc_wire_run run = {
-        .kind = VC_RUN_ZERO,
-        .named = g->qs.named,
-        .block = g->qs.block,
-        .page = g->qs.page,
-        .count = 1,
-    };
-    int rc = make_room(in, g->qs.bytes);
-
-    if (!rc)
-        rc = vc_digest_update(in->seals, g->p, g->qs.bytes, &in->err);
-    if (rc)
-        return rc;
-    mark_seen(in, run.block, run.page);
-    vc_count(&in->s->n.pages_zero, 1);
-    vc_src_batch_add_page(in->batch, in->slab, &run, (uint32_t)g->qs.bytes, NULL, 0, NULL, false);
-    return 0;
-}
-
-static int add_invalidate(struct ingest *in, uint16_t block, struct vc_page page, uint64_t count)
-{
-    int rc = make_room(in, 0);
-
-    if (rc || count == 0)
-        return rc;
-    for (uint64_t i = 0; i < count && in->seen && !in->repeated; i++)
-        mark_seen(in, block, vc_page(page.n + i));
-    vc_src_batch_add_invalidate(in->batch, block, page, count);
-    vc_count(&in->s->n.pages_unknown, count);
-    return 0;
-}
-
 /* Every page was mentioned, or the guest is paused for good: nothing to pace any more. */
-static void first_pass_over(struct ingest *in)
+static void first_pass_over(struct vc_ingest *in)
 {
     struct vc_source *s = in->s;
 
@@ -332,16 +44,16 @@ static void first_pass_over(struct ingest *in)
 /* ---- the group ---- */
 
 /* Digests the group's pages at once and appends its items in order. */
-static int process_group(struct ingest *in)
+static int process_group(struct vc_ingest *in)
 {
-    const uint8_t *pages[GROUP_ITEMS];
-    struct vc_digest digests[GROUP_ITEMS];
-    int8_t at[GROUP_ITEMS];
+    const uint8_t *pages[VC_INGEST_GROUP];
+    struct vc_digest digests[VC_INGEST_GROUP];
+    int8_t at[VC_INGEST_GROUP];
     uint32_t n = 0;
     int rc = 0;
 
     for (uint32_t i = 0; i < in->n_group; i++) {
-        const struct group_item *g = &in->group[i];
+        const struct vc_ingest_item *g = &in->group[i];
         const uint8_t *content = g->p + g->qs.header_bytes;
 
         at[i] = -1;
@@ -353,12 +65,12 @@ static int process_group(struct ingest *in)
     if (n)
         rc = vc_digest_pages(in->pages, pages, n, in->s->ram.page_bytes, digests, &in->err);
     for (uint32_t i = 0; i < in->n_group && !rc; i++) {
-        const struct group_item *g = &in->group[i];
+        const struct vc_ingest_item *g = &in->group[i];
 
         if (g->qs.kind == VC_QS_ZERO)
-            rc = add_zero(in, g);
+            rc = vc_runs_zero(in, g);
         else
-            rc = add_page(in, g, at[i] < 0 ? NULL : &digests[at[i]]);
+            rc = vc_runs_page(in, g, at[i] < 0 ? NULL : &digests[at[i]]);
     }
     in->n_group = 0;
     if (in->seen &&
@@ -369,7 +81,7 @@ static int process_group(struct ingest *in)
 
 /* ---- events of the parser ---- */
 
-static int ram_known(struct ingest *in)
+static int ram_known(struct vc_ingest *in)
 {
     struct vc_source *s = in->s;
     uint64_t pages = 0;
@@ -391,21 +103,21 @@ static int ram_known(struct ingest *in)
         s->ram_known = true;
     }
     vc_source_notify(s);
-    return push_mark(in, VC_SRC_BLOCKS);
+    return vc_runs_mark(in, VC_SRC_BLOCKS);
 }
 
-static bool carries_migration(const struct ingest *in)
+static bool carries_migration(const struct vc_ingest *in)
 {
     return vc_qs_is_qemu(in->parser) || vc_qs_is_recovery(in->parser);
 }
 
-static int not_qemu(struct ingest *in)
+static int not_qemu(struct vc_ingest *in)
 {
     return vc_err_set_hint(&in->err, VC_E_NOT_QEMU, "TLS inside QEMU and multifd are not taken",
                            "this is not a migration stream of QEMU: %s", vc_qs_reason(in->parser));
 }
 
-static int lost_track(struct ingest *in)
+static int lost_track(struct vc_ingest *in)
 {
     struct vc_source *s = in->s;
     const char *reason = vc_qs_reason(in->parser);
@@ -422,7 +134,7 @@ static int lost_track(struct ingest *in)
         snprintf(s->reason, sizeof(s->reason), "%s", reason);
     }
     for (uint32_t i = 0; i < s->ram.n_blocks; i++) {
-        int rc = add_invalidate(in, (uint16_t)i, vc_page(0), vc_ram_block_pages(&s->ram, i));
+        int rc = vc_runs_invalidate(in, (uint16_t)i, vc_page(0), vc_ram_block_pages(&s->ram, i));
 
         if (rc)
             return rc;
@@ -431,12 +143,12 @@ static int lost_track(struct ingest *in)
 }
 
 /* Bytes of the stream up to here. */
-static uint64_t stream_position(const struct ingest *in)
+static uint64_t stream_position(const struct vc_ingest *in)
 {
     return in->position + (in->batch ? in->batch->stream_bytes : 0);
 }
 
-static int events(struct ingest *in, const struct vc_qs_item *item)
+static int events(struct vc_ingest *in, const struct vc_qs_item *item)
 {
     struct vc_source *s = in->s;
     int rc = 0;
@@ -453,7 +165,7 @@ static int events(struct ingest *in, const struct vc_qs_item *item)
     if (!rc && (item->events & VC_QS_EV_LOST))
         rc = lost_track(in);
     if (!rc && (item->events & VC_QS_EV_UNKNOWN))
-        rc = add_invalidate(in, item->block, item->page, item->count);
+        rc = vc_runs_invalidate(in, item->block, item->page, item->count);
     if (item->events & VC_QS_EV_PACKAGED) {
         VC_LOCKED(&s->mu);
         s->package_end = stream_position(in) + item->package_bytes;
@@ -464,7 +176,7 @@ static int events(struct ingest *in, const struct vc_qs_item *item)
 }
 
 /* Parses what was read and not parsed yet; with `flush` nothing is left. */
-static int parse(struct ingest *in, bool flush)
+static int parse(struct vc_ingest *in, bool flush)
 {
     while (in->parsed < in->used) {
         const uint8_t *p = in->slab->data + in->parsed;
@@ -488,7 +200,7 @@ static int parse(struct ingest *in, bool flush)
                                     .package_bytes = item.package_bytes,
                                 });
             if (!rc)
-                rc = add_opaque(in, p, item.bytes);
+                rc = vc_runs_opaque(in, p, item.bytes);
             if (!rc && (item.events & VC_QS_EV_RAM))
                 rc = events(in, &(struct vc_qs_item){.events = VC_QS_EV_RAM});
         } else {
@@ -496,8 +208,8 @@ static int parse(struct ingest *in, bool flush)
                 rc = process_group(in);
             if (!rc && item.events)
                 rc = events(in, &item);
-            in->group[in->n_group++] = (struct group_item){.qs = item, .p = p};
-            if (!rc && in->n_group == GROUP_ITEMS)
+            in->group[in->n_group++] = (struct vc_ingest_item){.qs = item, .p = p};
+            if (!rc && in->n_group == VC_INGEST_GROUP)
                 rc = process_group(in);
         }
         if (rc)
@@ -511,7 +223,7 @@ static int parse(struct ingest *in, bool flush)
 /* ---- reading ---- */
 
 /* Room to read into; what is left unparsed moves along. */
-static int make_space(struct ingest *in)
+static int make_space(struct vc_ingest *in)
 {
     struct vc_slab *next;
     size_t left = in->used - in->parsed;
@@ -535,7 +247,7 @@ static int make_space(struct ingest *in)
 }
 
 /* Bytes that may be read now; 0: not yet, *wait_ms says for how long. */
-static size_t pace(struct ingest *in, size_t most, int *wait_ms)
+static size_t pace(struct vc_ingest *in, size_t most, int *wait_ms)
 {
     struct vc_source *s = in->s;
     uint64_t limit = atomic_load_explicit(&s->pace_limit_ns, memory_order_relaxed);
@@ -563,7 +275,7 @@ static size_t pace(struct ingest *in, size_t most, int *wait_ms)
 
 /* The input is empty (or paced): whatever need not wait goes out. Returns the time to wait for
  * input, in ms (-1: as long as it takes). */
-static int when_idle(struct ingest *in, uint64_t idle_since, int *wait_ms)
+static int when_idle(struct vc_ingest *in, uint64_t idle_since, int *wait_ms)
 {
     int rc = process_group(in);
 
@@ -583,14 +295,14 @@ static int when_idle(struct ingest *in, uint64_t idle_since, int *wait_ms)
     }
     if (in->batch) {
         if (atomic_load(&in->s->unsent) == 0)
-            return close_batch(in);
+            return vc_runs_close(in);
         *wait_ms = 1;
     }
     return 0;
 }
 
 /* Reads once. 0, VC_EOF, or an error. */
-static int read_more(struct ingest *in)
+static int read_more(struct vc_ingest *in)
 {
     int fd = in->s->o.qemu_fd;
     int wait_ms, rc = make_space(in); /* may take long */
@@ -628,7 +340,7 @@ static int read_more(struct ingest *in)
     return 0;
 }
 
-static int run(struct ingest *in)
+static int run(struct vc_ingest *in)
 {
     int rc;
 
@@ -642,10 +354,10 @@ static int run(struct ingest *in)
     rc = parse(in, true);
     if (!rc)
         rc = process_group(in);
-    return rc ? rc : push_mark(in, VC_SRC_EOF);
+    return rc ? rc : vc_runs_mark(in, VC_SRC_EOF);
 }
 
-static int prepare(struct ingest *in)
+static int prepare(struct vc_ingest *in)
 {
     const struct vc_lineage *l = &in->s->o.lineage;
     int rc = vc_qs_parser_new(0, &in->parser, &in->err);
@@ -664,7 +376,7 @@ static int prepare(struct ingest *in)
 
 void *vc_source_ingest_main(void *arg)
 {
-    struct ingest *in = calloc(1, sizeof(*in));
+    struct vc_ingest *in = calloc(1, sizeof(*in));
     struct vc_source *s = arg;
     int rc;
 

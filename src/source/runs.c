@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <string.h>
+
+#include "base/bytes.h"
+#include "digest/digest.h"
+#include "source/ingest.h"
+
+/* The second half of the intake: what the parser has found becomes runs of a batch. Each page is
+ * matched against what the destination holds; the running seal is fed on the way. */
+
+/* ---- batches ---- */
+
+static int open_batch(struct vc_ingest *in)
+{
+    uint8_t head[VC_DIGEST_BYTES + 16];
+    int rc;
+
+    in->batch = vc_src_batch_new(VC_SRC_BATCH, in->next_seq, in->position);
+    if (!in->batch)
+        return vc_err_set(&in->err, VC_E_NOMEM, "no memory for a batch");
+    in->batch->ram = in->s->ram.n_blocks ? &in->s->ram : NULL;
+    memcpy(head, in->seal.b, VC_DIGEST_BYTES);
+    vc_store_le(head + VC_DIGEST_BYTES, in->next_seq, 8);
+    vc_store_le(head + VC_DIGEST_BYTES + 8, in->position, 8);
+    rc = vc_digest_begin(in->seals, &in->err);
+    return rc ? rc : vc_digest_update(in->seals, head, sizeof(head), &in->err);
+}
+
+/* Invalidate runs count into the seal after the content (docs/formats/wire.md, "The seal"). */
+static int seal_invalidations(struct vc_ingest *in)
+{
+    for (uint32_t i = 0; i < in->batch->n_runs; i++) {
+        const struct vc_wire_run *r = &in->batch->runs[i].run;
+        uint8_t buf[21];
+        int rc;
+
+        if (r->kind != VC_RUN_INVALIDATE)
+            continue;
+        buf[0] = VC_RUN_INVALIDATE;
+        vc_store_le(buf + 1, r->block, 4);
+        vc_store_le(buf + 5, r->page.n, 8);
+        vc_store_le(buf + 13, r->count, 8);
+        rc = vc_digest_update(in->seals, buf, sizeof(buf), &in->err);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+static int push(struct vc_ingest *in, struct vc_src_batch *b)
+{
+    struct vc_source *s = in->s;
+
+    vc_src_batch_ref(b);
+    if (vc_queue_push(&s->to_record, &b->record_node, b->stream_bytes)) {
+        vc_src_batch_unref(b);
+        if (!atomic_load(&s->store_stuck)) {
+            vc_src_batch_unref(b);
+            return VC_CLOSED;
+        }
+    }
+    atomic_fetch_add(&s->unsent, 1);
+    if (vc_queue_push(&s->to_send, &b->send_node, b->data_bytes + b->opaque_bytes + 1024u)) {
+        vc_src_batch_unref(b);
+        return VC_CLOSED;
+    }
+    return 0;
+}
+
+int vc_runs_close(struct vc_ingest *in)
+{
+    struct vc_src_batch *b = in->batch;
+    int rc;
+
+    if (!b)
+        return 0;
+    rc = seal_invalidations(in);
+    if (!rc)
+        rc = vc_digest_end(in->seals, &in->seal, &in->err);
+    if (rc)
+        return rc;
+    b->seal = in->seal;
+    in->batch = NULL;
+    in->next_seq++;
+    in->position += b->stream_bytes;
+    vc_count(&in->s->n.batches, 1);
+    return push(in, b);
+}
+
+int vc_runs_mark(struct vc_ingest *in, enum vc_src_item item)
+{
+    struct vc_src_batch *b;
+    int rc = vc_runs_close(in);
+
+    if (rc)
+        return rc;
+    b = vc_src_batch_new(item, 0, 0);
+    if (!b)
+        return vc_err_set(&in->err, VC_E_NOMEM, "no memory for a batch");
+    b->ram = &in->s->ram;
+    return push(in, b);
+}
+
+/* Makes sure that the open batch can take so much more. */
+static int make_room(struct vc_ingest *in, size_t stream_bytes)
+{
+    int rc;
+
+    if (in->batch && !vc_src_batch_has_room(in->batch, stream_bytes, in->slab)) {
+        rc = vc_runs_close(in);
+        if (rc)
+            return rc;
+    }
+    return in->batch ? 0 : open_batch(in);
+}
+
+static bool batch_has_enough_data(struct vc_ingest *in)
+{
+    uint32_t most;
+
+    if (!in->batch || in->batch->data_bytes + in->batch->opaque_bytes < VC_FLOW_BATCH_MIN_BYTES)
+        return false;
+    {
+        VC_LOCKED(&in->s->mu);
+        most = vc_flow_batch_data(&in->s->flow);
+    }
+    return in->batch->data_bytes + in->batch->opaque_bytes >= most;
+}
+
+int vc_runs_opaque(struct vc_ingest *in, const uint8_t *p, size_t n)
+{
+    while (n) {
+        size_t k = VC_MIN(n, (size_t)VC_SRC_BATCH_STREAM_BYTES / 4);
+        int rc = make_room(in, k);
+
+        if (!rc)
+            rc = vc_digest_update(in->seals, p, k, &in->err);
+        if (rc)
+            return rc;
+        vc_src_batch_add_opaque(in->batch, in->slab, p, (uint32_t)k);
+        p += k;
+        n -= k;
+        if (batch_has_enough_data(in)) {
+            rc = vc_runs_close(in);
+            if (rc)
+                return rc;
+        }
+    }
+    return 0;
+}
+
+/* ---- pages ---- */
+
+/* The first pass ends when every page has come, or one comes again: QEMU goes over memory in order,
+ * so it has been at the end then. (Some pages never come: those that a balloon has reported free.)
+ */
+static void mark_seen(struct vc_ingest *in, uint16_t block, struct vc_page page)
+{
+    uint64_t bit = in->block_first[block] + page.n;
+    uint8_t mask = (uint8_t)(1u << (bit & 7));
+
+    if (!in->seen)
+        return;
+    if (in->seen[bit >> 3] & mask) {
+        in->repeated = true;
+        return;
+    }
+    in->seen[bit >> 3] |= mask;
+    /* Only this thread writes it. */
+    atomic_store_explicit(&in->s->n.first_pass_left,
+                          atomic_load_explicit(&in->s->n.first_pass_left, memory_order_relaxed) -
+                              in->s->ram.page_bytes,
+                          memory_order_relaxed);
+}
+
+static bool local_has(const struct vc_ingest *in, uint16_t block, struct vc_page page,
+                      const struct vc_digest *digest)
+{
+    const struct vc_gen *gen = in->s->o.local_gen;
+    struct vc_digest d;
+    int b;
+
+    if (!gen || (b = in->local_map[block]) < 0)
+        return false;
+    return page.n < vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)b) &&
+           vc_gen_lookup(gen, (uint32_t)b, page, &d) == VC_PAGE_HELD &&
+           !memcmp(d.b, digest->b, sizeof(d.b));
+}
+
+int vc_runs_page(struct vc_ingest *in, const struct vc_ingest_item *g,
+                 const struct vc_digest *digest)
+{
+    static const struct vc_digest zero_digest;
+    struct vc_source *s = in->s;
+    const uint8_t *content = g->p + g->qs.header_bytes;
+    struct vc_wire_run run = {
+        .kind = VC_RUN_DATA,
+        .named = g->qs.named,
+        .block = g->qs.block,
+        .page = g->qs.page,
+        .count = 1,
+    };
+    bool local_same = false;
+    int rc = make_room(in, g->qs.bytes);
+
+    if (rc)
+        return rc;
+    mark_seen(in, run.block, run.page);
+    if (!digest) {
+        run.kind = VC_RUN_ZERO;
+        run.as_page = true;
+        digest = &zero_digest;
+        vc_count(&s->n.pages_zero, 1);
+    } else {
+        local_same = local_has(in, run.block, run.page, digest);
+        if (vc_remote_has(&s->remote, &s->ram, run.block, run.page, digest)) {
+            run.kind = VC_RUN_SAME;
+            vc_count(&s->n.pages_same, 1);
+        } else {
+            vc_count(&s->n.pages_data, 1);
+            vc_count(&s->n.data_bytes, s->ram.page_bytes);
+        }
+    }
+    rc = vc_digest_update(in->seals, g->p, g->qs.header_bytes, &in->err);
+    if (!rc)
+        rc = vc_digest_update(in->seals, digest->b, VC_DIGEST_BYTES, &in->err);
+    if (rc)
+        return rc;
+    vc_src_batch_add_page(in->batch, in->slab, &run, g->qs.header_bytes, content, s->ram.page_bytes,
+                          digest, local_same);
+    return run.kind == VC_RUN_DATA && batch_has_enough_data(in) ? vc_runs_close(in) : 0;
+}
+
+int vc_runs_zero(struct vc_ingest *in, const struct vc_ingest_item *g)
+{
+    struct vc_wire_run run = {
+        .kind = VC_RUN_ZERO,
+        .named = g->qs.named,
+        .block = g->qs.block,
+        .page = g->qs.page,
+        .count = 1,
+    };
+    int rc = make_room(in, g->qs.bytes);
+
+    if (!rc)
+        rc = vc_digest_update(in->seals, g->p, g->qs.bytes, &in->err);
+    if (rc)
+        return rc;
+    mark_seen(in, run.block, run.page);
+    vc_count(&in->s->n.pages_zero, 1);
+    vc_src_batch_add_page(in->batch, in->slab, &run, (uint32_t)g->qs.bytes, NULL, 0, NULL, false);
+    return 0;
+}
+
+int vc_runs_invalidate(struct vc_ingest *in, uint16_t block, struct vc_page page, uint64_t count)
+{
+    int rc = make_room(in, 0);
+
+    if (rc || count == 0)
+        return rc;
+    for (uint64_t i = 0; i < count && in->seen && !in->repeated; i++)
+        mark_seen(in, block, vc_page(page.n + i));
+    vc_src_batch_add_invalidate(in->batch, block, page, count);
+    vc_count(&in->s->n.pages_unknown, count);
+    return 0;
+}
