@@ -39,6 +39,7 @@ class Gate:
         self.address = f"unix:{listen}"
         self.held = None        # (frame types, from the source?) that do not get through now
         self.aside = False
+        self.n_held = 0         # connections on which such a frame waits
         self.is_held = threading.Event()
         self.changed = threading.Condition()
         self.refusing = self.closed = False
@@ -124,8 +125,10 @@ class Gate:
                 self.is_held.set()
                 if self.aside:
                     return False
-            while self._is_held(kind, body, from_source):
-                self.changed.wait()
+                self.n_held += 1
+                while self._is_held(kind, body, from_source):
+                    self.changed.wait()
+                self.n_held -= 1
         return True
 
     def _carry(self, source, sink, from_source):
