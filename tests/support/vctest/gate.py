@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 
-HELLO, EOF, RETURN, WORD, WORD_DONE, PING = 1, 18, 23, 33, 34, 48
+HELLO, BATCH, EOF, RETURN, WORD, WORD_DONE, PING = 1, 17, 18, 23, 33, 34, 48
 SHUT = 1000  # a RETURN frame in which the destination QEMU reports success or failure
 
 
@@ -54,11 +54,13 @@ class Gate:
     # ---- what a test does ----
 
     def hold(self, frame_types, from_source, aside=False):
-        """From now on such frames wait, and whatever comes behind them on that way. With `aside` the
-        rest passes, and they are never delivered."""
+        """From now on such frames wait, and whatever comes behind them on that way; what was held
+        before passes. With `aside` the rest passes, and they are never delivered."""
         self.is_held.clear()
         self.aside = aside
-        self.held = frame_types if isinstance(frame_types, set) else {frame_types}, from_source
+        with self.changed:
+            self.held = frame_types if isinstance(frame_types, set) else {frame_types}, from_source
+            self.changed.notify_all()
 
     def release(self):
         with self.changed:
