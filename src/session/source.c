@@ -289,6 +289,8 @@ static void begin_handover(struct vc_migration *m)
         return;
     snprintf(h.peer, sizeof(h.peer), "%s", m->o->to);
     snprintf(h.socket, sizeof(h.socket), "%s", m->o->qmp_name);
+    snprintf(h.tls_hostname, sizeof(h.tls_hostname), "%s",
+             m->o->tls_hostname ? m->o->tls_hostname : "");
     m->recorded = vc_holding_record(&m->holding, &h);
 }
 
