@@ -23,8 +23,10 @@ MICRO = [
     ("pipeline", "--source-only=1", "--pin=1", "--zero=0", "--changed=0", "--passes=4"),
 ]
 MICRO_FULL = [
-    ("pipeline", "--gib=16", "--zero=50"), ("pipeline", "--gib=64", "--zero=95"),
-    ("pipeline", "--return=0", "--gib=8"), ("pipeline", "--gib=1", "--passes=64", "--record=0"),
+    ("pipeline", "--gib=16", "--zero=50", "--bounded=1"),
+    ("pipeline", "--gib=64", "--zero=95", "--bounded=1"),
+    ("pipeline", "--return=0", "--gib=8"),
+    ("pipeline", "--gib=1", "--passes=64", "--record=0", "--bounded=1"),
 ]
 
 

@@ -9,11 +9,13 @@
  *   a first visit:                    bench-pipeline --return=0
  *   the source alone, on one core:    bench-pipeline --source-only=1 --changed=0 --zero=0
  *   64 GiB of RAM with little in use: bench-pipeline --gib=64 --zero=95
- *   64 GiB of stream:                 bench-pipeline --gib=1 --passes=64 */
+ *   64 GiB of stream:                 bench-pipeline --gib=1 --passes=64
+ *   is memory bounded?                bench-pipeline --gib=16 --zero=95 --bounded=1 */
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +33,9 @@
 #include "source/source.h"
 
 #define STALLED_MS 120000
+/* What a session takes: docs/internals/threads.md. */
+#define BOUND_BYTES (64ull << 20)
+#define BOUND_BYTES_A_PAGE 56ull
 
 static const struct vc_id base_id = {"a generation 1."}, new_id = {"a generation 2."},
                           session_id = {"a session......"};
@@ -40,7 +45,7 @@ struct setup {
     struct synth synth;
     struct gens hosts[2];
     uint64_t stream_bytes;
-    bool is_return, source_only, record, pin;
+    bool is_return, source_only, record, pin, bounded;
 };
 
 /* What a process reports to its parent. */
@@ -160,6 +165,15 @@ static void drop_frame(void *opaque, struct vc_link_frame *f)
     vc_link_frame_free(f);
 }
 
+/* The same, and notes when no more will come. @opaque: a semaphore. */
+static void drop_until_end(void *opaque, struct vc_link_frame *f)
+{
+    if (f)
+        vc_link_frame_free(f);
+    else
+        sem_post(opaque);
+}
+
 static struct vc_txn *begin_txn(const struct setup *s, struct gens *g)
 {
     struct vc_err err = VC_ERR_INIT;
@@ -195,13 +209,14 @@ static void run_source(struct setup *s, int link_fd, struct report *r)
     struct vc_source_status st;
     struct vc_err err = VC_ERR_INIT;
     struct vc_source *source;
+    sem_t end;
     int pair[2];
 
     if (s->pin)
         pin_to(0);
     gens_open(g);
-    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) < 0)
-        micro_fail("socketpair: %s", strerror(errno));
+    if (sem_init(&end, 0, 0) < 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, pair) < 0)
+        micro_fail("the source has no socket: %s", strerror(errno));
 
     struct qemu q = {.s = s, .fd = pair[1]};
     struct vc_source_options o = {
@@ -215,7 +230,8 @@ static void run_source(struct setup *s, int link_fd, struct report *r)
         .txn = begin_txn(s, g),
         .zstd_level = 1,
         .needs_return_path = true,
-        .on_frame = drop_frame,
+        .on_frame = drop_until_end,
+        .opaque = &end,
     };
 
     r->cpu_s = -process_cpu_s();
@@ -246,8 +262,13 @@ static void run_source(struct setup *s, int link_fd, struct report *r)
     r->repaired = st.repaired_pages;
     r->resent = st.resent_batches;
     r->peak_rss_bytes = peak_rss_bytes();
+    /* A destination hangs up once it has read the end: before that, it would miss it. */
+    while (!s->source_only && sem_wait(&end) < 0) {
+        /* interrupted */
+    }
     vc_source_free(source);
     vc_link_free(o.link);
+    sem_destroy(&end);
     gens_close(g);
 }
 
@@ -413,6 +434,16 @@ static void print(const struct micro *m, const struct setup *s, const struct rep
     micro_print(m);
 }
 
+/* However long the stream is, queues are bounded; only indexes grow, with the RAM. */
+static void check_memory(const struct setup *s, const char *side, const struct report *r)
+{
+    uint64_t bound = BOUND_BYTES + s->synth.pages * BOUND_BYTES_A_PAGE;
+
+    if (r->peak_rss_bytes > bound)
+        micro_fail("the %s took %.1f MiB, and %.1f are allowed: see docs/internals/threads.md",
+                   side, (double)r->peak_rss_bytes / 0x1p20, (double)bound / 0x1p20);
+}
+
 static void check(const struct setup *s, const struct report r[2])
 {
     uint64_t pages = s->synth.pages * s->synth.passes;
@@ -429,6 +460,10 @@ static void check(const struct setup *s, const struct report r[2])
     if (s->record && !s->source_only &&
         (!r[0].recorded || memcmp(r[0].root, r[1].root, VC_ROOT_BYTES)))
         micro_fail("the two hosts hold different generations now");
+    if (s->bounded)
+        check_memory(s, "source", &r[0]);
+    if (s->bounded && !s->source_only)
+        check_memory(s, "destination", &r[1]);
 }
 
 int main(int argc, char **argv)
@@ -443,6 +478,7 @@ int main(int argc, char **argv)
         {"record", "1: both sides write the new generation", 1},
         {"source-only", "1: batches are acknowledged and dropped", 0},
         {"pin", "1: the source on core 0, all else of a --source-only run on core 1", 0},
+        {"bounded", "1: fail if a side takes more memory than docs/internals/threads.md says", 0},
         {0},
     };
     struct report r[2] = {0};
@@ -461,6 +497,7 @@ int main(int argc, char **argv)
     s.source_only = micro_option(&m, "source-only") != 0;
     s.record = micro_option(&m, "record") != 0;
     s.pin = s.source_only && micro_option(&m, "pin") != 0;
+    s.bounded = micro_option(&m, "bounded") != 0;
     s.synth.passes = (unsigned)micro_option(&m, "passes");
     for (int i = 0; i < 2; i++)
         gens_make(&s.hosts[i], (uint64_t)((double)(2 * pages * SYNTH_PAGE) * (1.1 - s.synth.zero)));

@@ -57,6 +57,7 @@ static int run_source(struct vc_job *j, struct vc_conn *conn, struct vc_store *s
         .progress = progress,
         .opaque = opaque,
         .to = j->peer,
+        .tls_hostname = j->dial ? j->tls_hostname : NULL,
         .conn = conn,
         .name = j->name,
         .qmp_fd = driven ? fd : -1,

@@ -45,7 +45,10 @@ static int give_word(struct vc_settler *s, const struct vc_id *vm, const struct 
     struct vc_tls_options tls = vc_public_tls(&s->tls, &s->cancel);
     struct vc_dial_options d = {.insecure = s->insecure, .tls = &tls};
     struct vc_conn *conn;
-    int rc = vc_conn_dial(h->peer, &d, &conn, err);
+    int rc;
+
+    tls.hostname = *h->tls_hostname ? h->tls_hostname : NULL;
+    rc = vc_conn_dial(h->peer, &d, &conn, err);
 
     return rc ? rc : vc_session_repeat_word(s->store, vm, conn, &s->cancel, &s->log, err);
 }

@@ -326,6 +326,8 @@ static int retry(struct vc_store *store, const struct vc_id *id,
     if (h.state != VC_HANDOVER_LEFT)
         return vc_err_set_hint(err, VC_E_QEMU_STATE, "run this on the source host",
                                "this host has no word to give");
+    if (!o->to && !tls.hostname && *h.tls_hostname) /* as it was called then */
+        tls.hostname = h.tls_hostname;
     rc = vc_conn_dial(o->to ? o->to : h.peer, &d, &conn, err);
     if (rc)
         return rc;

@@ -209,7 +209,8 @@ static int take_start(struct arrival *a, struct vc_err *err)
     return 0;
 }
 
-/* The record of the interrupted session stands. Where it cannot be read, the VM goes on without. */
+/* The record of the interrupted session stands, and is settled by this one. Where it cannot be
+ * read, the VM goes on without. */
 static void keep_record(struct arrival *a)
 {
     struct vc_err err = VC_ERR_INIT;
@@ -220,7 +221,7 @@ static void keep_record(struct arrival *a)
     if (vc_handover_get(a->holding.vm, &h, &err))
         vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
     else
-        a->recorded = h.state == VC_HANDOVER_ARRIVING;
+        a->recorded = h.state == VC_HANDOVER_ARRIVING && vc_holding_record(&a->holding, &h);
 }
 
 static void begin_handover(struct arrival *a)

@@ -66,9 +66,10 @@ struct vc_source_session {
     vc_progress_fn progress;  /* may be NULL; a few times a second */
     void *opaque;
 
-    const char *to;       /* address of the destination's vecycle, for the handover record */
-    struct vc_conn *conn; /* to it; taken */
-    const char *name;     /* socket name there; "" = the VM's UUID */
+    const char *to;           /* address of the destination's vecycle, for the handover record */
+    const char *tls_hostname; /* name that its certificate had to have, likewise; NULL: `to`'s */
+    struct vc_conn *conn;     /* to it; taken */
+    const char *name;         /* socket name there; "" = the VM's UUID */
 
     /* Driven: QEMU's QMP socket. */
     int qmp_fd;                 /* connected; taken; -1: proxy */

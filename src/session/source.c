@@ -126,7 +126,8 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
         vc_log_err(m->o->log, VC_LOG_WARNING, "an old record is overwritten", &trouble);
         return 0;
     }
-    m->owes_word = m->recorded = m->o->recover && h.state == VC_HANDOVER_LEFT;
+    m->owes_word = m->o->recover && h.state == VC_HANDOVER_LEFT;
+    m->recorded = m->owes_word && vc_holding_record(&m->holding, &h); /* to be settled by us */
     if (h.state == VC_HANDOVER_LEFT && !m->o->recover)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
                                "an earlier migration of the VM to '%.100s' is not settled", h.peer);
@@ -288,6 +289,8 @@ static void begin_handover(struct vc_migration *m)
         return;
     snprintf(h.peer, sizeof(h.peer), "%s", m->o->to);
     snprintf(h.socket, sizeof(h.socket), "%s", m->o->qmp_name);
+    snprintf(h.tls_hostname, sizeof(h.tls_hostname), "%s",
+             m->o->tls_hostname ? m->o->tls_hostname : "");
     m->recorded = vc_holding_record(&m->holding, &h);
 }
 

@@ -15,7 +15,7 @@ static const char magic[8] = "vchandov";
 #define SLOT_BYTES 1024u
 #define SLOT_AT(seq) (((seq)&1) * 4096u)
 #define TEXT_BYTES 256u
-#define ZERO_BYTES 431u
+#define ZERO_BYTES 175u
 
 static void encode(const struct vc_handover *h, uint64_t seq, uint8_t slot[SLOT_BYTES])
 {
@@ -31,6 +31,8 @@ static void encode(const struct vc_handover *h, uint64_t seq, uint8_t slot[SLOT_
     memcpy(vc_write_reserve(&w, TEXT_BYTES), h->peer, strnlen(h->peer, TEXT_BYTES - 1));
     memcpy(vc_write_reserve(&w, TEXT_BYTES), h->socket, strnlen(h->socket, TEXT_BYTES - 1));
     vc_write_u8(&w, h->suspend);
+    memcpy(vc_write_reserve(&w, TEXT_BYTES), h->tls_hostname,
+           strnlen(h->tls_hostname, TEXT_BYTES - 1));
     if (!vc_sha256(slot, SLOT_BYTES - VC_SHA256_BYTES, slot + SLOT_BYTES - VC_SHA256_BYTES))
         memset(slot, 0xff, SLOT_BYTES); /* never valid */
 }
@@ -68,7 +70,8 @@ static bool decode(const uint8_t slot[SLOT_BYTES], struct vc_handover *h, uint64
     *legal = version == VC_STORE_VERSION && state <= VC_HANDOVER_VOID && read_text(&r, h->peer) &&
              read_text(&r, h->socket);
     suspend = vc_read_u8(&r);
-    *legal = *legal && suspend <= 1 && vc_read_zero(&r, ZERO_BYTES);
+    *legal =
+        *legal && suspend <= 1 && read_text(&r, h->tls_hostname) && vc_read_zero(&r, ZERO_BYTES);
     h->state = (uint8_t)state;
     h->suspend = suspend == 1;
     return true;

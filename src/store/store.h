@@ -245,6 +245,8 @@ struct vc_handover {
                          who it comes from */
     char socket[256]; /* source: its QMP socket; destination: the socket's name */
     bool suspend;     /* source: the word leaves the VM paused at the destination */
+    char tls_hostname[256]; /* source: the name in the destination's certificate; "": the one in
+                               `peer` */
 };
 
 /** Prepares the record so that a later write of a new state is one overwrite of allocated blocks

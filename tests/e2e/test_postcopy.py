@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Postcopy: the VM runs at the destination while its memory is still coming."""
 import json
+import signal
 
 import pytest
 
+from vctest.gate import BATCH, WORD, Gate
 from vctest.proc import wait_for
 
 POSTCOPY = ("return-path", "events", "postcopy-ram")
@@ -136,6 +138,101 @@ def test_a_source_qemu_that_dies_after_the_switch_is_no_success(fleet, namespace
     f.qemu.process.kill()
     assert p.wait(60) == 62, p.messages()
     assert "gone" not in p.messages(), "it was not left to the destination, which lacks memory"
+
+
+@pytest.fixture
+def slow(fleet):
+    """A gate between two hosts, and a guest that has rewritten its memory before it was sent once, so
+    that much is left for after the switch, which is in no hurry. The guest touches RAM alone, so it never waits for a page with QEMU's lock held, and QEMU can always be asked."""
+    f = fleet(namespaces=False)
+    f.boot_selfcheck(end_mib=48)
+    f.qemu.qmp.execute("migrate-set-parameters", max_postcopy_bandwidth=1 << 20)
+    f.dest = f.incoming(1)
+    f.gate = Gate(f.hosts[1].path("gate"), f.vecycles[1].address)
+    yield f
+    f.gate.close()
+
+
+def start_slow(f):
+    return f.vecycle().start_migrate(f.qemu, f.gate.address, f.dest.name,
+                                     ["--postcopy", "--max-bandwidth", "24M"])[0]
+
+
+def migration(qemu):
+    return qemu.qmp.execute("query-migrate").get("status")
+
+
+def at_the_word(f):
+    """One that is switched; nothing comes through any more."""
+    f.gate.hold(WORD, True)
+    p = start_slow(f)
+    assert f.gate.is_held.wait(60)
+    assert f.dest.status() == "paused" and migration(f.qemu) == "postcopy-active"
+    return p
+
+
+def in_postcopy(f):
+    """One that runs at the destination, with much of its memory still here: no page gets through."""
+    p = at_the_word(f)
+    f.gate.hold(BATCH, True)
+    f.dest.wait_status("running")
+    return p
+
+
+def handovers(f):
+    return [v.json("show", f.vm)["handover"] for v in f.vecycles]
+
+
+def recovers(f):
+    """Both QEMUs pause the migration, and it can be recovered; the VM ran nowhere else meanwhile."""
+    for qemu in f.qemu, f.dest:
+        wait_for(lambda: migration(qemu) == "postcopy-paused", 60, "the migration to pause")
+    assert f.qemu.status() != "running"
+    f.qemu.qmp.execute("migrate-set-parameters", max_postcopy_bandwidth=0)
+    tries = []
+
+    def recover():
+        tries.append(f.vecycle().migrate(f.qemu, f.gate.address, f.dest.name, ["--recover"],
+                                         ok=False))
+        return tries[-1]["status"] == 0
+
+    wait_for(recover, 60, "the recovery", step=0.2)  # the other agent may still be clearing up
+    assert f.qemu.status() == "postmigrate"
+    f.dest.wait_status("running")
+    assert handovers(f) == ["settled", "settled"]
+    f.arrived(1, f.dest)
+    f.check_guest()
+    f.migrate(0)
+    f.check_guest()
+
+
+def test_a_link_lost_before_the_word_is_recovered_and_the_word_follows(slow):
+    f = slow
+    p = at_the_word(f)
+    f.gate.cut()
+    assert p.wait(60) == 62, p.messages()
+    assert f.dest.status() == "paused" and handovers(f) == ["left", "arriving"]
+    recovers(f)
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["source", "destination"])
+def test_an_agent_that_dies_in_postcopy_pauses_it_until_it_is_recovered(slow, side):
+    f = slow
+    p = in_postcopy(f)
+    f.vecycles[side].agent.kill()
+    f.gate.cut()
+    assert p.wait(60) != 0, p.messages()
+    f.vecycles[side].start_agent([f.vecycles[side].address])
+    recovers(f)
+
+
+def test_a_cancelled_postcopy_is_paused_and_recovered(slow):
+    f = slow
+    p = in_postcopy(f)
+    p.popen.send_signal(signal.SIGINT)
+    assert p.wait(60) == 62, p.messages()
+    f.gate.release()
+    recovers(f)
 
 
 def test_there_is_nothing_to_recover(fleet):

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 from vctest.proc import wait_for
@@ -11,6 +12,7 @@ from vctest.vecycle import BINARY
 
 PORT = 7891
 WORD = 33
+DIE = Path(__file__).resolve().parents[1] / "support" / "preload" / "die_at_handover.c"
 
 
 class Secure:
@@ -193,6 +195,49 @@ def test_a_lost_word_is_given_again_over_tls(secure):
     assert dest.status() == "paused"
     peers.write_text(f"a {dest.name}\n")  # the record has the name
     retry(0)
+    assert dest.status() == "running"
+    f.arrived(1, dest)
+    f.check_guest()
+
+
+@pytest.mark.parametrize("name,resolve", [(None, False), ("elsewhere.example", False),
+                                          ("elsewhere.example", True)])
+def test_agents_settle_a_lost_word_over_tls(secure, tmp_path, name, resolve):
+    """By the record: the address, and the name in the certificate there. Nobody can look into TLS, so
+    the word is lost with the source's agent, which dies before it gives it."""
+    if "VC_TEST_VECYCLE" in os.environ:
+        pytest.skip("a sanitizer has to be loaded first")
+    f = secure.fleet
+    source, lib, trigger = f.vecycles[0], tmp_path / "die.so", tmp_path / "trigger"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", lib, DIE, "-ldl"], check=True)
+    source.wrapper = ["env", f"LD_PRELOAD={lib}", f"VC_DIE_TRIGGER={trigger}",
+                      "VC_DIE_WRITE=2"]  # LEAVING, LEFT
+    if name:
+        secure.init(name)
+    secure.start(0)
+    secure.start(1, certificates=secure.pki / (name or "b"))
+    names = ["--tls-hostname", name] if name else []
+    f.boot_selfcheck(end_mib=8, delay=200000)
+    f.migrate(1, names)  # there is a record to overwrite
+    f.migrate(0)
+    trigger.touch()
+    dest = f.incoming(1)
+    assert source.migrate(f.qemu, f.vecycles[1].address, dest.name, names, ok=False)["status"] != 0
+    source.agent.wait(20)
+    wait_for(lambda: f.qemu.status() == "postmigrate", 30, "QEMU to complete")
+
+    def handovers():
+        return [v.json("show", f.vm)["handover"] for v in f.vecycles]
+
+    assert dest.status() == "paused" and handovers() == ["leaving", "arriving"]
+    source.wrapper = ()
+    if resolve:  # without an agent, and without being told the name
+        source.control = "none"
+        argv = ["resolve", f.vm, "--retry", "--tls-dir", secure.pki / "a"]
+        wait_for(lambda: source.run(*argv).returncode == 0, 30, "the word to be given")
+    else:
+        secure.start(0)
+    wait_for(lambda: handovers() == ["settled", "settled"], 90, "the agents to settle it")
     assert dest.status() == "running"
     f.arrived(1, dest)
     f.check_guest()

@@ -292,6 +292,7 @@ static unsigned read_vm(enum vc_vm_open mode)
     if (!rc) {
         FUZZ_ASSERT(h.state <= VC_HANDOVER_SETTLED);
         FUZZ_ASSERT(memchr(h.peer, 0, sizeof(h.peer)) && memchr(h.socket, 0, sizeof(h.socket)));
+        FUZZ_ASSERT(memchr(h.tls_hostname, 0, sizeof(h.tls_hostname)));
     }
     vc_vm_close(vm);
     return opened;

@@ -16,7 +16,7 @@ def exists(file, name):
     path = folder / file
     if not path.is_file():
         return False
-    pattern = rf"^def {name}\(" if file.endswith(".py") else rf"cmocka_unit_test\w*\({name}\)"
+    pattern = rf"^def {name}\(" if file.endswith(".py") else rf"(?:cmocka_unit_test\w*|TEST)\({name}\)"
     return re.search(pattern, path.read_text(), re.M) is not None
 
 

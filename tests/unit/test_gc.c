@@ -792,6 +792,99 @@ static void a_clock_set_back_neither_keeps_nor_expires(void **state)
     EXPECT(f, VC_GC_AGE, 0);
 }
 
+#define YEAR (365 * DAY)
+
+static void a_clock_set_back_deletes_nothing_and_keeps_the_order(void **state)
+{
+    static const uint64_t jumps[] = {1, 3600, DAY, YEAR};
+    struct fixture *f = *state;
+    uint64_t right = f->env.wall_s;
+
+    make_vms(f, 3); /* by their creation all are of the same second */
+    for (size_t i = 0; i < VC_ARRAY_LEN(jumps); i++) {
+        f->env.wall_s = right - jumps[i];
+        assert_int_equal(gc(f), 0);
+        assert_int_equal(f->r.n_evicted, 0);
+        f->env.boot_s += 60;
+    }
+    limits(f, (struct vc_limits){.quota_bytes = 5 * VC_MIB / 2});
+    assert_int_equal(gc(f), 0);
+    EXPECT(f, VC_GC_QUOTA, 0);
+}
+
+/* Within one start of the host, the clock that nobody sets counts; so a year too far does nothing,
+ * nor does the way back. */
+static void a_clock_that_jumps_ahead_by_a_year_expires_nothing(void **state)
+{
+    struct fixture *f = *state;
+
+    make_vm(f, 0, 16, "x");
+    assert_int_equal(gc(f), 0);
+    f->env.wall_s += YEAR;
+    for (unsigned day = 1; day <= 13; day++) {
+        f->env.boot_s += DAY;
+        f->env.wall_s += DAY;
+        assert_int_equal(gc(f), 0);
+        assert_int_equal(f->r.n_evicted, 0);
+    }
+    f->env.wall_s -= YEAR;
+    assert_int_equal(gc(f), 0);
+    assert_int_equal(f->r.n_evicted, 0);
+    f->env.boot_s += DAY;
+    assert_int_equal(gc(f), 0);
+    EXPECT(f, VC_GC_AGE, 0);
+}
+
+/* Made while the clock was a year ahead: it is the newest of all now, and grows old from now on,
+ * even where the host is started anew every day. */
+static void a_checkpoint_of_the_future_is_new_and_not_for_ever(void **state)
+{
+    struct fixture *f = *state;
+
+    make_vms(f, 2);
+    f->env.wall_s -= YEAR;
+    note_age(f, 0, 10);
+    note_age(f, 1, 20);
+    make_vm(f, 2, 256, "even");
+    limits(f, (struct vc_limits){.quota_bytes = 3 * VC_MIB / 2});
+    assert_int_equal(gc(f), 0);
+    EXPECT(f, VC_GC_QUOTA, 1, 0);
+    limits(f, (struct vc_limits){0});
+    for (uint8_t day = 1; day <= 14; day++) {
+        f->env.wall_s += DAY;
+        f->env.boot.b[1] = day;
+        f->env.boot_s = 30;
+        assert_int_equal(gc(f), 0);
+        assert_int_equal(f->r.n_evicted, 0);
+    }
+    f->env.boot_s += DAY;
+    assert_int_equal(gc(f), 0);
+    EXPECT(f, VC_GC_AGE, 2);
+}
+
+/* The same for what is judged by the age of its files. */
+static void damaged_files_of_the_future_are_not_for_ever(void **state)
+{
+    struct fixture *f = *state;
+    int dir, fd;
+
+    make_vm(f, 0, 16, "x");
+    dir = vm_dir(f, 0);
+    fd = openat(dir, "manifest", O_RDWR);
+    assert_int_equal(pwrite(fd, "damage", 6, 200), 6);
+    close(fd);
+    close(dir);
+    f->env.wall_s -= YEAR;
+    assert_int_equal(gc(f), 0);
+    assert_int_equal(f->r.n_evicted, 0);
+    f->env.boot_s += 14 * DAY;
+    assert_int_equal(gc(f), 0);
+    assert_int_equal(f->r.n_evicted, 0);
+    f->env.boot_s += 1;
+    assert_int_equal(gc(f), 0);
+    EXPECT(f, VC_GC_AGE, 0);
+}
+
 static void a_note_is_written_no_more_often_than_it_says_something(void **state)
 {
     struct vc_age note = {gen1, 100, T0, 50, boot1}, now = {gen1, 200, T0 + 100, 150, boot1};
@@ -906,6 +999,10 @@ int main(void)
         TEST(ages_survive_a_clock_that_jumps),
         TEST(a_generation_seen_first_counts_from_its_creation),
         TEST(a_clock_set_back_neither_keeps_nor_expires),
+        TEST(a_clock_set_back_deletes_nothing_and_keeps_the_order),
+        TEST(a_clock_that_jumps_ahead_by_a_year_expires_nothing),
+        TEST(a_checkpoint_of_the_future_is_new_and_not_for_ever),
+        TEST(damaged_files_of_the_future_are_not_for_ever),
         TEST(a_note_is_written_no_more_often_than_it_says_something),
         TEST(a_damaged_note_counts_as_none),
         TEST(nobody_else_may_read_the_store_whatever_the_umask),

@@ -686,6 +686,8 @@ static void a_handover_is_remembered(void **state)
     assert_int_equal(got.state, VC_HANDOVER_NONE);
     memset(h.peer, 'p', sizeof(h.peer) - 1);
     memset(h.socket, 's', sizeof(h.socket) - 1);
+    memset(h.tls_hostname, 'h', sizeof(h.tls_hostname) - 1);
+    h.suspend = true;
     for (unsigned i = 0; i < 5; i++) {
         h.state = VC_HANDOVER_LEAVING;
         h.session.b[0] = (uint8_t)i;
@@ -701,6 +703,57 @@ static void a_handover_is_remembered(void **state)
         assert_int_equal(vc_handover_get(vm, &got, &err), 0);
         assert_memory_equal(&got, &h, sizeof(h));
     }
+    vc_vm_close(vm);
+}
+
+/* Changes a slot's bytes behind the store's back, with a checksum that is right again. */
+static void rewrite_slot(const char *name, unsigned at, const void *bytes, size_t n)
+{
+    uint8_t file[8192];
+    int fd = open(name, O_RDWR | O_CLOEXEC);
+
+    assert_int_equal(vc_pread_full(fd, file, sizeof(file), 0), 1);
+    for (unsigned slot = 0; slot < sizeof(file); slot += 4096) {
+        if (vc_is_zero(file + slot, 1024))
+            continue;
+        memcpy(file + slot + at, bytes, n);
+        assert_true(vc_sha256(file + slot, 992, file + slot + 992));
+    }
+    assert_int_equal(vc_pwritev_full(fd, &(struct iovec){file, sizeof(file)}, 1, 0), 0);
+    close(fd);
+}
+
+/* Records of before there was a name of a certificate have zeroes in its place. */
+static void a_handover_without_a_name_is_read_and_an_odd_one_is_damaged(void **state)
+{
+    static const uint8_t none[256];
+    uint8_t odd[256] = {'b', 0, 'x'};
+    struct place *p = *state;
+    struct vc_vm *vm = open_vm(p->store, VC_VM_CREATE);
+    struct vc_handover h = {.state = VC_HANDOVER_LEFT,
+                            .peer = "tls://b",
+                            .tls_hostname = "b.example"},
+                       got;
+    char dir[200], name[300];
+    struct vc_err err;
+
+    vm_dir(p->dir, dir);
+    snprintf(name, sizeof(name), "%s/handover", dir);
+    assert_int_equal(vc_handover_begin(vm, &h, &err), 0);
+    assert_int_equal(vc_handover_get(vm, &got, &err), 0);
+    assert_string_equal(got.tls_hostname, "b.example");
+    rewrite_slot(name, 561, none, sizeof(none)); /* docs/formats/store.md, section 6 */
+    assert_int_equal(vc_handover_get(vm, &got, &err), 0);
+    assert_string_equal(got.tls_hostname, "");
+    assert_string_equal(got.peer, "tls://b");
+    rewrite_slot(name, 561, odd, sizeof(odd));
+    assert_int_equal(vc_handover_get(vm, &got, &err), VC_E_CORRUPT);
+    memset(odd, 'x', sizeof(odd)); /* without an end */
+    rewrite_slot(name, 561, odd, sizeof(odd));
+    assert_int_equal(vc_handover_get(vm, &got, &err), VC_E_CORRUPT);
+    rewrite_slot(name, 561, none, sizeof(none));
+    rewrite_slot(name, 817, "x", 1); /* what is zero still */
+    assert_int_equal(vc_handover_get(vm, &got, &err), VC_E_CORRUPT);
     vc_vm_close(vm);
 }
 
@@ -851,6 +904,7 @@ int main(void)
         T(what_was_logged_survives_the_process),
         T(a_log_of_nothing_leaves_nothing),
         T(a_handover_is_remembered),
+        T(a_handover_without_a_name_is_read_and_an_odd_one_is_damaged),
         T(a_torn_handover_leaves_the_state_before),
         T(a_handover_whose_sync_failed_goes_into_the_same_slot),
         T(a_failed_sync_is_not_forgotten),

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 
-HELLO, EOF, RETURN, WORD, WORD_DONE, PING = 1, 18, 23, 33, 34, 48
+HELLO, BATCH, EOF, RETURN, WORD, WORD_DONE, PING = 1, 17, 18, 23, 33, 34, 48
 SHUT = 1000  # a RETURN frame in which the destination QEMU reports success or failure
 
 
@@ -39,6 +39,7 @@ class Gate:
         self.address = f"unix:{listen}"
         self.held = None        # (frame types, from the source?) that do not get through now
         self.aside = False
+        self.n_held = 0         # connections on which such a frame waits
         self.is_held = threading.Event()
         self.changed = threading.Condition()
         self.refusing = self.closed = False
@@ -53,11 +54,13 @@ class Gate:
     # ---- what a test does ----
 
     def hold(self, frame_types, from_source, aside=False):
-        """From now on such frames wait, and whatever comes behind them on that way. With `aside` the
-        rest passes, and they are never delivered."""
+        """From now on such frames wait, and whatever comes behind them on that way; what was held
+        before passes. With `aside` the rest passes, and they are never delivered."""
         self.is_held.clear()
         self.aside = aside
-        self.held = frame_types if isinstance(frame_types, set) else {frame_types}, from_source
+        with self.changed:
+            self.held = frame_types if isinstance(frame_types, set) else {frame_types}, from_source
+            self.changed.notify_all()
 
     def release(self):
         with self.changed:
@@ -124,8 +127,10 @@ class Gate:
                 self.is_held.set()
                 if self.aside:
                     return False
-            while self._is_held(kind, body, from_source):
-                self.changed.wait()
+                self.n_held += 1
+                while self._is_held(kind, body, from_source):
+                    self.changed.wait()
+                self.n_held -= 1
         return True
 
     def _carry(self, source, sink, from_source):
