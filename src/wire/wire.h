@@ -19,6 +19,11 @@
 #define VC_WIRE_VERSION 1
 #define VC_WIRE_HEADER_BYTES 8
 #define VC_WIRE_MAX_CHANNELS 64
+/** The channel of QEMU's postcopy-preempt connection; between the main one and it there is none. */
+#define VC_WIRE_CHANNEL_PREEMPT 1
+/** What may be unacknowledged on a channel other than 0. */
+#define VC_WIRE_CHANNEL_BYTES (1u << 20)
+#define VC_WIRE_CHANNEL_BATCHES 256u
 #define VC_WIRE_MAX_GENERATIONS 64
 #define VC_WIRE_MAX_BATCH_STREAM_BYTES (4u << 20)
 /** Longest body of a batch before compression: its stream bytes as data, and its runs. */
@@ -90,6 +95,7 @@ enum vc_wire_word {
 #define VC_WIRE_FEATURE_ANNOUNCE (1ull << 0)
 #define VC_WIRE_FEATURE_MOVED (1ull << 1)   /* reserved */
 #define VC_WIRE_FEATURE_CREDITS (1ull << 2) /* reserved */
+#define VC_WIRE_FEATURE_CHANNELS (1ull << 3)
 #define VC_WIRE_LINEAGE_EXPOSED 1u
 #define VC_WIRE_FRAME_OPTIONAL 1u
 
