@@ -41,9 +41,10 @@ struct vc_job {
     struct vc_conn *conn;    /* the connection, or NULL: */
     int rfd, wfd;            /* the connection; equal for a socket */
     int qemu_fd;             /* QMP socket (migrate) or migration stream (proxy); -1: none */
+    int listen_fd;           /* proxy: where QEMU may connect once more; -1: none */
 };
 
-#define VC_JOB_INIT ((struct vc_job){.rfd = -1, .wfd = -1, .qemu_fd = -1})
+#define VC_JOB_INIT ((struct vc_job){.rfd = -1, .wfd = -1, .qemu_fd = -1, .listen_fd = -1})
 
 /** Closes what is left of its descriptors and its connection. */
 void vc_job_close(struct vc_job *j);

@@ -17,6 +17,8 @@
 /** Files that a checkpoint may be spread over before it is folded, where no agent does it at rest.
  */
 #define FOLD_LAYERS 5
+/** Connections of QEMU that may wait to be accepted: its main one and another. */
+#define LISTEN_BACKLOG 2
 
 struct progress {
     vecycle_progress fn;
@@ -220,10 +222,11 @@ int vecycle_migrate(const struct vecycle_context *c, const struct vecycle_migrat
     return vc_public_error(rc, &e, err);
 }
 
-/* One connection to a Unix socket that is there only for the wait. */
-static int accept_stream(const struct vecycle_proxy_options *o, int *fd_out, struct vc_err *err)
+/* One connection to a Unix socket, which stays for a second one: at its path until unlinked. */
+static int accept_stream(const struct vecycle_proxy_options *o, int *fd_out, int *listener_out,
+                         struct vc_err *err)
 {
-    vc_auto_close int listener = vc_unix_listen(o->listen, 0600, 1);
+    vc_auto_close int listener = vc_unix_listen(o->listen, 0600, LISTEN_BACKLOG);
     struct pollfd p[2] = {
         {.fd = listener, .events = POLLIN},
         {.fd = o->cancel ? o->cancel->c.fd : -1, .events = POLLIN},
@@ -239,10 +242,14 @@ static int accept_stream(const struct vecycle_proxy_options *o, int *fd_out, str
     *fd_out = p[1].revents ? -1 : accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     if (*fd_out < 0 && !p[1].revents)
         vc_err_set_errno(err, VC_E_FAILED, "cannot accept on '%s'", o->listen);
-    unlink(o->listen);
+    if (*fd_out < 0)
+        unlink(o->listen);
     if (p[1].revents)
         return vc_err_set(err, VC_E_CANCELLED, "cancelled before a migration came");
-    return *fd_out < 0 ? VC_E_FAILED : 0;
+    if (*fd_out < 0)
+        return VC_E_FAILED;
+    *listener_out = vc_steal_fd(&listener);
+    return 0;
 }
 
 int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_options *o,
@@ -255,6 +262,7 @@ int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_op
     struct progress p = {.fn = o->progress, .opaque = o->opaque};
     struct vc_dial_options d = {.insecure = o->insecure, .ssh = o->ssh, .remote = o->remote};
     struct vc_id id;
+    bool accepted = false;
     int rc = copy_text(j.name, o->name, "the name", &e);
 
     j.kind = VC_JOB_PROXY;
@@ -265,12 +273,15 @@ int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_op
                              "'%.64s' is not the UUID of a VM", o->vm);
     if (!rc) {
         vc_id_format(&id, j.vm);
-        rc = accept_stream(o, &j.qemu_fd, &e);
+        rc = accept_stream(o, &j.qemu_fd, &j.listen_fd, &e);
+        accepted = !rc;
     }
     if (!rc)
         rc = dial(c, &j, o->to, &d, &o->tls, &conn, &e);
     if (!rc)
         rc = run(c, &j, o->cancel, &p, &r, &e);
+    if (accepted)
+        unlink(o->listen);
     return finish(rc, &j, conn, &r, result, &e, err);
 }
 

@@ -279,6 +279,22 @@ static int connect_qemu(void *opaque, struct vc_err *err)
     return rc ? VC_E_DEST_QEMU : fd;
 }
 
+/* QEMU takes its second connection at the same socket, if it knows that there will be one. */
+static int connect_preempt(void *opaque, struct vc_err *err)
+{
+    struct arrival *a = opaque;
+    struct vc_err why = VC_ERR_INIT;
+    int fd = vc_target_connect(a->o->socket_dir, a->name, ".sock", &why);
+
+    if (fd < 0)
+        return vc_err_set_hint(err, VC_E_DEST_QEMU,
+                               "has it the capability 'postcopy-preempt' (and no multifd), like "
+                               "the source?",
+                               "the destination QEMU takes no second connection: %.150s",
+                               why.message);
+    return fd;
+}
+
 static void on_frame(void *opaque, struct vc_link_frame *f)
 {
     struct arrival *a = opaque;
@@ -297,6 +313,7 @@ static int start_stream(struct arrival *a, struct vc_err *err)
         .gen = base_generation(a),
         .log = a->o->log,
         .connect = connect_qemu,
+        .connect_preempt = a->qmp ? NULL : connect_preempt,
         .on_frame = on_frame,
         .opaque = a,
     };
@@ -508,7 +525,8 @@ static void commit(struct arrival *a)
 static int receive_open(struct arrival *a, struct vc_err *err)
 {
     vc_auto_frame struct vc_link_frame *f = NULL;
-    int rc = vc_link_hello(a->link, VC_WIRE_FEATURE_ANNOUNCE, &a->features, err);
+    int rc = vc_link_hello(a->link, VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_CHANNELS,
+                           &a->features, err);
 
     if (!rc)
         rc = vc_session_expect(a->link, VC_WIRE_OPEN, &f, err);

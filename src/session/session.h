@@ -83,6 +83,7 @@ struct vc_source_session {
     /* Proxy: who the VM is, and its migration stream. */
     struct vc_id vm;
     int stream_fd; /* taken; -1: driven */
+    int listen_fd; /* where QEMU may open a second connection, listening; taken; 0, -1: nowhere */
 };
 
 /** Runs a migration from the source's side. *result is filled in as far as things went. */

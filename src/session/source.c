@@ -250,6 +250,8 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
 {
     struct vc_source_options so = {
         .qemu_fd = qemu_fd,
+        .listen_fd = m->listen_fd > 0 ? vc_steal_fd(&m->listen_fd) : 0,
+        .channels = m->features & VC_WIRE_FEATURE_CHANNELS,
         .link = m->link,
         .session = m->session,
         .lineage = m->holding.lineage,
@@ -465,13 +467,13 @@ static int wind_up(struct vc_migration *m, int rc, struct vc_err *err)
 static int come_to_terms(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_guard guard;
-    uint64_t features;
     int rc = vc_guard_start(&guard, m->link, m->o->cancel,
                             VC_OPEN_TIMES * vc_dead_peer_ms(m->o->dead_peer_ms), err);
 
     if (rc)
         return rc;
-    rc = vc_link_hello(m->link, VC_WIRE_FEATURE_ANNOUNCE, &features, err);
+    rc = vc_link_hello(m->link, VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_CHANNELS, &m->features,
+                       err);
     if (!rc)
         rc = negotiate(m, err);
     return vc_guard_end(&guard, rc, err);
@@ -530,6 +532,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
         .vm = o->vm,
         .inbox = {.fd = -1},
         .stream_fd = o->stream_fd,
+        .listen_fd = o->listen_fd > 0 ? o->listen_fd : -1,
     };
     vc_auto_close int qmp_fd = o->qmp_fd;
     uint64_t total_ms;
@@ -538,6 +541,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     *result = (struct vc_session_result){0};
     if (rc) {
         vc_cleanup_close(&m.stream_fd);
+        vc_cleanup_close(&m.listen_fd);
         return rc;
     }
     snprintf(result->peer, sizeof(result->peer), "%s", vc_link_peer(m.link));
@@ -559,6 +563,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     }
     vc_source_free(m.pipeline);
     vc_cleanup_close(&m.stream_fd);
+    vc_cleanup_close(&m.listen_fd);
     if (rc == VC_E_SEAL)
         vc_holding_quarantine(&m.holding);
     if (m.qmp)

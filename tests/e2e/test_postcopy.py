@@ -7,6 +7,7 @@ import pytest
 from vctest.proc import wait_for
 
 POSTCOPY = ("return-path", "events", "postcopy-ram")
+PREEMPT = (*POSTCOPY, "postcopy-preempt")
 
 
 def transferred(qemu, n):
@@ -45,7 +46,7 @@ def proxied(f, to, capabilities=POSTCOPY):
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("capabilities", [POSTCOPY], ids=["plain"])
+@pytest.mark.parametrize("capabilities", [POSTCOPY, PREEMPT], ids=["plain", "preempt"])
 def test_postcopy_through_a_proxy_there_and_back(fleet, capabilities):
     f = fleet()
     f.boot_linux(256, 100)
