@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "api/api.h"
@@ -146,6 +147,32 @@ struct migration {
     struct progress progress;
 };
 
+/* A QEMU with a preempt connection connects by itself, to a socket beside that of its QMP. An
+ * interrupted migration may have had one. */
+static int listen_for_qemu(struct vc_job *j, struct vc_err *err)
+{
+    struct ucred qemu;
+    socklen_t n = sizeof(qemu);
+
+    if (snprintf(j->stream_path, sizeof(j->stream_path), "%.200s.%u.stream", j->qmp,
+                 (unsigned)getpid()) >= (int)sizeof(((struct sockaddr_un *)0)->sun_path))
+        return vc_err_set_hint(err, VC_E_USAGE, "give QEMU a shorter path for its QMP socket",
+                               "there is no room for a socket beside '%.120s'", j->qmp);
+    j->listen_fd = vc_unix_listen(j->stream_path, 0600, LISTEN_BACKLOG);
+    if (j->listen_fd < 0) {
+        int rc = vc_err_set_errno(err, VC_E_FAILED, "cannot listen on '%s'", j->stream_path);
+
+        j->stream_path[0] = 0; /* it is not ours to remove */
+        return rc;
+    }
+    /* QEMU may have another user. */
+    if (geteuid() == 0 && !getsockopt(j->qemu_fd, SOL_SOCKET, SO_PEERCRED, &qemu, &n) &&
+        qemu.uid != 0 && lchown(j->stream_path, qemu.uid, (gid_t)-1) < 0)
+        return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to QEMU's user",
+                                j->stream_path);
+    return 0;
+}
+
 static int fill_job(const struct vecycle_migrate_options *o, struct vc_job *j, struct vc_err *err)
 {
     char absolute[PATH_MAX];
@@ -155,6 +182,7 @@ static int fill_job(const struct vecycle_migrate_options *o, struct vc_job *j, s
     j->max_bandwidth = o->max_bandwidth;
     j->suspend = o->suspend;
     j->postcopy = o->postcopy;
+    j->postcopy_preempt = o->postcopy_preempt;
     j->recover = o->recover;
     j->auto_converge = o->auto_converge;
     j->dead_peer_ms = o->dead_peer_ms;
@@ -168,7 +196,9 @@ static int fill_job(const struct vecycle_migrate_options *o, struct vc_job *j, s
         return vc_err_set_errno_hint(err, VC_E_QMP_CONNECT,
                                      "start QEMU with -qmp unix:PATH,server=on,wait=off",
                                      "cannot connect to the QMP socket '%.120s'", o->qmp);
-    return 0;
+    if (o->recover && listen_for_qemu(j, err))
+        return 0; /* it may do without */
+    return o->postcopy_preempt && !o->recover ? listen_for_qemu(j, err) : 0;
 }
 
 /* One attempt: connections and session are new. */
@@ -188,6 +218,8 @@ static int migrate_once(void *opaque, struct vc_session_result *r, struct vc_err
         rc = dial(m->c, &j, o->to, &d, &o->tls, &conn, err);
     if (!rc)
         rc = run(m->c, &j, o->cancel, &m->progress, r, err);
+    if (j.stream_path[0])
+        unlink(j.stream_path);
     vc_job_close(&j);
     vc_conn_close(conn);
     return rc;

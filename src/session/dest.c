@@ -10,6 +10,7 @@
 #include "qmp/qmp.h"
 #include "session/arrival.h"
 #include "session/parking.h"
+#include "session/preempt.h"
 
 /* The destination's side of a migration: docs/internals/phases.md. The VM arrives paused and is
  * continued on the source's word; without the word it stays paused, and `vecycle resolve` shows it.
@@ -59,14 +60,14 @@ static int check_waits(struct arrival *a, struct vc_err *err)
 
 static int set_up_qemu(struct arrival *a, struct vc_err *err)
 {
-    bool postcopy = a->open.mode == VC_WIRE_MODE_POSTCOPY;
+    bool preempt = a->open.mode == VC_WIRE_MODE_PREEMPT;
     int rc;
 
     if (a->open.mode == VC_WIRE_MODE_RECOVER)
         return 0;
     rc = vc_qmp_set_capability(a->qmp, "events", true, err);
     if (!rc)
-        rc = vc_qmp_set_capability(a->qmp, "postcopy-ram", postcopy, err);
+        rc = vc_preempt_set_up(a->qmp, vc_arrival_is_postcopy(a), preempt, err);
     /* Not autostart: it is continued on the source's word (QEMU: qmp_stop() in inmigrate). */
     return rc ? rc : vc_qmp_simple(a->qmp, "stop", err);
 }
@@ -244,26 +245,6 @@ static void begin_handover(struct arrival *a)
 
 /* ---- perform ---- */
 
-/* A QEMU that is postcopy-paused listens where it is told to. */
-static int recover_qemu(struct arrival *a, struct vc_err *err)
-{
-    char path[256];
-    int fd, rc;
-
-    if (snprintf(path, sizeof(path), "%s/%s.recover", a->o->socket_dir, a->name) >=
-        (int)sizeof(path))
-        return vc_err_set(err, VC_E_DEST_QEMU, "the path of the socket directory is too long");
-    unlink(path);
-    rc = vc_qmp_recover(a->qmp, path, err);
-    if (rc) {
-        err->code = VC_E_DEST_QEMU;
-        return VC_E_DEST_QEMU;
-    }
-    fd = vc_target_connect(a->o->socket_dir, a->name, ".recover", err);
-    unlink(path);
-    return fd;
-}
-
 static int connect_qemu(void *opaque, struct vc_err *err)
 {
     struct arrival *a = opaque;
@@ -272,27 +253,13 @@ static int connect_qemu(void *opaque, struct vc_err *err)
     if (!a->qmp)
         return vc_target_connect(a->o->socket_dir, a->name, ".sock", err);
     if (a->open.mode == VC_WIRE_MODE_RECOVER)
-        return recover_qemu(a, err);
+        return vc_preempt_recover(a, err);
+    if (a->open.mode == VC_WIRE_MODE_PREEMPT)
+        return vc_preempt_incoming(a, err);
     rc = vc_qmp_migrate_fd(a->qmp, VC_QMP_INCOMING, &fd, err);
     if (rc)
         err->code = VC_E_DEST_QEMU;
     return rc ? VC_E_DEST_QEMU : fd;
-}
-
-/* QEMU takes its second connection at the same socket, if it knows that there will be one. */
-static int connect_preempt(void *opaque, struct vc_err *err)
-{
-    struct arrival *a = opaque;
-    struct vc_err why = VC_ERR_INIT;
-    int fd = vc_target_connect(a->o->socket_dir, a->name, ".sock", &why);
-
-    if (fd < 0)
-        return vc_err_set_hint(err, VC_E_DEST_QEMU,
-                               "has it the capability 'postcopy-preempt' (and no multifd), like "
-                               "the source?",
-                               "the destination QEMU takes no second connection: %.150s",
-                               why.message);
-    return fd;
 }
 
 static void on_frame(void *opaque, struct vc_link_frame *f)
@@ -313,7 +280,7 @@ static int start_stream(struct arrival *a, struct vc_err *err)
         .gen = base_generation(a),
         .log = a->o->log,
         .connect = connect_qemu,
-        .connect_preempt = a->qmp ? NULL : connect_preempt,
+        .connect_preempt = vc_preempt_connect,
         .on_frame = on_frame,
         .opaque = a,
     };
@@ -642,6 +609,7 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
     if (rc && rc != VC_E_SEAL && a.pipeline)
         keep(&a, err);
     vc_dest_free(a.pipeline);
+    vc_preempt_tidy(&a);
     if (rc == VC_E_POSTCOPY && a.qmp)
         vc_parking_put(o->parking, &a.open.vm, vc_steal_ptr(a.qmp));
     if (rc == VC_E_SEAL)

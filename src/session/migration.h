@@ -36,7 +36,7 @@ struct vc_migration {
     uint64_t rate_bytes, rate_ns;        /* last sample of the intake */
     double intake_rate;
     int stream_fd;      /* proxy: until the pipeline has it */
-    int listen_fd;      /* proxy: the same */
+    int listen_fd;      /* the same; -1: none */
     uint64_t limit_ms;  /* what QEMU has now */
     uint64_t paused_ns; /* when the guest stopped here */
     char status[32];    /* what QEMU says of the migration */

@@ -84,6 +84,7 @@ enum vc_wire_mode {
     VC_WIRE_MODE_WORD = 3,
     VC_WIRE_MODE_POSTCOPY = 4,
     VC_WIRE_MODE_RECOVER = 5,
+    VC_WIRE_MODE_PREEMPT = 6,
 };
 enum vc_wire_base { VC_WIRE_BASE_NONE = 0, VC_WIRE_BASE_PING_PONG = 1, VC_WIRE_BASE_ANNOUNCE = 2 };
 enum vc_wire_word {

@@ -63,20 +63,25 @@ def test_postcopy_through_a_proxy_there_and_back(fleet, capabilities):
     assert r["wire_bytes"] < r["stream_bytes"] / 50
 
 
-def driven(f, to, extra=()):
+OPTIONS = pytest.mark.parametrize("option", ["--postcopy", "--postcopy-preempt"],
+                                  ids=["plain", "preempt"])
+
+
+def driven(f, to, option="--postcopy"):
     dest = f.incoming(to)
-    r = f.vecycle().migrate(f.qemu, f.vecycles[to].address, dest.name, ["--postcopy", *extra])
+    r = f.vecycle().migrate(f.qemu, f.vecycles[to].address, dest.name, [option])
     assert dest.status() == "running" and f.qemu.status() == "postmigrate"
     f.arrived(to, dest)
     return r
 
 
-def test_postcopy_driven_there_and_back(fleet):
+@OPTIONS
+def test_postcopy_driven_there_and_back(fleet, option):
     f = fleet()
     f.boot_linux(256, 100)
     f.guest.command("dirty 32 20")
     for to in 1, 0:
-        r = driven(f, to)
+        r = driven(f, to, option)
         assert r["confirmed"] and not r["passthrough"], r
     assert r["base"] == 1 and r["pages"]["same"] > 12000
     f.guest.command("stop")
@@ -86,11 +91,12 @@ def test_postcopy_driven_there_and_back(fleet):
     assert r["wire_bytes"] < r["stream_bytes"] / 50
 
 
-def test_the_boot_sector_stays_right_through_postcopy(fleet):
+@OPTIONS
+def test_the_boot_sector_stays_right_through_postcopy(fleet, option):
     f = fleet()
     f.boot_selfcheck(end_mib=24, delay=2000)
     for to in 1, 0, 1:
-        driven(f, to)
+        driven(f, to, option)
         f.guest.wait_passes(2)
 
 
@@ -98,11 +104,12 @@ def set_link(f, state):
     f.hosts[1].run(["ip", "link", "set", "eth0", state])
 
 
-def test_an_interrupted_postcopy_is_recovered(fleet, namespaces):
+@OPTIONS
+def test_an_interrupted_postcopy_is_recovered(fleet, namespaces, option):
     f = fleet(rate="100mbit")
     f.boot_linux(256, 100)
     dest = f.incoming(1)
-    p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name, ["--postcopy"])
+    p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name, [option])
     transferred(f.qemu, 64 << 20)
     f.guest.command("rewrite 100")
     wait_for(lambda: f.qemu.qmp.execute("query-migrate").get("status") == "postcopy-active" and

@@ -244,7 +244,7 @@ def flags_of(r, known):
 
 
 def _open(r, _):
-    m = dict(session=r.id(), vm=r.id(), mode=r.one_of(1, 2, 3, 4, 5), name=r.str8(), window=r.u32())
+    m = dict(session=r.id(), vm=r.id(), mode=r.one_of(1, 2, 3, 4, 5, 6), name=r.str8(), window=r.u32())
     m["has_lineage"] = r.boolean()
     if m["has_lineage"]:
         m.update(_lineage(r))

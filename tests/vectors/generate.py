@@ -119,7 +119,7 @@ def handshake():
          **changed(OPEN, generations=[(ident(i), root(i)) for i in range(64)]))
     bad("open-65-generations", "OPEN",
         encode("OPEN", changed(OPEN, generations=[(ident(i), root(i)) for i in range(65)])))
-    bad("open-mode", "OPEN", encode("OPEN", changed(OPEN, mode=6)))
+    bad("open-mode", "OPEN", encode("OPEN", changed(OPEN, mode=7)))
     bad("open-lineage-flags", "OPEN", encode("OPEN", changed(OPEN, lineage_flags=2)))
     bad("open-trailing", "OPEN", encode("OPEN", OPEN) + b"\0")
     bad("open-cut", "OPEN", encode("OPEN", OPEN)[:-1])
