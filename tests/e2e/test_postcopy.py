@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Postcopy: the VM runs at the destination while its memory is still coming."""
 import json
+import re
 
 import pytest
 
@@ -98,6 +99,30 @@ def test_the_boot_sector_stays_right_through_postcopy(fleet, option):
     for to in 1, 0, 1:
         driven(f, to, option)
         f.guest.wait_passes(2)
+
+
+def test_pages_that_are_asked_for_have_a_connection_of_their_own(fleet, namespaces):
+    f = fleet(rate="100mbit")
+    f.boot_linux(256, 100)
+    dest = f.incoming(1)
+    p, out = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name,
+                                       ["--postcopy-preempt", "--verbose"])
+    transferred(f.qemu, 64 << 20)
+    f.guest.command("rewrite 100")
+    wait_for(lambda: f.qemu.qmp.execute("query-migrate").get("status") == "postcopy-active" and
+             dest.status() == "running", 120, "the switch to postcopy")
+    f.guest.attach(dest)
+    f.guest.command("check")  # needs all of it, while the rest is still coming
+    assert p.wait(120) == 0, p.messages()
+    r = f.vecycle().summary(out)
+    assert r["confirmed"] and not r["passthrough"], r
+    carried = re.search(r"preempt connection has carried (\d+) bytes", p.messages())
+    assert carried and int(carried[1]) > 64 << 10, p.messages()
+    f.qemu.stop()
+    f.at, f.qemu = 1, dest
+    # Those pages are not in the checkpoint, and what is in it is right.
+    f.migrate(0)
+    f.check_guest()
 
 
 def set_link(f, state):
