@@ -22,6 +22,8 @@
 
 /** How long a QEMU that closed this connection may take to report success on the other one. */
 #define SHUT_WAIT_NS (2 * VC_NS_PER_S)
+/** How often QEMU's end is looked at while nothing passes. */
+#define CHECK_NS (VC_NS_PER_S / 4)
 
 struct channel {
     struct vc_dest *d;
@@ -29,7 +31,7 @@ struct channel {
     struct vc_wire_codec *codec;
     struct vc_digest seal; /* of the last batch */
     uint64_t next_seq, position;
-    bool qemu_failed;
+    bool qemu_failed, qemu_closed;
     struct vc_err err;
 };
 
@@ -160,19 +162,58 @@ static int prepare(struct channel *c)
     return rc ? rc : vc_digest_end(c->seals, &c->seal, &c->err);
 }
 
+/* A QEMU that expects no second connection closes it, maybe without having looked at it. That has
+ * to be noticed while the VM can still stay where it is, and nothing may pass here until the
+ * switch. */
+static int check_open(struct channel *c)
+{
+    char byte;
+    ssize_t n = recv(c->d->side.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+
+    if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
+        return 0;
+    c->qemu_closed = true;
+    c->qemu_failed = !has_shut(c->d);
+    if (!c->qemu_failed)
+        return 0;
+    return vc_err_set_hint(&c->err, VC_E_DEST_QEMU, "set the same capabilities on both QEMUs",
+                           "the destination QEMU closed its second connection (has it "
+                           "postcopy-preempt, and no multifd?)");
+}
+
+/* The next frame: 0; VC_CLOSED: the end. While none comes, QEMU is watched. */
+static int next_frame(struct channel *c, struct vc_link_frame **out)
+{
+    struct vc_queue_node *node;
+    int rc;
+
+    for (;;) {
+        uint64_t deadline = c->qemu_closed ? UINT64_MAX : vc_now_ns() + CHECK_NS;
+
+        rc = vc_queue_pop(&c->d->side.frames, deadline, &node);
+        if (rc != VC_AGAIN)
+            break;
+        rc = check_open(c);
+        if (rc)
+            return rc;
+    }
+    if (!rc)
+        *out = (struct vc_link_frame *)node;
+    return rc;
+}
+
 static int run(struct channel *c)
 {
     struct vc_dest *d = c->d;
-    struct vc_queue_node *node;
+    struct vc_link_frame *f;
     int rc = main_is_connected(d) ? connect_qemu(c) : VC_CLOSED;
 
-    while (!rc && vc_queue_pop(&d->side.frames, UINT64_MAX, &node) == 0) {
-        struct vc_link_frame *f = (struct vc_link_frame *)node;
-
+    while (!rc && (rc = next_frame(c, &f)) == 0) {
         if (f->type == VC_WIRE_BATCH) {
             rc = on_batch(c, f);
         } else { /* EOF */
             shutdown(d->side.fd, SHUT_WR);
+            c->qemu_closed = true; /* it may, from now on */
             vc_link_frame_free(f);
         }
     }

@@ -177,10 +177,9 @@ int vc_preempt_connect(void *opaque, struct vc_err *err)
                           "the destination QEMU was not told of a second connection");
     fd = vc_target_connect(a->o->socket_dir, a->name, suffix, &why);
     if (fd < 0)
-        return vc_err_set_hint(err, VC_E_DEST_QEMU,
-                               "has it the capability 'postcopy-preempt' (and no multifd), like "
-                               "the source?",
-                               "the destination QEMU takes no second connection: %.150s",
+        return vc_err_set_hint(err, VC_E_DEST_QEMU, "set the same capabilities on both QEMUs",
+                               "the destination QEMU takes no second connection (has it "
+                               "postcopy-preempt, and no multifd?): %.100s",
                                why.message);
     return fd;
 }
