@@ -26,7 +26,7 @@ def switch_to_postcopy(qemu):
     qemu.qmp.execute("migrate-start-postcopy")
 
 
-def proxied(f, to, capabilities=POSTCOPY):
+def proxied(f, to, capabilities=POSTCOPY, switch=True):
     """A postcopy migration through a proxy, both QEMUs being driven by this test."""
     dst = f.hosts[to]
     dest = f.new_qemu(to, "defer", ["-S"])
@@ -36,12 +36,16 @@ def proxied(f, to, capabilities=POSTCOPY):
     listen = f.hosts[f.at].path("out.sock")
     p, out = f.vecycle().start_proxy(listen, f.vm, f.vecycles[to].address, "vm")
     f.qemu.migrate_plain(f"unix:{listen}", capabilities=capabilities)
-    switch_to_postcopy(f.qemu)
-    wait_for(lambda: f.qemu.qmp.execute("query-migrate")["status"] in
-             ("postcopy-active", "completed"), 30, "the switch to postcopy")
-    dest.qmp.execute("cont")
+    if switch:
+        switch_to_postcopy(f.qemu)
+        wait_for(lambda: f.qemu.qmp.execute("query-migrate")["status"] in
+                 ("postcopy-active", "completed"), 30, "the switch to postcopy")
+        dest.qmp.execute("cont")
     f.qemu.wait_migrated()
     assert p.wait() == 0, p.messages()
+    if not switch:
+        assert f.qemu.ram_digest() == dest.ram_digest(), "the memories differ"
+        dest.qmp.execute("cont")
     dest.wait_status("running")
     f.arrived(to, dest)
     return json.loads(out.read_text())
@@ -62,6 +66,15 @@ def test_postcopy_through_a_proxy_there_and_back(fleet, capabilities):
     f.migrate(1)
     r = f.migrate(0)
     assert r["wire_bytes"] < r["stream_bytes"] / 50
+
+
+def test_a_preempt_connection_may_never_be_needed(fleet):
+    f = fleet()
+    f.boot_linux(192, 50)
+    for to in 1, 0:
+        r = proxied(f, to, PREEMPT, switch=False)
+        assert r["confirmed"] and not r["passthrough"], r
+    f.check_guest()
 
 
 OPTIONS = pytest.mark.parametrize("option", ["--postcopy", "--postcopy-preempt"],
