@@ -229,9 +229,9 @@ static void *channel_main(void *arg)
         rc = run(&c);
     if (rc < 0 && c.qemu_failed) {
         vc_dest_qemu_failed(c.d, &c.err);
-    } else if (rc < 0) { /* the peer is told why; QEMU was given nothing of it */
+    } else if (rc < 0) {            /* the peer is told why; QEMU was given nothing of it */
+        vc_dest_abort(c.d, &c.err); /* first: the link's end is no cause */
         vc_link_fail(c.d->o.link, &c.err);
-        vc_dest_abort(c.d, &c.err);
     }
     vc_digester_free(c.seals);
     vc_wire_codec_free(c.codec);
