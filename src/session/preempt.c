@@ -87,8 +87,11 @@ static int accept_qemu(struct vc_migration *m, int *fd_out, struct vc_err *err)
             *fd_out = fd;
             return 0;
         }
-        if (fd >= 0)
+        if (fd >= 0) {
+            vc_log(m->o->log, VC_LOG_WARNING, "somebody else than QEMU has connected to '%s'",
+                   m->o->stream_path);
             close(fd);
+        }
         rc = check_qemu(m, err);
         if (rc)
             return rc;
