@@ -288,7 +288,9 @@ int vc_dst_channel_frame(struct vc_dest *d, struct vc_link_frame *f, struct vc_e
         return rc;
     c->opened = true;
     c->ended = f->type == VC_WIRE_EOF;
-    return vc_queue_push(&c->frames, &f->node, 0);
+    if (vc_queue_push(&c->frames, &f->node, 0))
+        vc_link_frame_free(f); /* channel 0 has ended, and this one with it */
+    return 0;
 }
 
 void vc_dst_channel_init(struct vc_dst_channel *c)
@@ -304,6 +306,11 @@ void vc_dst_channel_abort(struct vc_dest *d)
         if (d->side.fd >= 0)
             shutdown(d->side.fd, SHUT_RDWR);
     }
+    vc_queue_abort(&d->side.frames);
+}
+
+void vc_dst_channel_end(struct vc_dest *d)
+{
     vc_queue_abort(&d->side.frames);
 }
 

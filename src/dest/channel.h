@@ -31,6 +31,8 @@ void vc_dst_channel_init(struct vc_dst_channel *c);
  *  never waits. VC_E_PROTOCOL. Thread: receive. */
 int vc_dst_channel_frame(struct vc_dest *d, struct vc_link_frame *f,
                          struct vc_err *err) VC_NODISCARD;
+/** Channel 0 has ended: what is left for this one is dropped. Any thread. */
+void vc_dst_channel_end(struct vc_dest *d);
 /** QEMU's end is shut down, the thread ends. Any thread, any number of times. */
 void vc_dst_channel_abort(struct vc_dest *d);
 /** Joins the thread, after an abort and when the receiving thread was joined. */

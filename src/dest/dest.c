@@ -158,6 +158,7 @@ int vc_dest_start(const struct vc_dest_options *o, struct vc_dest **out, struct 
 
 struct vc_txn *vc_dest_join(struct vc_dest *d)
 {
+    vc_dst_channel_end(d);
     vc_queue_close(&d->frames);
     vc_thread_join(&d->resolve);
     vc_thread_join(&d->emit);
