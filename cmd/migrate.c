@@ -35,6 +35,8 @@ const struct cmd cmd_migrate = {
             "      --suspend            leave the VM paused at the destination\n"
             "      --postcopy           after the first pass let the VM run at the destination\n"
             "                           while the rest of its memory follows\n"
+            "      --postcopy-preempt   the same, and the pages that it waits for come on a\n"
+            "                           connection of their own (QEMU 7.1 and later)\n"
             "      --recover            go on with a postcopy that was interrupted\n"
             "      --auto-converge      slow the VM down where it dirties memory too fast\n"
             "      --dead-peer SECONDS  silence after which the other host is dead (default 10)\n"
@@ -53,6 +55,7 @@ enum {
     OPT_INSECURE,
     OPT_SUSPEND,
     OPT_POSTCOPY,
+    OPT_POSTCOPY_PREEMPT,
     OPT_RECOVER,
     OPT_AUTO_CONVERGE,
     OPT_RETRY,
@@ -68,6 +71,7 @@ static const struct option options[] = {
     {"retry", required_argument, NULL, OPT_RETRY},
     {"suspend", no_argument, NULL, OPT_SUSPEND},
     {"postcopy", no_argument, NULL, OPT_POSTCOPY},
+    {"postcopy-preempt", no_argument, NULL, OPT_POSTCOPY_PREEMPT},
     {"recover", no_argument, NULL, OPT_RECOVER},
     {"auto-converge", no_argument, NULL, OPT_AUTO_CONVERGE},
     {"dead-peer", required_argument, NULL, OPT_DEAD_PEER},
@@ -113,6 +117,9 @@ static int parse(struct cmd_common *c, struct vecycle_migrate_options *o, int ar
             break;
         case OPT_POSTCOPY:
             o->postcopy = true;
+            break;
+        case OPT_POSTCOPY_PREEMPT:
+            o->postcopy = o->postcopy_preempt = true;
             break;
         case OPT_RECOVER:
             o->recover = true;

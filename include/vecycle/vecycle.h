@@ -186,6 +186,7 @@ struct vecycle_migrate_options {
     bool insecure;              /* plain TCP is allowed */
     bool suspend;               /* leave the VM paused at the destination */
     bool postcopy;              /* switch to postcopy after the first pass */
+    bool postcopy_preempt;      /* that, with a connection for the pages that it waits for */
     bool recover;               /* go on with a postcopy that was interrupted */
     bool auto_converge;         /* slow the guest down where it dirties too much */
     const char *ssh;            /* ssh program; NULL: "ssh" */

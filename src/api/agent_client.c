@@ -28,15 +28,16 @@ static int hand_over(int fd, struct vc_job *j, struct vc_err *err)
 {
     vc_auto_json struct json_object *o = vc_job_to_json(j);
     vc_auto_free char *line = NULL;
-    int fds[3] = {j->rfd, j->wfd, j->qemu_fd}, n;
+    int fds[4] = {j->rfd, j->wfd, j->qemu_fd, j->listen_fd}, n;
     size_t first = j->dial ? 2 : 0; /* then there is no connection yet */
+    size_t end = j->listen_fd >= 0 ? 4 : j->qemu_fd >= 0 ? 3 : 2;
 
     n = asprintf(&line, "%s\n", vc_json_line(o));
     if (n < 0) {
         line = NULL;
         return vc_err_set(err, VC_E_NOMEM, "no memory for a request");
     }
-    if (vc_send_fds(fd, line, (size_t)n, fds + first, (j->qemu_fd >= 0 ? 3 : 2) - first) < 0)
+    if (vc_send_fds(fd, line, (size_t)n, fds + first, end - first) < 0)
         return vc_err_set_errno(err, VC_E_FAILED, "cannot write to the agent's control socket");
     return 0;
 }

@@ -141,19 +141,21 @@ static void wake_agent(struct agent *a)
 
 /* The descriptors that came with a job: its connection, unless it is yet to be made, and QEMU's.
  * True: some are missing. The job owns what there is. */
-static bool take_fds(struct vc_job *job, const int fds[3], size_t n)
+static bool take_fds(struct vc_job *job, const int fds[4], size_t n)
 {
     bool source = job->kind != VC_JOB_RECEIVE;
 
     if (job->dial) {
         job->qemu_fd = n > 0 ? fds[0] : -1;
-        job->rfd = n > 1 ? fds[1] : -1; /* not wanted: to be closed */
-        job->wfd = n > 2 ? fds[2] : -1;
-        return !source || n != 1;
+        job->listen_fd = n > 1 ? fds[1] : -1;
+        job->rfd = n > 2 ? fds[2] : -1; /* not wanted: to be closed */
+        job->wfd = n > 3 ? fds[3] : -1;
+        return !source || n < 1 || n > 2;
     }
     job->rfd = n > 0 ? fds[0] : -1;
     job->wfd = n > 1 ? fds[1] : -1;
     job->qemu_fd = n > 2 ? fds[2] : -1;
+    job->listen_fd = n > 3 ? fds[3] : -1;
     return n < 2 || (source && n < 3);
 }
 
@@ -163,12 +165,12 @@ static int read_request(struct session *s, struct vc_err *err)
     struct timeval limit = {.tv_sec = END_TIMEOUT_S};
     vc_auto_json struct json_object *o = NULL;
     char line[VC_CONTROL_MAX_LINE_BYTES];
-    int fds[3] = {-1, -1, -1}, rc;
+    int fds[4] = {-1, -1, -1, -1}, rc;
     size_t n_fds = 0;
     ssize_t n;
 
     setsockopt(s->control, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    n = vc_recv_fds(s->control, line, sizeof(line), fds, 3, &n_fds);
+    n = vc_recv_fds(s->control, line, sizeof(line), fds, 4, &n_fds);
     limit.tv_sec = 0;
     setsockopt(s->control, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
     if (n > 0 && line[n - 1] == '\n')

@@ -30,7 +30,8 @@ struct vc_job {
     uint32_t dead_peer_ms;        /* 0: as it is */
     struct vc_parking *parking;   /* receive; of the process that runs it; may be NULL */
     void (*opened)(void *opaque); /* receive: past the opening; of the process that runs it */
-    bool suspend, postcopy, recover, auto_converge;
+    bool suspend, postcopy, postcopy_preempt, recover, auto_converge;
+    char stream_path[VC_JOB_TEXT_BYTES];  /* migrate: where listen_fd listens */
     bool dial;                            /* connect to the peer, which is a tls:// address */
     bool accept_tls;                      /* conn is to be secured first */
     char tls_hostname[VC_JOB_TEXT_BYTES]; /* dial: name in the certificate; "": the address's */
@@ -41,9 +42,10 @@ struct vc_job {
     struct vc_conn *conn;    /* the connection, or NULL: */
     int rfd, wfd;            /* the connection; equal for a socket */
     int qemu_fd;             /* QMP socket (migrate) or migration stream (proxy); -1: none */
+    int listen_fd;           /* where QEMU may connect (proxy: once more); -1: none */
 };
 
-#define VC_JOB_INIT ((struct vc_job){.rfd = -1, .wfd = -1, .qemu_fd = -1})
+#define VC_JOB_INIT ((struct vc_job){.rfd = -1, .wfd = -1, .qemu_fd = -1, .listen_fd = -1})
 
 /** Closes what is left of its descriptors and its connection. */
 void vc_job_close(struct vc_job *j);

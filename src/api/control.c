@@ -33,6 +33,8 @@ struct json_object *vc_job_to_json(const struct vc_job *j)
     vc_json_add_u64(o, "dead-peer-ms", j->dead_peer_ms);
     vc_json_add_bool(o, "suspend", j->suspend);
     vc_json_add_bool(o, "postcopy", j->postcopy);
+    vc_json_add_bool(o, "postcopy-preempt", j->postcopy_preempt);
+    vc_json_add_str(o, "stream-path", j->stream_path);
     vc_json_add_bool(o, "recover", j->recover);
     vc_json_add_bool(o, "auto-converge", j->auto_converge);
     vc_json_add_bool(o, "dial", j->dial);
@@ -65,6 +67,8 @@ int vc_job_from_json(struct json_object *o, struct vc_job *j, struct vc_err *err
     j->dead_peer_ms = (uint32_t)VC_MIN(vc_json_u64(o, "dead-peer-ms", 0), (uint64_t)UINT32_MAX);
     j->suspend = vc_json_bool(o, "suspend", false);
     j->postcopy = vc_json_bool(o, "postcopy", false);
+    j->postcopy_preempt = vc_json_bool(o, "postcopy-preempt", false);
+    get_text(o, "stream-path", j->stream_path, sizeof(j->stream_path));
     j->recover = vc_json_bool(o, "recover", false);
     j->auto_converge = vc_json_bool(o, "auto-converge", false);
     j->dial = vc_json_bool(o, "dial", false);

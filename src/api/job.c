@@ -13,7 +13,9 @@ void vc_job_close(struct vc_job *j)
         close(j->wfd);
     if (j->qemu_fd >= 0)
         close(j->qemu_fd);
-    j->rfd = j->wfd = j->qemu_fd = -1;
+    if (j->listen_fd >= 0)
+        close(j->listen_fd);
+    j->rfd = j->wfd = j->qemu_fd = j->listen_fd = -1;
     vc_conn_close(vc_steal_ptr(j->conn));
 }
 
@@ -66,14 +68,18 @@ static int run_source(struct vc_job *j, struct vc_conn *conn, struct vc_store *s
         .downtime_limit_ms = j->downtime_limit_ms,
         .dead_peer_ms = j->dead_peer_ms,
         .suspend = j->suspend,
-        .postcopy = j->postcopy,
+        .postcopy = j->postcopy || j->postcopy_preempt,
+        .postcopy_preempt = j->postcopy_preempt,
+        .stream_path = j->stream_path,
         .recover = j->recover,
         .auto_converge = j->auto_converge,
         .stream_fd = driven ? -1 : fd,
+        .listen_fd = vc_steal_fd(&j->listen_fd),
     };
 
     if (!driven && !vc_id_parse(j->vm, &s.vm)) {
         close(fd);
+        vc_cleanup_close(&s.listen_fd);
         vc_conn_close(conn);
         return vc_err_set(err, VC_E_USAGE, "'%.64s' is not a UUID", j->vm);
     }

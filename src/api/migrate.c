@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "api/api.h"
@@ -17,6 +18,8 @@
 /** Files that a checkpoint may be spread over before it is folded, where no agent does it at rest.
  */
 #define FOLD_LAYERS 5
+/** Connections of QEMU that may wait to be accepted: its main one and another. */
+#define LISTEN_BACKLOG 2
 
 struct progress {
     vecycle_progress fn;
@@ -144,6 +147,32 @@ struct migration {
     struct progress progress;
 };
 
+/* A QEMU with a preempt connection connects by itself, to a socket beside that of its QMP. An
+ * interrupted migration may have had one. */
+static int listen_for_qemu(struct vc_job *j, struct vc_err *err)
+{
+    struct ucred qemu;
+    socklen_t n = sizeof(qemu);
+
+    if (snprintf(j->stream_path, sizeof(j->stream_path), "%.200s.%u.stream", j->qmp,
+                 (unsigned)getpid()) >= (int)sizeof(((struct sockaddr_un *)0)->sun_path))
+        return vc_err_set_hint(err, VC_E_USAGE, "give QEMU a shorter path for its QMP socket",
+                               "there is no room for a socket beside '%.120s'", j->qmp);
+    j->listen_fd = vc_unix_listen(j->stream_path, 0600, LISTEN_BACKLOG);
+    if (j->listen_fd < 0) {
+        int rc = vc_err_set_errno(err, VC_E_FAILED, "cannot listen on '%s'", j->stream_path);
+
+        j->stream_path[0] = 0; /* it is not ours to remove */
+        return rc;
+    }
+    /* QEMU may have another user. */
+    if (geteuid() == 0 && !getsockopt(j->qemu_fd, SOL_SOCKET, SO_PEERCRED, &qemu, &n) &&
+        qemu.uid != 0 && lchown(j->stream_path, qemu.uid, (gid_t)-1) < 0)
+        return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to QEMU's user",
+                                j->stream_path);
+    return 0;
+}
+
 static int fill_job(const struct vecycle_migrate_options *o, struct vc_job *j, struct vc_err *err)
 {
     char absolute[PATH_MAX];
@@ -153,6 +182,7 @@ static int fill_job(const struct vecycle_migrate_options *o, struct vc_job *j, s
     j->max_bandwidth = o->max_bandwidth;
     j->suspend = o->suspend;
     j->postcopy = o->postcopy;
+    j->postcopy_preempt = o->postcopy_preempt;
     j->recover = o->recover;
     j->auto_converge = o->auto_converge;
     j->dead_peer_ms = o->dead_peer_ms;
@@ -166,7 +196,9 @@ static int fill_job(const struct vecycle_migrate_options *o, struct vc_job *j, s
         return vc_err_set_errno_hint(err, VC_E_QMP_CONNECT,
                                      "start QEMU with -qmp unix:PATH,server=on,wait=off",
                                      "cannot connect to the QMP socket '%.120s'", o->qmp);
-    return 0;
+    if (o->recover && listen_for_qemu(j, err))
+        return 0; /* it may do without */
+    return o->postcopy_preempt && !o->recover ? listen_for_qemu(j, err) : 0;
 }
 
 /* One attempt: connections and session are new. */
@@ -186,6 +218,8 @@ static int migrate_once(void *opaque, struct vc_session_result *r, struct vc_err
         rc = dial(m->c, &j, o->to, &d, &o->tls, &conn, err);
     if (!rc)
         rc = run(m->c, &j, o->cancel, &m->progress, r, err);
+    if (j.stream_path[0])
+        unlink(j.stream_path);
     vc_job_close(&j);
     vc_conn_close(conn);
     return rc;
@@ -220,10 +254,11 @@ int vecycle_migrate(const struct vecycle_context *c, const struct vecycle_migrat
     return vc_public_error(rc, &e, err);
 }
 
-/* One connection to a Unix socket that is there only for the wait. */
-static int accept_stream(const struct vecycle_proxy_options *o, int *fd_out, struct vc_err *err)
+/* One connection to a Unix socket, which stays for a second one: at its path until unlinked. */
+static int accept_stream(const struct vecycle_proxy_options *o, int *fd_out, int *listener_out,
+                         struct vc_err *err)
 {
-    vc_auto_close int listener = vc_unix_listen(o->listen, 0600, 1);
+    vc_auto_close int listener = vc_unix_listen(o->listen, 0600, LISTEN_BACKLOG);
     struct pollfd p[2] = {
         {.fd = listener, .events = POLLIN},
         {.fd = o->cancel ? o->cancel->c.fd : -1, .events = POLLIN},
@@ -239,10 +274,14 @@ static int accept_stream(const struct vecycle_proxy_options *o, int *fd_out, str
     *fd_out = p[1].revents ? -1 : accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     if (*fd_out < 0 && !p[1].revents)
         vc_err_set_errno(err, VC_E_FAILED, "cannot accept on '%s'", o->listen);
-    unlink(o->listen);
+    if (*fd_out < 0)
+        unlink(o->listen);
     if (p[1].revents)
         return vc_err_set(err, VC_E_CANCELLED, "cancelled before a migration came");
-    return *fd_out < 0 ? VC_E_FAILED : 0;
+    if (*fd_out < 0)
+        return VC_E_FAILED;
+    *listener_out = vc_steal_fd(&listener);
+    return 0;
 }
 
 int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_options *o,
@@ -255,6 +294,7 @@ int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_op
     struct progress p = {.fn = o->progress, .opaque = o->opaque};
     struct vc_dial_options d = {.insecure = o->insecure, .ssh = o->ssh, .remote = o->remote};
     struct vc_id id;
+    bool accepted = false;
     int rc = copy_text(j.name, o->name, "the name", &e);
 
     j.kind = VC_JOB_PROXY;
@@ -265,12 +305,15 @@ int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_op
                              "'%.64s' is not the UUID of a VM", o->vm);
     if (!rc) {
         vc_id_format(&id, j.vm);
-        rc = accept_stream(o, &j.qemu_fd, &e);
+        rc = accept_stream(o, &j.qemu_fd, &j.listen_fd, &e);
+        accepted = !rc;
     }
     if (!rc)
         rc = dial(c, &j, o->to, &d, &o->tls, &conn, &e);
     if (!rc)
         rc = run(c, &j, o->cancel, &p, &r, &e);
+    if (accepted)
+        unlink(o->listen);
     return finish(rc, &j, conn, &r, result, &e, err);
 }
 

@@ -48,6 +48,7 @@ void vc_dest_abort(struct vc_dest *d, const struct vc_err *why)
             shutdown(d->qemu_fd, SHUT_RDWR);
         pthread_cond_broadcast(&d->changed);
     }
+    vc_dst_channel_abort(d);
     vc_queue_abort(&d->frames);
     vc_queue_abort(&d->to_emit);
     /* What was verified is recorded: the next attempt has it. */
@@ -135,6 +136,7 @@ int vc_dest_start(const struct vc_dest_options *o, struct vc_dest **out, struct 
     d->o.store_patience_ms = o->store_patience_ms ? o->store_patience_ms : VC_STORE_PATIENCE_MS;
     d->txn = o->txn;
     d->qemu_fd = -1;
+    vc_dst_channel_init(&d->side);
     atomic_store(&d->recording, o->txn != NULL);
     pthread_mutex_init(&d->mu, NULL);
     vc_cond_init(&d->changed);
@@ -157,6 +159,7 @@ int vc_dest_start(const struct vc_dest_options *o, struct vc_dest **out, struct 
 
 struct vc_txn *vc_dest_join(struct vc_dest *d)
 {
+    vc_dst_channel_end(d);
     vc_queue_close(&d->frames);
     vc_thread_join(&d->resolve);
     vc_thread_join(&d->emit);
@@ -190,6 +193,7 @@ void vc_dest_free(struct vc_dest *d)
     vc_thread_join(&d->receive);
     vc_thread_join(&d->back);
     vc_thread_join(&d->announce);
+    vc_dst_channel_fini(d);
     drop_queues(d);
     vc_queue_fini(&d->frames);
     vc_queue_fini(&d->to_emit);

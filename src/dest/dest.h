@@ -36,6 +36,9 @@ struct vc_dest_options {
     /** Connects to the destination QEMU's migration socket when the first bytes are there. Returns
      *  a descriptor, which is taken, or a negative code. Thread: emit. */
     int (*connect)(void *opaque, struct vc_err *err);
+    /** The same for QEMU's second connection (postcopy-preempt), behind the first; NULL: channel 1
+     *  is refused. Thread: channel. */
+    int (*connect_preempt)(void *opaque, struct vc_err *err);
     /** Takes frames that are not the pipeline's (WORD, COMMITTED, CLOSE); NULL: no more
      *  will come. Thread: receive. */
     void (*on_frame)(void *opaque, struct vc_link_frame *f);

@@ -105,6 +105,7 @@ static void note_return(struct vc_dest *d, const struct vc_qs_return_path *rp)
         VC_LOCKED(&d->mu);
         d->shut = true;
         d->shut_status = rp->status;
+        pthread_cond_broadcast(&d->changed);
     }
     vc_dest_notify(d);
 }
@@ -118,6 +119,7 @@ static void return_ended(struct vc_dest *d, const struct vc_qs_return_path *rp)
     {
         VC_LOCKED(&d->mu);
         d->return_eof = true;
+        pthread_cond_broadcast(&d->changed);
         source_eof = d->source_eof;
     }
     if (rp->shut || rp->lost) {

@@ -8,12 +8,14 @@
 #include "base/queue.h"
 #include "base/thread.h"
 #include "dest/batch.h"
+#include "dest/channel.h"
 #include "dest/dest.h"
 #include "qstream/qstream.h"
 
 /* Private to src/dest: the object that the stages share. The stages are receive.c (link to queue),
  * resolve.c (frames to verified batches), emit.c (batches to QEMU, and QEMU's return path),
- * record.c (batches to the store), announce.c (what this host has). */
+ * record.c (batches to the store), announce.c (what this host has); channel.c has a connection to
+ * QEMU to itself. */
 
 /** Verified stream bytes that may wait for QEMU, and for the disk. */
 #define VC_DEST_EMIT_BYTES (8u << 20)
@@ -31,8 +33,9 @@ struct vc_dest {
     struct vc_queue frames, to_emit, to_record;
     struct vc_thread receive, resolve, emit, back, record, announce;
 
-    struct vc_ram ram;  /* [thread: resolve; const once BLOCKS came] */
-    struct vc_txn *txn; /* [thread: record until it ends] */
+    struct vc_ram ram;          /* [thread: resolve; const once BLOCKS came] */
+    struct vc_txn *txn;         /* [thread: record until it ends] */
+    struct vc_dst_channel side; /* see there */
 
     pthread_mutex_t mu;
     pthread_cond_t changed;

@@ -38,6 +38,8 @@ static int enqueue(struct vc_dest *d, struct vc_link_frame *f, struct vc_err *er
 /* Takes the frame if it returns 0. */
 static int dispatch(struct vc_dest *d, struct vc_link_frame *f, struct vc_err *err)
 {
+    if (f->channel)
+        return vc_dst_channel_frame(d, f, err);
     switch (f->type) {
     case VC_WIRE_REPAIRED:
         if (deliver_mail(d, f))

@@ -422,8 +422,8 @@ void *vc_dest_resolve_main(void *arg)
     while (!rc && vc_queue_pop(&r.d->frames, UINT64_MAX, &node) == 0)
         rc = on_frame(&r, (struct vc_link_frame *)node);
     if (rc < 0) {
+        vc_dest_abort(r.d, &r.err); /* first: the link's end is no cause */
         vc_link_fail(r.d->o.link, &r.err);
-        vc_dest_abort(r.d, &r.err);
     }
     vc_queue_close(&r.d->to_record);
     vc_queue_close(&r.d->to_emit);

@@ -226,6 +226,16 @@ static void drain(struct vc_qmp *q)
     errno = saved;
 }
 
+bool vc_qmp_is_same_peer(const struct vc_qmp *q, int fd)
+{
+    struct ucred want, have;
+    socklen_t n = sizeof(want), k = sizeof(have);
+
+    return !getsockopt(q->fd, SOL_SOCKET, SO_PEERCRED, &want, &n) &&
+           !getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &have, &k) &&
+           (want.pid == have.pid || want.uid == have.uid);
+}
+
 /* The process that made the listening socket: QEMU, unless somebody handed the socket to it. */
 static int open_pidfd(int sock)
 {

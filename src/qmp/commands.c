@@ -57,6 +57,26 @@ int vc_qmp_set_capability(struct vc_qmp *q, const char *name, bool on, struct vc
     return vc_qmp_execute(q, "migrate-set-capabilities", args, -1, NULL, err);
 }
 
+int vc_qmp_get_capability(struct vc_qmp *q, const char *name, bool *on, struct vc_err *err)
+{
+    vc_auto_json struct json_object *list = NULL;
+    int rc = vc_qmp_execute(q, "query-migrate-capabilities", NULL, -1, &list, err);
+
+    if (rc)
+        return rc;
+    for (size_t i = 0;
+         json_object_is_type(list, json_type_array) && i < json_object_array_length(list); i++) {
+        struct json_object *one = json_object_array_get_idx(list, i);
+
+        if (strcmp(vc_json_str(one, "capability", ""), name) != 0)
+            continue;
+        *on = vc_json_bool(one, "state", false);
+        return 0;
+    }
+    *on = false;
+    return VC_NOT_FOUND;
+}
+
 int vc_qmp_set_parameter(struct vc_qmp *q, const char *name, uint64_t v, struct vc_err *err)
 {
     struct json_object *args = json_object_new_object();
@@ -76,13 +96,34 @@ int vc_qmp_get_parameter(struct vc_qmp *q, const char *name, uint64_t missing, u
     return rc;
 }
 
+static const char *const stream_commands[] = {
+    [VC_QMP_OUTGOING] = "migrate",
+    [VC_QMP_RESUME] = "migrate",
+    [VC_QMP_INCOMING] = "migrate-incoming",
+};
+
+static int migrate_uri(struct vc_qmp *q, enum vc_qmp_stream kind, const char *uri,
+                       struct vc_err *err)
+{
+    struct json_object *args = json_object_new_object();
+
+    vc_json_add_str(args, "uri", uri);
+    if (kind == VC_QMP_RESUME)
+        vc_json_add_bool(args, "resume", true);
+    return vc_qmp_execute(q, stream_commands[kind], args, -1, NULL, err);
+}
+
+int vc_qmp_migrate_unix(struct vc_qmp *q, enum vc_qmp_stream kind, const char *path,
+                        struct vc_err *err)
+{
+    char uri[256];
+
+    snprintf(uri, sizeof(uri), "unix:%s", path);
+    return migrate_uri(q, kind, uri, err);
+}
+
 int vc_qmp_migrate_fd(struct vc_qmp *q, enum vc_qmp_stream kind, int *fd_out, struct vc_err *err)
 {
-    static const char *const commands[] = {
-        [VC_QMP_OUTGOING] = "migrate",
-        [VC_QMP_RESUME] = "migrate",
-        [VC_QMP_INCOMING] = "migrate-incoming",
-    };
     struct json_object *args = json_object_new_object();
     vc_auto_close int theirs = -1;
     vc_auto_close int ours = -1;
@@ -98,11 +139,7 @@ int vc_qmp_migrate_fd(struct vc_qmp *q, enum vc_qmp_stream kind, int *fd_out, st
     rc = vc_qmp_execute(q, "getfd", args, theirs, NULL, err);
     if (rc)
         return rc;
-    args = json_object_new_object();
-    vc_json_add_str(args, "uri", "fd:vecycle");
-    if (kind == VC_QMP_RESUME)
-        vc_json_add_bool(args, "resume", true);
-    rc = vc_qmp_execute(q, commands[kind], args, -1, NULL, err);
+    rc = migrate_uri(q, kind, "fd:vecycle", err);
     if (!rc)
         *fd_out = vc_steal_fd(&ours);
     return rc;

@@ -38,6 +38,9 @@ bool vc_qmp_is_gone(const struct vc_qmp *q);
 /** Whether the process at the other end has ended for certain; waits for it so long. False also
  *  where the kernel cannot tell. */
 bool vc_qmp_process_ended(const struct vc_qmp *q, int timeout_ms);
+/** Whether the process at the other end of that Unix socket is the one behind QMP, or its user's.
+ */
+bool vc_qmp_is_same_peer(const struct vc_qmp *q, int fd);
 /** How it is called in messages. */
 const char *vc_qmp_name(const struct vc_qmp *q);
 
@@ -66,6 +69,9 @@ int vc_qmp_version(struct vc_qmp *q, unsigned *out, struct vc_err *err) VC_NODIS
 
 int vc_qmp_set_capability(struct vc_qmp *q, const char *name, bool on,
                           struct vc_err *err) VC_NODISCARD;
+/** 0; VC_NOT_FOUND: this QEMU does not know it. */
+int vc_qmp_get_capability(struct vc_qmp *q, const char *name, bool *on,
+                          struct vc_err *err) VC_NODISCARD;
 int vc_qmp_set_parameter(struct vc_qmp *q, const char *name, uint64_t v,
                          struct vc_err *err) VC_NODISCARD;
 /** A numeric migration parameter; @missing if this QEMU has none of that name. */
@@ -82,6 +88,11 @@ enum vc_qmp_stream {
  * end, the caller's. */
 int vc_qmp_migrate_fd(struct vc_qmp *q, enum vc_qmp_stream kind, int *fd_out,
                       struct vc_err *err) VC_NODISCARD;
+
+/** The same over a Unix socket at that path, to which an outgoing QEMU connects, also more than
+ * once, and at which an incoming one listens. */
+int vc_qmp_migrate_unix(struct vc_qmp *q, enum vc_qmp_stream kind, const char *path,
+                        struct vc_err *err) VC_NODISCARD;
 
 /** `migrate-recover` at a Unix socket that QEMU makes there, out of band if that was negotiated. */
 int vc_qmp_recover(struct vc_qmp *q, const char *path, struct vc_err *err) VC_NODISCARD;

@@ -24,7 +24,8 @@ struct arrival {
     uint8_t offered; /* vc_wire_base of our ACCEPT ... */
     bool of_partial; /* ... which names the partial generation */
     uint64_t features;
-    bool recorded;  /* a handover was begun */
+    const char *stream_suffix; /* of the socket that QEMU was told to listen on, or NULL */
+    bool recorded;             /* a handover was begun */
     bool word_done; /* it runs here, or is to stay paused here: the source knows, or will ask */
     bool is_void;   /* it will never run here */
     bool ran;       /* somebody continued it, as far as events tell */

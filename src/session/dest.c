@@ -10,6 +10,7 @@
 #include "qmp/qmp.h"
 #include "session/arrival.h"
 #include "session/parking.h"
+#include "session/preempt.h"
 
 /* The destination's side of a migration: docs/internals/phases.md. The VM arrives paused and is
  * continued on the source's word; without the word it stays paused, and `vecycle resolve` shows it.
@@ -59,14 +60,14 @@ static int check_waits(struct arrival *a, struct vc_err *err)
 
 static int set_up_qemu(struct arrival *a, struct vc_err *err)
 {
-    bool postcopy = a->open.mode == VC_WIRE_MODE_POSTCOPY;
+    bool preempt = a->open.mode == VC_WIRE_MODE_PREEMPT;
     int rc;
 
     if (a->open.mode == VC_WIRE_MODE_RECOVER)
         return 0;
     rc = vc_qmp_set_capability(a->qmp, "events", true, err);
     if (!rc)
-        rc = vc_qmp_set_capability(a->qmp, "postcopy-ram", postcopy, err);
+        rc = vc_preempt_set_up(a->qmp, vc_arrival_is_postcopy(a), preempt, err);
     /* Not autostart: it is continued on the source's word (QEMU: qmp_stop() in inmigrate). */
     return rc ? rc : vc_qmp_simple(a->qmp, "stop", err);
 }
@@ -245,26 +246,6 @@ static void begin_handover(struct arrival *a)
 
 /* ---- perform ---- */
 
-/* A QEMU that is postcopy-paused listens where it is told to. */
-static int recover_qemu(struct arrival *a, struct vc_err *err)
-{
-    char path[256];
-    int fd, rc;
-
-    if (snprintf(path, sizeof(path), "%s/%s.recover", a->o->socket_dir, a->name) >=
-        (int)sizeof(path))
-        return vc_err_set(err, VC_E_DEST_QEMU, "the path of the socket directory is too long");
-    unlink(path);
-    rc = vc_qmp_recover(a->qmp, path, err);
-    if (rc) {
-        err->code = VC_E_DEST_QEMU;
-        return VC_E_DEST_QEMU;
-    }
-    fd = vc_target_connect(a->o->socket_dir, a->name, ".recover", err);
-    unlink(path);
-    return fd;
-}
-
 static int connect_qemu(void *opaque, struct vc_err *err)
 {
     struct arrival *a = opaque;
@@ -273,7 +254,9 @@ static int connect_qemu(void *opaque, struct vc_err *err)
     if (!a->qmp)
         return vc_target_connect(a->o->socket_dir, a->name, ".sock", err);
     if (a->open.mode == VC_WIRE_MODE_RECOVER)
-        return recover_qemu(a, err);
+        return vc_preempt_recover(a, err);
+    if (a->open.mode == VC_WIRE_MODE_PREEMPT)
+        return vc_preempt_incoming(a, err);
     rc = vc_qmp_migrate_fd(a->qmp, VC_QMP_INCOMING, &fd, err);
     if (rc)
         err->code = VC_E_DEST_QEMU;
@@ -298,6 +281,7 @@ static int start_stream(struct arrival *a, struct vc_err *err)
         .gen = base_generation(a),
         .log = a->o->log,
         .connect = connect_qemu,
+        .connect_preempt = vc_preempt_connect,
         .on_frame = on_frame,
         .opaque = a,
     };
@@ -510,7 +494,8 @@ static void commit(struct arrival *a)
 static int receive_open(struct arrival *a, struct vc_err *err)
 {
     vc_auto_frame struct vc_link_frame *f = NULL;
-    int rc = vc_link_hello(a->link, VC_WIRE_FEATURE_ANNOUNCE, &a->features, err);
+    int rc = vc_link_hello(a->link, VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_CHANNELS,
+                           &a->features, err);
 
     if (!rc)
         rc = vc_session_expect(a->link, VC_WIRE_OPEN, &f, err);
@@ -626,6 +611,7 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
     if (rc && rc != VC_E_SEAL && a.pipeline)
         keep(&a, err);
     vc_dest_free(a.pipeline);
+    vc_preempt_tidy(&a);
     if (rc == VC_E_POSTCOPY && a.qmp)
         vc_parking_put(o->parking, &a.open.vm, vc_steal_ptr(a.qmp));
     if (rc == VC_E_SEAL)

@@ -23,6 +23,7 @@ struct vc_migration {
     struct vc_qmp *qmp; /* NULL: proxy */
     struct vc_id vm, session, generation;
     enum vc_wire_base base;
+    uint64_t features; /* that both sides have */
     uint64_t start_ns;
     uint64_t old_bandwidth, old_limit; /* QEMU's parameters before */
     bool parameters_changed;
@@ -35,6 +36,7 @@ struct vc_migration {
     uint64_t rate_bytes, rate_ns;        /* last sample of the intake */
     double intake_rate;
     int stream_fd;      /* proxy: until the pipeline has it */
+    int listen_fd;      /* the same; -1: none */
     uint64_t limit_ms;  /* what QEMU has now */
     uint64_t paused_ns; /* when the guest stopped here */
     char status[32];    /* what QEMU says of the migration */

@@ -28,7 +28,8 @@ static void note_events(struct arrival *a)
 
 bool vc_arrival_is_postcopy(const struct arrival *a)
 {
-    return a->open.mode == VC_WIRE_MODE_POSTCOPY || a->open.mode == VC_WIRE_MODE_RECOVER;
+    return a->open.mode == VC_WIRE_MODE_POSTCOPY || a->open.mode == VC_WIRE_MODE_PREEMPT ||
+           a->open.mode == VC_WIRE_MODE_RECOVER;
 }
 
 int vc_arrival_make_void(struct arrival *a, struct vc_err *err)
@@ -74,8 +75,10 @@ static int cannot_obey(struct arrival *a, int rc, struct vc_err *err)
 static int check_word(struct arrival *a, const struct vc_wire_word_msg *word, struct vc_err *err)
 {
     struct vc_dest_status st;
+    bool has_come;
 
     vc_dest_status(a->pipeline, &st);
+    has_come = st.shut && !st.shut_status;
     if (!vc_id_equal(&word->session, &a->open.session) || !a->qmp)
         return vc_err_set(err, VC_E_PROTOCOL, "WORD: about another session");
     if (word->word == VC_WIRE_WORD_ABANDON) {
@@ -83,7 +86,9 @@ static int check_word(struct arrival *a, const struct vc_wire_word_msg *word, st
             return err->code;
         return vc_err_set(err, VC_E_CANCELLED, "the source gave the migration up");
     }
-    if (a->open.mode == VC_WIRE_MODE_POSTCOPY ? !st.stream_bytes : !st.shut || st.shut_status)
+    if (vc_arrival_is_postcopy(a) && a->open.mode != VC_WIRE_MODE_RECOVER)
+        has_come = st.stream_bytes;
+    if (!has_come)
         return vc_err_set(err, VC_E_PROTOCOL, "WORD: came before the VM had arrived");
     return 0;
 }

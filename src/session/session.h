@@ -78,12 +78,16 @@ struct vc_source_session {
     uint64_t downtime_limit_ms; /* 0: as QEMU has it */
     bool suspend;               /* leave it paused at the destination */
     bool postcopy;              /* switch to postcopy after the first pass */
+    bool postcopy_preempt;      /* with a connection of their own for pages asked for */
+    const char *stream_path;    /* that, and recover: where listen_fd listens */
     bool recover;               /* the rest of an interrupted postcopy */
     bool auto_converge;         /* QEMU's capability of that name */
 
     /* Proxy: who the VM is, and its migration stream. */
     struct vc_id vm;
     int stream_fd; /* taken; -1: driven */
+    int listen_fd; /* where QEMU may open a second connection (driven: both), listening;
+                      taken; 0, -1: nowhere */
 };
 
 /** Runs a migration from the source's side. *result is filled in as far as things went. */

@@ -7,7 +7,7 @@
 
 #include "base/clock.h"
 #include "qmp/qmp.h"
-#include "session/migration.h"
+#include "session/preempt.h"
 
 /* The source's side of a migration: docs/internals/phases.md has the table of phases and of what
  * every abort does. In short: until QEMU says `completed` any trouble lets the guest go on here;
@@ -77,7 +77,6 @@ static int set_up_qemu(struct vc_migration *m, struct vc_err *err)
         {"events", true},
         {"xbzrle", false}, /* both do what we do, and hide pages from us */
         {"multifd", false},
-        {"postcopy-ram", m->o->postcopy}, /* the destination has it as OPEN says */
     };
     int rc = 0;
 
@@ -85,6 +84,8 @@ static int set_up_qemu(struct vc_migration *m, struct vc_err *err)
         return 0;
     for (size_t i = 0; i < VC_ARRAY_LEN(capabilities) && !rc; i++)
         rc = vc_qmp_set_capability(m->qmp, capabilities[i].name, capabilities[i].on, err);
+    if (!rc) /* the destination has them as OPEN says */
+        rc = vc_preempt_set_up(m->qmp, m->o->postcopy, m->o->postcopy_preempt, err);
     if (!rc)
         rc = vc_qmp_get_parameter(m->qmp, "max-bandwidth", 0, &m->old_bandwidth, err);
     if (!rc)
@@ -140,6 +141,8 @@ static enum vc_wire_mode mode_of(const struct vc_migration *m)
         return VC_WIRE_MODE_PROXY;
     if (m->o->recover)
         return VC_WIRE_MODE_RECOVER;
+    if (m->o->postcopy_preempt)
+        return VC_WIRE_MODE_PREEMPT;
     return m->o->postcopy ? VC_WIRE_MODE_POSTCOPY : VC_WIRE_MODE_DRIVEN;
 }
 
@@ -251,6 +254,8 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
 {
     struct vc_source_options so = {
         .qemu_fd = qemu_fd,
+        .listen_fd = m->listen_fd > 0 ? vc_steal_fd(&m->listen_fd) : 0,
+        .channels = m->features & VC_WIRE_FEATURE_CHANNELS,
         .link = m->link,
         .session = m->session,
         .lineage = m->holding.lineage,
@@ -423,14 +428,22 @@ static void await_stream_end(struct vc_migration *m)
 
 static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
 {
+    bool preempt;
     int rc;
 
     if (m->qmp) {
         begin_handover(m);
         rc = set_up_qemu(m, err);
-        return rc ? rc
-                  : vc_qmp_migrate_fd(m->qmp, m->o->recover ? VC_QMP_RESUME : VC_QMP_OUTGOING,
-                                      fd_out, err);
+        if (!rc)
+            rc = vc_preempt_wanted(m, &preempt, err);
+        if (rc)
+            return rc;
+        if (preempt)
+            return vc_preempt_migrate(m, fd_out, err);
+        vc_cleanup_close(&m->listen_fd);
+        m->listen_fd = -1;
+        return vc_qmp_migrate_fd(m->qmp, m->o->recover ? VC_QMP_RESUME : VC_QMP_OUTGOING, fd_out,
+                                 err);
     }
     *fd_out = vc_steal_fd(&m->stream_fd);
     return 0;
@@ -468,13 +481,17 @@ static int wind_up(struct vc_migration *m, int rc, struct vc_err *err)
 static int come_to_terms(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_guard guard;
-    uint64_t features;
     int rc = vc_guard_start(&guard, m->link, m->o->cancel,
                             VC_OPEN_TIMES * vc_dead_peer_ms(m->o->dead_peer_ms), err);
 
     if (rc)
         return rc;
-    rc = vc_link_hello(m->link, VC_WIRE_FEATURE_ANNOUNCE, &features, err);
+    rc = vc_link_hello(m->link, VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_CHANNELS, &m->features,
+                       err);
+    if (!rc && m->o->postcopy_preempt && !(m->features & VC_WIRE_FEATURE_CHANNELS))
+        rc = vc_err_set_hint(err, VC_E_VERSION,
+                             "install a newer vecycle there, or leave --postcopy-preempt out",
+                             "the other host's vecycle carries no preempt connection");
     if (!rc)
         rc = negotiate(m, err);
     return vc_guard_end(&guard, rc, err);
@@ -533,6 +550,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
         .vm = o->vm,
         .inbox = {.fd = -1},
         .stream_fd = o->stream_fd,
+        .listen_fd = o->listen_fd > 0 ? o->listen_fd : -1,
     };
     vc_auto_close int qmp_fd = o->qmp_fd;
     uint64_t total_ms;
@@ -541,6 +559,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     *result = (struct vc_session_result){0};
     if (rc) {
         vc_cleanup_close(&m.stream_fd);
+        vc_cleanup_close(&m.listen_fd);
         return rc;
     }
     snprintf(result->peer, sizeof(result->peer), "%s", vc_link_peer(m.link));
@@ -562,6 +581,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     }
     vc_source_free(m.pipeline);
     vc_cleanup_close(&m.stream_fd);
+    vc_cleanup_close(&m.listen_fd);
     if (rc == VC_E_SEAL)
         vc_holding_quarantine(&m.holding);
     if (m.qmp)

@@ -39,7 +39,7 @@ static int open_socket(const char *dir, const char *name, const char *suffix, st
     };
     vc_auto_close int dirfd = -1;
     vc_auto_close int fd = -1;
-    char file[MAX_NAME + 8];
+    char file[MAX_NAME + 16];
     struct stat st;
 
     if (!legal_name(name))

@@ -10,13 +10,14 @@
 #include "base/thread.h"
 #include "qstream/qstream.h"
 #include "source/batch.h"
+#include "source/channel.h"
 #include "source/flow.h"
 #include "source/remote.h"
 #include "source/source.h"
 
 /* Private to src/source: the object that the stages share. The stages are ingest.c (QEMU's socket
  * to batches), send.c (batches to the wire), receive.c (what comes back), record.c (batches to the
- * store). */
+ * store); channel.c has a connection of QEMU's to itself. */
 
 struct vc_source_counters {
     atomic_ullong stream_bytes, return_bytes;
@@ -32,9 +33,10 @@ struct vc_source {
     struct vc_queue to_send, to_record;
     struct vc_thread ingest, send, receive, record;
 
-    struct vc_ram ram;       /* [thread: ingest; const once ram_known] */
-    struct vc_remote remote; /* see there */
-    struct vc_txn *txn;      /* [thread: record until it ends] */
+    struct vc_ram ram;          /* [thread: ingest; const once ram_known] */
+    struct vc_remote remote;    /* see there */
+    struct vc_txn *txn;         /* [thread: record until it ends] */
+    struct vc_src_channel side; /* see there */
 
     pthread_mutex_t mu;
     pthread_cond_t changed;

@@ -147,8 +147,11 @@ static int on_ack(struct vc_source *s, const struct vc_link_frame *f, struct vc_
     struct vc_wire_ack m;
     int rc = vc_wire_ack_decode(f->payload, f->bytes, &m, err);
 
-    if (!rc)
-        rc = vc_source_window_ack(s, m.seq, err);
+    if (rc)
+        return rc;
+    if (f->channel)
+        return vc_src_channel_ack(s, f->channel, &m, err);
+    rc = vc_source_window_ack(s, m.seq, err);
     if (!rc)
         vc_source_notify(s);
     return rc;

@@ -64,6 +64,7 @@ void vc_source_abort(struct vc_source *s, const struct vc_err *why)
     }
     /* Both directions: a QEMU that only lost its return path might go on for long. */
     shutdown(s->o.qemu_fd, SHUT_RDWR);
+    vc_src_channel_abort(s);
     vc_queue_abort(&s->to_send);
     vc_queue_close(&s->to_record); /* what was read is recorded */
     vc_slab_pool_close(&s->slabs);
@@ -122,7 +123,7 @@ static int start_threads(struct vc_source *s, struct vc_err *err)
         rc = vc_thread_start(&s->receive, "vc-src-recv", vc_source_receive_main, s, err);
     if (!rc)
         rc = vc_thread_start(&s->ingest, "vc-src-ingest", vc_source_ingest_main, s, err);
-    return rc;
+    return rc ? rc : vc_src_channel_start(s, err);
 }
 
 int vc_source_start(const struct vc_source_options *o, struct vc_source **out, struct vc_err *err)
@@ -132,12 +133,15 @@ int vc_source_start(const struct vc_source_options *o, struct vc_source **out, s
 
     if (!s) {
         close(o->qemu_fd);
+        if (o->listen_fd > 0)
+            close(o->listen_fd);
         vc_txn_abort(o->txn);
         return vc_err_set(err, VC_E_NOMEM, "no memory for a session");
     }
     s->o = *o;
     s->o.store_patience_ms = o->store_patience_ms ? o->store_patience_ms : VC_STORE_PATIENCE_MS;
     s->txn = o->txn;
+    vc_src_channel_init(&s->side, o->listen_fd > 0 ? o->listen_fd : -1);
     atomic_store(&s->recording, o->txn != NULL);
     atomic_store(&s->pace_limit_ns, o->pace_limit_ns);
     pthread_mutex_init(&s->mu, NULL);
@@ -166,6 +170,7 @@ struct vc_txn *vc_source_join(struct vc_source *s)
     vc_thread_join(&s->ingest);
     vc_thread_join(&s->send);
     vc_thread_join(&s->record);
+    vc_src_channel_join(s);
     return vc_steal_ptr(s->txn);
 }
 
@@ -198,6 +203,7 @@ void vc_source_free(struct vc_source *s)
     vc_queue_fini(&s->to_send);
     vc_queue_fini(&s->to_record);
     close(s->o.qemu_fd);
+    vc_src_channel_fini(&s->side);
     if (s->event_fd >= 0)
         close(s->event_fd);
     pthread_cond_destroy(&s->changed);

@@ -24,6 +24,8 @@ struct vc_source;
 
 struct vc_source_options {
     int qemu_fd;          /* the migration stream's socket, both directions; taken */
+    int listen_fd;        /* where QEMU's second connection comes, listening; taken; 0: nowhere */
+    bool channels;        /* the destination takes a second connection */
     struct vc_link *link; /* in phase `stream`; borrowed until vc_source_free() */
     struct vc_id session;
     struct vc_lineage lineage;

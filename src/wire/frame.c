@@ -17,15 +17,16 @@ static const struct row {
     const char *name;
     uint32_t min, max;
     unsigned senders, phases;
+    unsigned side; /* who may send it on a channel other than 0 */
 } table[] = {
     {VC_WIRE_HELLO, "HELLO", 25, 512, BOTH, HELLO},
     {VC_WIRE_OPEN, "OPEN", 40, 8192, SRC, OPEN},
     {VC_WIRE_ACCEPT, "ACCEPT", 23, 512, DST, OPEN},
     {VC_WIRE_START, "START", 72, 256, SRC, OPEN},
     {VC_WIRE_BLOCKS, "BLOCKS", 18, 70000, SRC, STREAM},
-    {VC_WIRE_BATCH, "BATCH", VC_WIRE_BATCH_HEADER_BYTES, VC_WIRE_MAX_FRAME_BYTES, SRC, STREAM},
-    {VC_WIRE_EOF, "EOF", 0, 0, BOTH, STREAM},
-    {VC_WIRE_ACK, "ACK", 16, 16, DST, STREAM},
+    {VC_WIRE_BATCH, "BATCH", VC_WIRE_BATCH_HEADER_BYTES, VC_WIRE_MAX_FRAME_BYTES, SRC, STREAM, SRC},
+    {VC_WIRE_EOF, "EOF", 0, 0, BOTH, STREAM, SRC},
+    {VC_WIRE_ACK, "ACK", 16, 16, DST, STREAM, DST},
     {VC_WIRE_REPAIR, "REPAIR", 16, 12 + 4 * VC_WIRE_MAX_REPAIR_PAGES, DST, STREAM},
     {VC_WIRE_REPAIRED, "REPAIRED", 12 + 4 + VC_MIN_PAGE_BYTES,
      12 + VC_WIRE_REPAIRED_PAGES *(4 + VC_MAX_PAGE_BYTES), SRC, STREAM},
@@ -97,6 +98,8 @@ int vc_wire_frame_decode(const uint8_t header[VC_WIRE_HEADER_BYTES], enum vc_wir
         return vc_err_set(err, VC_E_PROTOCOL, "%s: not for this side to send", r->name);
     if (!(r->phases & phase))
         return vc_err_set(err, VC_E_PROTOCOL, "%s: not allowed in this phase", r->name);
+    if (f.channel && !(r->side & 1u << sender))
+        return vc_err_set(err, VC_E_PROTOCOL, "%s: has no place on channel %u", r->name, f.channel);
     *out = f;
     return 0;
 }

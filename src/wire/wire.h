@@ -19,6 +19,11 @@
 #define VC_WIRE_VERSION 1
 #define VC_WIRE_HEADER_BYTES 8
 #define VC_WIRE_MAX_CHANNELS 64
+/** The channel of QEMU's postcopy-preempt connection; between the main one and it there is none. */
+#define VC_WIRE_CHANNEL_PREEMPT 1
+/** What may be unacknowledged on a channel other than 0. */
+#define VC_WIRE_CHANNEL_BYTES (1u << 20)
+#define VC_WIRE_CHANNEL_BATCHES 256u
 #define VC_WIRE_MAX_GENERATIONS 64
 #define VC_WIRE_MAX_BATCH_STREAM_BYTES (4u << 20)
 /** Longest body of a batch before compression: its stream bytes as data, and its runs. */
@@ -79,6 +84,7 @@ enum vc_wire_mode {
     VC_WIRE_MODE_WORD = 3,
     VC_WIRE_MODE_POSTCOPY = 4,
     VC_WIRE_MODE_RECOVER = 5,
+    VC_WIRE_MODE_PREEMPT = 6,
 };
 enum vc_wire_base { VC_WIRE_BASE_NONE = 0, VC_WIRE_BASE_PING_PONG = 1, VC_WIRE_BASE_ANNOUNCE = 2 };
 enum vc_wire_word {
@@ -90,6 +96,7 @@ enum vc_wire_word {
 #define VC_WIRE_FEATURE_ANNOUNCE (1ull << 0)
 #define VC_WIRE_FEATURE_MOVED (1ull << 1)   /* reserved */
 #define VC_WIRE_FEATURE_CREDITS (1ull << 2) /* reserved */
+#define VC_WIRE_FEATURE_CHANNELS (1ull << 3)
 #define VC_WIRE_LINEAGE_EXPOSED 1u
 #define VC_WIRE_FRAME_OPTIONAL 1u
 

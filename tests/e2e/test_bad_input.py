@@ -253,6 +253,31 @@ def test_a_stream_without_return_path(running):
     running.still_runs_here()
 
 
+def test_a_proxy_carries_no_multifd(running):
+    listen = running.hosts[0].path("out.sock")
+    running.new_qemu(1, f"unix:{running.hosts[1].path('vm.sock')}")
+    p, _ = running.vecycle().start_proxy(listen, running.vm, running.vecycles[1].address, "vm")
+    running.qemu.migrate_plain(f"unix:{listen}", capabilities=("return-path", "events", "multifd"))
+    assert p.wait() == 50, p.messages()
+    assert "turn off the migration capability 'multifd'" in p.messages(), p.messages()
+    running.still_runs_here()
+
+
+def test_a_preempt_connection_that_the_destination_does_not_expect(fleet, namespaces):
+    f = fleet(rate="100mbit")
+    f.boot_linux(192, 60)
+    listen = f.hosts[0].path("out.sock")
+    dest = f.new_qemu(1, "defer")
+    dest.set_capabilities(["postcopy-ram"])
+    dest.qmp.execute("migrate-incoming", uri=f"unix:{f.hosts[1].path('vm.sock')}")
+    p, _ = f.vecycle().start_proxy(listen, f.vm, f.vecycles[1].address, "vm")
+    f.qemu.migrate_plain(f"unix:{listen}", capabilities=(
+        "return-path", "events", "postcopy-ram", "postcopy-preempt"))
+    assert p.wait() == 31, p.messages()
+    assert "postcopy-preempt" in p.messages(), p.messages()
+    f.still_runs_here()
+
+
 def test_a_proxy_whose_destination_does_not_listen(running):
     listen = running.hosts[0].path("out.sock")
     p, _ = running.vecycle().start_proxy(listen, running.vm, running.vecycles[1].address, "vm")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Postcopy: the VM runs at the destination while its memory is still coming."""
 import json
+import re
 import signal
 
 import pytest
@@ -9,6 +10,7 @@ from vctest.gate import BATCH, WORD, Gate
 from vctest.proc import wait_for
 
 POSTCOPY = ("return-path", "events", "postcopy-ram")
+PREEMPT = (*POSTCOPY, "postcopy-preempt")
 
 
 def transferred(qemu, n):
@@ -26,7 +28,7 @@ def switch_to_postcopy(qemu):
     qemu.qmp.execute("migrate-start-postcopy")
 
 
-def proxied(f, to, capabilities=POSTCOPY):
+def proxied(f, to, capabilities=POSTCOPY, switch=True):
     """A postcopy migration through a proxy, both QEMUs being driven by this test."""
     dst = f.hosts[to]
     dest = f.new_qemu(to, "defer", ["-S"])
@@ -36,18 +38,22 @@ def proxied(f, to, capabilities=POSTCOPY):
     listen = f.hosts[f.at].path("out.sock")
     p, out = f.vecycle().start_proxy(listen, f.vm, f.vecycles[to].address, "vm")
     f.qemu.migrate_plain(f"unix:{listen}", capabilities=capabilities)
-    switch_to_postcopy(f.qemu)
-    wait_for(lambda: f.qemu.qmp.execute("query-migrate")["status"] in
-             ("postcopy-active", "completed"), 30, "the switch to postcopy")
-    dest.qmp.execute("cont")
+    if switch:
+        switch_to_postcopy(f.qemu)
+        wait_for(lambda: f.qemu.qmp.execute("query-migrate")["status"] in
+                 ("postcopy-active", "completed"), 30, "the switch to postcopy")
+        dest.qmp.execute("cont")
     f.qemu.wait_migrated()
     assert p.wait() == 0, p.messages()
+    if not switch:
+        assert f.qemu.ram_digest() == dest.ram_digest(), "the memories differ"
+        dest.qmp.execute("cont")
     dest.wait_status("running")
     f.arrived(to, dest)
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("capabilities", [POSTCOPY], ids=["plain"])
+@pytest.mark.parametrize("capabilities", [POSTCOPY, PREEMPT], ids=["plain", "preempt"])
 def test_postcopy_through_a_proxy_there_and_back(fleet, capabilities):
     f = fleet()
     f.boot_linux(256, 100)
@@ -64,20 +70,34 @@ def test_postcopy_through_a_proxy_there_and_back(fleet, capabilities):
     assert r["wire_bytes"] < r["stream_bytes"] / 50
 
 
-def driven(f, to, extra=()):
+def test_a_preempt_connection_may_never_be_needed(fleet):
+    f = fleet()
+    f.boot_linux(192, 50)
+    for to in 1, 0:
+        r = proxied(f, to, PREEMPT, switch=False)
+        assert r["confirmed"] and not r["passthrough"], r
+    f.check_guest()
+
+
+OPTIONS = pytest.mark.parametrize("option", ["--postcopy", "--postcopy-preempt"],
+                                  ids=["plain", "preempt"])
+
+
+def driven(f, to, option="--postcopy"):
     dest = f.incoming(to)
-    r = f.vecycle().migrate(f.qemu, f.vecycles[to].address, dest.name, ["--postcopy", *extra])
+    r = f.vecycle().migrate(f.qemu, f.vecycles[to].address, dest.name, [option])
     assert dest.status() == "running" and f.qemu.status() == "postmigrate"
     f.arrived(to, dest)
     return r
 
 
-def test_postcopy_driven_there_and_back(fleet):
+@OPTIONS
+def test_postcopy_driven_there_and_back(fleet, option):
     f = fleet()
     f.boot_linux(256, 100)
     f.guest.command("dirty 32 20")
     for to in 1, 0:
-        r = driven(f, to)
+        r = driven(f, to, option)
         assert r["confirmed"] and not r["passthrough"], r
     assert r["base"] == 1 and r["pages"]["same"] > 12000
     f.guest.command("stop")
@@ -87,23 +107,49 @@ def test_postcopy_driven_there_and_back(fleet):
     assert r["wire_bytes"] < r["stream_bytes"] / 50
 
 
-def test_the_boot_sector_stays_right_through_postcopy(fleet):
+@OPTIONS
+def test_the_boot_sector_stays_right_through_postcopy(fleet, option):
     f = fleet()
     f.boot_selfcheck(end_mib=24, delay=2000)
     for to in 1, 0, 1:
-        driven(f, to)
+        driven(f, to, option)
         f.guest.wait_passes(2)
+
+
+def test_pages_that_are_asked_for_have_a_connection_of_their_own(fleet, namespaces):
+    f = fleet(rate="100mbit")
+    f.boot_linux(256, 100)
+    dest = f.incoming(1)
+    p, out = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name,
+                                       ["--postcopy-preempt", "--verbose"])
+    transferred(f.qemu, 64 << 20)
+    f.guest.command("rewrite 100")
+    wait_for(lambda: f.qemu.qmp.execute("query-migrate").get("status") == "postcopy-active" and
+             dest.status() == "running", 120, "the switch to postcopy")
+    f.guest.attach(dest)
+    f.guest.command("check")  # needs all of it, while the rest is still coming
+    assert p.wait(120) == 0, p.messages()
+    r = f.vecycle().summary(out)
+    assert r["confirmed"] and not r["passthrough"], r
+    carried = re.search(r"preempt connection has carried (\d+) bytes", p.messages())
+    assert carried and int(carried[1]) > 64 << 10, p.messages()
+    f.qemu.stop()
+    f.at, f.qemu = 1, dest
+    # Those pages are not in the checkpoint, and what is in it is right.
+    f.migrate(0)
+    f.check_guest()
 
 
 def set_link(f, state):
     f.hosts[1].run(["ip", "link", "set", "eth0", state])
 
 
-def test_an_interrupted_postcopy_is_recovered(fleet, namespaces):
+@OPTIONS
+def test_an_interrupted_postcopy_is_recovered(fleet, namespaces, option):
     f = fleet(rate="100mbit")
     f.boot_linux(256, 100)
     dest = f.incoming(1)
-    p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name, ["--postcopy"])
+    p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name, [option])
     transferred(f.qemu, 64 << 20)
     f.guest.command("rewrite 100")
     wait_for(lambda: f.qemu.qmp.execute("query-migrate").get("status") == "postcopy-active" and

@@ -125,6 +125,7 @@ class Type:
     least: int
     most: int
     phases: tuple
+    side: tuple = ()  # who may send it on a channel other than 0
 
 
 _ANY, _LATE = ("hello", "open", "stream", "end"), ("open", "stream", "end")
@@ -134,9 +135,9 @@ TYPES = [
     Type(3, "ACCEPT", (DEST,), 23, 512, ("open",)),
     Type(4, "START", (SOURCE,), 72, 256, ("open",)),
     Type(16, "BLOCKS", (SOURCE,), 18, 70000, ("stream",)),
-    Type(17, "BATCH", (SOURCE,), 48, 9437184, ("stream",)),
-    Type(18, "EOF", BOTH, 0, 0, ("stream",)),
-    Type(19, "ACK", (DEST,), 16, 16, ("stream",)),
+    Type(17, "BATCH", (SOURCE,), 48, 9437184, ("stream",), (SOURCE,)),
+    Type(18, "EOF", BOTH, 0, 0, ("stream",), (SOURCE,)),
+    Type(19, "ACK", (DEST,), 16, 16, ("stream",), (DEST,)),
     Type(20, "REPAIR", (DEST,), 16, 262156, ("stream",)),
     Type(21, "REPAIRED", (SOURCE,), 1040, 4194572, ("stream",)),
     Type(22, "RESEND", (DEST,), 8, 8, ("stream",)),
@@ -196,6 +197,8 @@ def check_header(length, number, flags, channel, sender=None, phase=None):
         raise Bad("frame", f"{t.name} from the {sender}")
     if phase and phase not in t.phases:
         raise Bad("frame", f"{t.name} in phase {phase}")
+    if channel and (not t.side or sender and sender not in t.side):
+        raise Bad("frame", f"{t.name} on channel {channel}")
     return True
 
 
@@ -241,7 +244,7 @@ def flags_of(r, known):
 
 
 def _open(r, _):
-    m = dict(session=r.id(), vm=r.id(), mode=r.one_of(1, 2, 3, 4, 5), name=r.str8(), window=r.u32())
+    m = dict(session=r.id(), vm=r.id(), mode=r.one_of(1, 2, 3, 4, 5, 6), name=r.str8(), window=r.u32())
     m["has_lineage"] = r.boolean()
     if m["has_lineage"]:
         m.update(_lineage(r))

@@ -188,9 +188,12 @@ static void channels_and_flags_have_limits(void **state)
 {
     (void)state;
     for (unsigned channel = 0; channel < 65536; channel += channel < 70 ? 1 : 977) {
-        struct vc_wire_frame f = {8, VC_WIRE_PING, 0, (uint16_t)channel};
+        struct vc_wire_frame eof = {0, VC_WIRE_EOF, 0, (uint16_t)channel};
+        struct vc_wire_frame ping = {8, VC_WIRE_PING, 0, (uint16_t)channel};
 
-        assert_int_equal(decode(&f, VC_WIRE_SOURCE, VC_WIRE_PHASE_STREAM) == 0, channel < 64);
+        assert_int_equal(decode(&eof, VC_WIRE_SOURCE, VC_WIRE_PHASE_STREAM) == 0, channel < 64);
+        assert_int_equal(decode(&eof, VC_WIRE_DESTINATION, VC_WIRE_PHASE_STREAM) == 0, !channel);
+        assert_int_equal(decode(&ping, VC_WIRE_SOURCE, VC_WIRE_PHASE_STREAM) == 0, !channel);
     }
     for (unsigned flags = 0; flags < 256; flags++) {
         struct vc_wire_frame f = {8, VC_WIRE_PING, (uint8_t)flags, 0};

@@ -13,6 +13,7 @@ import vcvectors as v  # noqa: E402
 import zstandard  # noqa: E402
 from vcbatch import (DATA, INVALIDATE, MOVED, OPAQUE, SAME, ZERO, Batch, Run,  # noqa: E402
                      encode_batch, encode_runs)
+from vcdigest import Digest  # noqa: E402
 from vcwire import BY_NAME, DEST, SOURCE, encode, frame, varint, zigzag  # noqa: E402
 
 vectors = []
@@ -51,13 +52,18 @@ def frames():
     ping = struct.pack("<Q", 7)
     add("frame-unknown-optional", struct.pack("<IBBH", 3, 99, 1, 0) + b"xyz", "skip")
     add("frame-known-optional", frame("PING", ping, flags=1))
-    add("frame-channel-63", frame("RETURN", b"x", channel=63))
+    add("frame-channel-63", frame("ACK", bytes(16), channel=63))
+    add("frame-channel-1-eof", frame("EOF", channel=1), sender=SOURCE)
     wrong = "bad PROTOCOL frame"
     add("frame-unknown-type", struct.pack("<IBBH", 0, 99, 0, 0), wrong)
     add("frame-unknown-optional-too-long", struct.pack("<IBBH", (9 << 20) + 1, 99, 1, 0), wrong)
     add("frame-type-0", struct.pack("<IBBH", 0, 0, 0, 0), wrong)
     add("frame-unknown-flag", frame("PING", ping, flags=2), wrong)
-    add("frame-channel-64", frame("RETURN", b"x", channel=64), wrong)
+    add("frame-channel-64", frame("ACK", bytes(16), channel=64), wrong)
+    add("frame-channel-1-eof-from-destination", frame("EOF", channel=1), wrong, sender=DEST)
+    for t in BY_NAME.values():
+        if not t.side:
+            add(f"frame-channel-1-{t.name.lower()}", frame(t.name, bytes(t.least), channel=1), wrong)
     add("frame-wrong-sender", frame("ACK", bytes(16)), wrong, sender=SOURCE)
     add("frame-wrong-sender-batch", frame("BATCH", bytes(48)), wrong, sender=DEST)
     add("frame-hello-twice", frame("HELLO", bytes(25)), wrong, phase="open")
@@ -113,7 +119,7 @@ def handshake():
          **changed(OPEN, generations=[(ident(i), root(i)) for i in range(64)]))
     bad("open-65-generations", "OPEN",
         encode("OPEN", changed(OPEN, generations=[(ident(i), root(i)) for i in range(65)])))
-    bad("open-mode", "OPEN", encode("OPEN", changed(OPEN, mode=6)))
+    bad("open-mode", "OPEN", encode("OPEN", changed(OPEN, mode=7)))
     bad("open-lineage-flags", "OPEN", encode("OPEN", changed(OPEN, lineage_flags=2)))
     bad("open-trailing", "OPEN", encode("OPEN", OPEN) + b"\0")
     bad("open-cut", "OPEN", encode("OPEN", OPEN)[:-1])
@@ -292,6 +298,16 @@ def batches():
     bad("batch-moved-not-agreed", "BATCH", encode_batch(b))
 
 
+def preempt():
+    """Channel 1 has a chain of seals of its own."""
+    seal, position = Digest(v.KEY, "seal")(v.SESSION + struct.pack("<H", 1)), 0
+    for sequence, (name, runs) in enumerate((("opened", []), ("bytes", [
+            Run(OPAQUE, 8, content=struct.pack(">Q", 0x10))])), 1):
+        b = batch(runs, sequence, position, before=seal)
+        add("batch-channel-1-" + name, frame("BATCH", encode_batch(b), channel=1), before=seal)
+        seal, position = b.seal, position + b.stream_bytes
+
+
 def bad_headers():
     b = batch(EVERYTHING)
 
@@ -388,7 +404,7 @@ def bad_runs():
 
 
 def main():
-    for make in (frames, hello, handshake, blocks, stream, announce, end, batches, bad_headers,
+    for make in (frames, hello, handshake, blocks, stream, announce, end, batches, preempt, bad_headers,
                  bad_zstd, bad_runs):
         make()
     v.DIRECTORY.mkdir(parents=True, exist_ok=True)
