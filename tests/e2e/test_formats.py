@@ -129,6 +129,27 @@ def test_a_driven_vm_and_its_checkpoints_over_three_hosts(fleet):
     damage_is_seen(f.vecycles[f.at].store, f.vm, f.hosts[0].dir / "copies")
 
 
+def test_a_preempt_connection_can_be_read_off_the_wire(fleet):
+    f = fleet(namespaces=False)
+    f.boot_linux(128, 30)
+    f.guest.command("dirty 16 20")
+    wire = Wire(f)
+    for to, base in (1, 0), (0, 1):
+        recorder, address = wire.tap(to)
+        dest = f.incoming(to)
+        result = f.vecycle().migrate(f.qemu, address, dest.name,
+                                     ["--postcopy", "--postcopy-preempt"])
+        f.arrived(to, dest)
+        session = wire.follow(recorder)
+        session.stream()
+        assert session.start["base_kind"] == result["base"] == base
+        assert session.side_channel.ended and session.side_channel.stream
+        assert not session.side_channel.outstanding
+        roots_agree(session, result)
+    f.guest.command("stop")
+    f.check_guest()
+
+
 def damage_is_seen(store, vm, copies):
     """The reader that found all well is one that would have seen a byte that differs."""
     newest = vcstore.Vm(store, vm).manifest.generations[0]

@@ -12,6 +12,9 @@ from vcstore import ZERO as STATE_ZERO
 from vcwire import DEST, SOURCE, Bad
 
 
+POSTCOPY = (4, 5, 6)  # modes in which the word comes before the end of the stream
+
+
 def need(condition, text):
     if not condition:
         raise Bad("session", text)
@@ -50,6 +53,40 @@ class Side:
         self.over = False
 
 
+class SideChannel:
+    """Channel 1 (section 4): literal bytes under a seal of its own."""
+
+    def __init__(self, seals):
+        self.seals, self.stream, self.ended = seals, bytearray(), False
+        self.outstanding, self.batches = {}, 0
+
+    def frame(self, f):
+        need(not self.ended or f.name == "ACK", f"{f.name} on a channel that has ended")
+        if f.name == "BATCH":
+            self._batch(f.payload)
+        elif f.name == "ACK":
+            m = vcwire.decode(f.name, f.payload)
+            need(self.outstanding.get(m["sequence"], [0, 0])[1] == m["position"], "ACK of nothing")
+            for n in [n for n in self.outstanding if n <= m["sequence"]]:
+                del self.outstanding[n]
+        else:
+            need(f.name == "EOF" and self.batches, f"{f.name} on channel 1")
+            self.ended = True
+
+    def _batch(self, payload):
+        b = vcbatch.decode_batch(payload)
+        need(all(r.kind == vcbatch.OPAQUE for r in b.runs) and len(b.runs) <= 1, "more than bytes")
+        need(b.runs or not self.batches, "an empty batch that opens nothing")
+        self.batches += 1
+        need(b.sequence == self.batches and b.position == len(self.stream), "a gap between batches")
+        stream, covered, _ = vcbatch.expand(b, [], 4096)
+        need(self.seals.next(b.sequence, b.position, covered) == b.seal, "a wrong seal on channel 1")
+        self.stream += stream
+        self.outstanding[b.sequence] = b.position, len(self.stream)
+        waiting = len(self.stream) - self.outstanding[min(self.outstanding)][0]
+        need(len(self.outstanding) <= 256 and waiting <= 1 << 20, "too much on its way")
+
+
 class Session:
     """feed() takes what each side sent, in the order in which it was seen on the way.
 
@@ -67,6 +104,7 @@ class Session:
         self.batches, self.asked, self.repaired = {}, {}, {}
         self.position, self.acked = 0, 0
         self.returned, self.committed = bytearray(), {}
+        self.side_channel = None
 
     def feed(self, sender, data):
         side = self.sides[sender]
@@ -97,7 +135,9 @@ class Session:
         need(not side.over, f"{f.name} from the {side.name} after its last word")
         if f.skipped:
             return
-        need(f.channel == 0, f"{f.name} on channel {f.channel}")
+        if f.channel:
+            self._side(f)
+            return
         side.seen.append(f.name)
         if f.name == "BATCH":
             self._batch(f.payload)
@@ -107,6 +147,14 @@ class Session:
         need(handler or f.name in ("PING", "PONG"), f"{f.name} in a session that went well")
         if handler:
             handler(side, m)
+
+    def _side(self, f):
+        need(f.channel == 1 and self._features() & 8, f"{f.name} on channel {f.channel}")
+        if not self.side_channel:
+            seals = vcbatch.Seals(self.keys[self.start["lineage"]],
+                                  self.open["session"] + struct.pack("<H", f.channel))
+            self.side_channel = SideChannel(seals)
+        self.side_channel.frame(f)
 
     def _on_hello(self, side, m):
         need(m["role"] == (1 if side.name == SOURCE else 2), "a wrong role")
@@ -217,7 +265,8 @@ class Session:
 
     def _on_word(self, _, m):
         need(self.open["mode"] != 1 and m["session"] == self.open["session"], "WORD out of turn")
-        need(self.shut_status() == 0, "WORD, though the destination QEMU failed")
+        need(self.open["mode"] in POSTCOPY or self.shut_status() == 0,
+             "WORD, though the destination QEMU failed")
 
     def _on_word_done(self, _, m):
         need("WORD" in self.sides[SOURCE].seen and m["code"] == 0, f"WORD_DONE {m}")

@@ -23,8 +23,9 @@
 
 #define PAGES MAX_PAGES
 #define TICK_MS 20
-/* Long enough for a disk that does not hang. */
+/* With a disk that hangs, and with one that may be busy. */
 #define PATIENCE_MS 1000
+#define LONG_PATIENCE_MS 60000
 
 /* ---- QEMU's two ends ---- */
 
@@ -194,6 +195,7 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
     struct vc_id session = {"a session"}, gen;
     struct vc_txn_note note = {.peer = "test"};
     struct vc_txn *txn;
+    uint32_t patience_ms = from->hangs || to->hangs ? PATIENCE_MS : LONG_PATIENCE_MS;
     int a[2], b[2];
 
     assert_true(vc_id_random(&gen));
@@ -221,7 +223,7 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .base = base,
         .gen = to->gen,
         .connect = connect_dest,
-        .store_patience_ms = PATIENCE_MS,
+        .store_patience_ms = patience_ms,
         .on_frame = drop_frame,
     };
     struct vc_source_options s = {
@@ -234,7 +236,7 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .local_gen = from->gen,
         .zstd_level = 1,
         .needs_return_path = true,
-        .store_patience_ms = PATIENCE_MS,
+        .store_patience_ms = patience_ms,
         .on_frame = drop_frame,
     };
     assert_int_equal(vc_txn_begin(from->vm, &gen, from->gen, &s.txn, &err), 0);
