@@ -133,7 +133,8 @@ int vc_digest_update(struct vc_digester *d, const void *data, size_t n, struct v
         if (n > SCRATCH_BYTES)
             return d->ops->update(d->state, data, n, err);
     }
-    memcpy(d->scratch + d->gathered, data, n);
+    if (n)
+        memcpy(d->scratch + d->gathered, data, n);
     d->gathered += n;
     return 0;
 }

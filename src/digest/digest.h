@@ -50,7 +50,7 @@ int vc_digest_pages(struct vc_digester *d, const uint8_t *const *pages, size_t n
                     struct vc_digest *out, struct vc_err *err) VC_NODISCARD;
 
 /** A message in pieces: begin, any number of updates, end. Only one at a time, and no
- *  vc_digest_pages() in between. */
+ *  vc_digest_pages() in between. Nothing (NULL, 0) may be added. */
 int vc_digest_begin(struct vc_digester *d, struct vc_err *err) VC_NODISCARD;
 int vc_digest_update(struct vc_digester *d, const void *data, size_t n,
                      struct vc_err *err) VC_NODISCARD;
