@@ -5,8 +5,8 @@
 #include "dest/dest.h"
 #include "session/common.h"
 
-/* Private to src/session: the destination's side of one migration, shared by dest.c (the phases)
- * and obey.c (the source's word). */
+/* Private to src/session: the destination's side of one migration, shared by opening.c (HELLO to
+ * START), dest.c (the phases behind it) and obey.c (the source's word). */
 
 struct vc_qmp;
 
@@ -31,6 +31,11 @@ struct arrival {
     bool ran;       /* somebody continued it, as far as events tell */
 };
 
+/** HELLO to START, within a time and unless cancelled. 0; VC_EOF: a word was repeated, and that was
+ *  all; or an error. */
+int vc_arrival_open(struct arrival *a, struct vc_err *err) VC_NODISCARD;
+/** The generation that the base of START names, or NULL. */
+struct vc_gen *vc_arrival_base(const struct arrival *a);
 /** Whether the peer may have the VM of OPEN at that socket; NULL: may it talk to us at all? 0, or
  *  an error that ends the session. */
 int vc_arrival_ask_leave(struct arrival *a, const char *name, struct vc_err *err) VC_NODISCARD;

@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "qmp/qmp.h"
+#include "session/arrival.h"
+#include "session/parking.h"
+#include "session/preempt.h"
+
+/* How a session begins at the destination, HELLO to START: who may have which VM, the QEMU that
+ * waits for it, what this host can put in. */
+
+static bool is_plaintext(const struct arrival *a)
+{
+    return vc_link_security(a->link) == VC_WIRE_PLAINTEXT;
+}
+
+/* ---- begin: leave ---- */
+
+int vc_arrival_ask_leave(struct arrival *a, const char *name, struct vc_err *err)
+{
+    struct vc_reach what = {
+        .name = name,
+        .vm = a->open.vm,
+        .attested = a->open.mode != VC_WIRE_MODE_PROXY,
+    };
+
+    return a->o->may_reach ? a->o->may_reach(a->o->policy, a->o->conn, &what, err) : 0;
+}
+
+/* ---- begin: QEMU ---- */
+
+/* Whether it waits for a migration, or for the rest of one. */
+static int check_waits(struct arrival *a, struct vc_err *err)
+{
+    char state[32];
+    int rc;
+
+    if (a->open.mode == VC_WIRE_MODE_RECOVER)
+        return 0; /* `migrate-recover` is refused by any other QEMU */
+    rc = vc_qmp_run_state(a->qmp, state, err);
+    if (!rc && strcmp(state, "inmigrate") != 0)
+        return vc_err_set_hint(err, VC_E_DEST_QEMU, "start it with -incoming defer",
+                               "the destination QEMU '%s' is not waiting for a migration but '%s'",
+                               a->name, state);
+    return rc;
+}
+
+static int set_up_qemu(struct arrival *a, struct vc_err *err)
+{
+    bool preempt = a->open.mode == VC_WIRE_MODE_PREEMPT;
+    int rc;
+
+    if (a->open.mode == VC_WIRE_MODE_RECOVER)
+        return 0;
+    rc = vc_qmp_set_capability(a->qmp, "events", true, err);
+    if (!rc)
+        rc = vc_preempt_set_up(a->qmp, vc_arrival_is_postcopy(a), preempt, err);
+    /* Not autostart: it is continued on the source's word (QEMU: qmp_stop() in inmigrate). */
+    return rc ? rc : vc_qmp_simple(a->qmp, "stop", err);
+}
+
+static int check_qemu(struct arrival *a, struct vc_err *err)
+{
+    struct vc_id uuid;
+    char want[VC_ID_TEXT_BYTES], have[VC_ID_TEXT_BYTES];
+    int rc = check_waits(a, err);
+
+    if (!rc)
+        rc = vc_qmp_uuid(a->qmp, &uuid, err);
+    if (!rc && !vc_id_equal(&uuid, &a->open.vm)) {
+        vc_id_format(&a->open.vm, want);
+        vc_id_format(&uuid, have);
+        return vc_err_set_hint(err, VC_E_DEST_QEMU, "start it with the same -uuid",
+                               "the destination QEMU '%s' is VM %s and not %s", a->name, have,
+                               want);
+    }
+    return rc ? rc : set_up_qemu(a, err);
+}
+
+static int find_qemu(struct arrival *a, struct vc_err *err)
+{
+    int fd, rc;
+
+    if (a->open.name[0])
+        snprintf(a->name, sizeof(a->name), "%s", a->open.name);
+    else
+        vc_id_format(&a->open.vm, a->name);
+    rc = vc_arrival_ask_leave(a, a->name, err);
+    if (rc)
+        return rc;
+    if (a->open.mode == VC_WIRE_MODE_PROXY)
+        return vc_target_exists(a->o->socket_dir, a->name, ".sock", err);
+    if (a->open.mode == VC_WIRE_MODE_RECOVER &&
+        (a->qmp = vc_parking_take(a->o->parking, &a->open.vm, a->name)))
+        return 0;
+    fd = vc_target_connect(a->o->socket_dir, a->name, ".qmp", err);
+    if (fd < 0)
+        return fd;
+    rc = vc_arrival_is_postcopy(a) ? vc_qmp_from_fd_oob(fd, a->name, &a->qmp, err)
+                                   : vc_qmp_from_fd(fd, a->name, &a->qmp, err);
+    if (!rc)
+        rc = check_qemu(a, err);
+    if (rc == VC_E_QMP) {
+        err->code = VC_E_DEST_QEMU;
+        rc = VC_E_DEST_QEMU;
+    }
+    return rc;
+}
+
+/* ---- prepare ---- */
+
+static bool offered(const struct vc_wire_open *open, const struct vc_gen_info *info)
+{
+    for (unsigned i = 0; i < open->n_generations; i++)
+        if (vc_id_equal(&open->generations[i].id, &info->id) &&
+            !memcmp(open->generations[i].root, info->root, VC_WIRE_ROOT_BYTES))
+            return true;
+    return false;
+}
+
+/* Which generation this host can put in, and how the source gets to know it. What both hosts hold
+ * needs no announcement; what had arrived when an attempt failed may be worth one. */
+static void choose_base(struct arrival *a, bool source_has, struct vc_wire_accept *m)
+{
+    const struct vc_holding *h = &a->holding;
+    bool ping_pong = source_has && h->gen && offered(&a->open, vc_gen_info(h->gen));
+    bool announce = a->features & VC_WIRE_FEATURE_ANNOUNCE;
+    const struct vc_gen *best = vc_holding_best(h, ping_pong ? VC_WIRE_ANNOUNCE_PAGE_BYTES : 0);
+
+    if (ping_pong && (best == h->gen || !announce)) {
+        best = h->gen;
+        m->base = VC_WIRE_BASE_PING_PONG;
+    } else if (best && announce) {
+        m->base = VC_WIRE_BASE_ANNOUNCE;
+    }
+    if (m->base != VC_WIRE_BASE_NONE)
+        m->generation = vc_gen_info(best)->id;
+    a->offered = m->base;
+    a->of_partial = best && best == h->partial;
+}
+
+/* What this host can put in: the rules of docs/formats/wire.md, ACCEPT. */
+static int send_accept(struct arrival *a, struct vc_err *err)
+{
+    const struct vc_holding *h = &a->holding;
+    struct vc_wire_accept m = {.max_batch_stream_bytes = VC_WIRE_MAX_BATCH_STREAM_BYTES};
+    bool source_exposed = a->open.lineage.flags & VC_WIRE_LINEAGE_EXPOSED;
+    bool source_has = a->open.has_lineage && source_exposed == is_plaintext(a);
+    bool shared =
+        h->has_lineage && (!source_has || vc_id_equal(&h->lineage.id, &a->open.lineage.id));
+    int rc;
+
+    if (shared)
+        choose_base(a, source_has, &m);
+    if (h->has_lineage && !source_has) {
+        m.has_lineage = true;
+        m.lineage = (struct vc_wire_lineage){
+            .id = h->lineage.id,
+            .algo = h->lineage.algo,
+            .flags = h->lineage.exposed ? VC_WIRE_LINEAGE_EXPOSED : 0,
+        };
+        memcpy(m.key, h->lineage.key, sizeof(m.key));
+    }
+    m.needs_key = source_has && !shared;
+    rc = VC_SESSION_SEND(a->link, VC_WIRE_ACCEPT, vc_wire_accept_encode, &m, err);
+    vc_wipe(&m, sizeof(m));
+    return rc;
+}
+
+struct vc_gen *vc_arrival_base(const struct arrival *a)
+{
+    return a->of_partial ? a->holding.partial : a->holding.gen;
+}
+
+static int take_start(struct arrival *a, struct vc_err *err)
+{
+    struct vc_lineage l;
+
+    l = (struct vc_lineage){
+        .id = a->start.lineage.id,
+        .algo = a->start.lineage.algo,
+        .exposed = a->start.lineage.flags & VC_WIRE_LINEAGE_EXPOSED,
+    };
+    if (!vc_digest_algo_known(l.algo))
+        return vc_err_set(err, VC_E_VERSION, "START: unknown digest algorithm %u", l.algo);
+    if (l.exposed != is_plaintext(a))
+        return vc_err_set(err, VC_E_PROTOCOL, "START: the key does not fit the connection");
+    if (!a->start.has_key &&
+        !(a->holding.has_lineage && vc_id_equal(&l.id, &a->holding.lineage.id)))
+        return vc_err_set(err, VC_E_PROTOCOL, "START: a key is missing");
+    memcpy(l.key, a->start.key, sizeof(l.key));
+    vc_holding_adopt(&a->holding, &l);
+    vc_wipe(&l, sizeof(l));
+    vc_wipe(a->start.key, sizeof(a->start.key));
+    if (a->start.base != VC_WIRE_BASE_NONE && (a->start.base != a->offered || !vc_arrival_base(a)))
+        return vc_err_set(err, VC_E_PROTOCOL, "START: refers to a generation not offered");
+    return 0;
+}
+
+/* The record of the interrupted session stands, and is settled by this one. Where it cannot be
+ * read, the VM goes on without. */
+static void keep_record(struct arrival *a)
+{
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_handover h;
+
+    if (!a->holding.vm)
+        return;
+    if (vc_handover_get(a->holding.vm, &h, &err))
+        vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
+    else
+        a->recorded = h.state == VC_HANDOVER_ARRIVING && vc_holding_record(&a->holding, &h);
+}
+
+static void begin_handover(struct arrival *a)
+{
+    struct vc_handover h = {
+        .state = VC_HANDOVER_ARRIVING,
+        .session = a->open.session,
+        .since_unix = vc_wall_s(),
+    };
+
+    if (!a->qmp)
+        return;
+    if (a->open.mode == VC_WIRE_MODE_RECOVER) {
+        keep_record(a);
+        return;
+    }
+    snprintf(h.peer, sizeof(h.peer), "%s", vc_link_peer(a->link));
+    snprintf(h.socket, sizeof(h.socket), "%s", a->name);
+    a->recorded = vc_holding_record(&a->holding, &h);
+}
+
+/* ---- the whole ---- */
+
+static int receive_open(struct arrival *a, struct vc_err *err)
+{
+    vc_auto_frame struct vc_link_frame *f = NULL;
+    int rc = vc_link_hello(a->link, VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_CHANNELS,
+                           &a->features, err);
+
+    if (!rc)
+        rc = vc_session_expect(a->link, VC_WIRE_OPEN, &f, err);
+    if (!rc)
+        rc = vc_wire_open_decode(f->payload, f->bytes, &a->open, err);
+    a->result->vm = a->open.vm;
+    return rc;
+}
+
+static int prepare(struct arrival *a, struct vc_err *err)
+{
+    vc_auto_frame struct vc_link_frame *f = NULL;
+    int rc = find_qemu(a, err);
+
+    if (!rc)
+        rc =
+            vc_holding_open(&a->holding, a->o->store, &a->open.vm, is_plaintext(a), a->o->log, err);
+    if (!rc)
+        rc = send_accept(a, err);
+    if (!rc)
+        rc = vc_session_expect(a->link, VC_WIRE_START, &f, err);
+    if (!rc)
+        rc = vc_wire_start_decode(f->payload, f->bytes, &a->start, err);
+    if (!rc)
+        rc = take_start(a, err);
+    if (rc)
+        return rc;
+    begin_handover(a);
+    a->result->base = a->start.base;
+    a->result->generation = a->start.generation;
+    vc_link_set_phase(a->link, VC_WIRE_PHASE_STREAM);
+    return 0;
+}
+
+/* HELLO to START, within a time and unless cancelled. 0; VC_EOF: a word was repeated. */
+int vc_arrival_open(struct arrival *a, struct vc_err *err)
+{
+    struct vc_guard guard;
+    int rc = vc_guard_start(&guard, a->link, a->o->cancel,
+                            VC_OPEN_TIMES * vc_dead_peer_ms(a->o->dead_peer_ms), err);
+
+    if (rc)
+        return rc;
+    rc = vc_arrival_ask_leave(a, NULL, err);
+    if (!rc)
+        rc = receive_open(a, err);
+    if (!rc && a->open.mode == VC_WIRE_MODE_WORD) {
+        rc = vc_arrival_repeat_word(a, err);
+        rc = rc ? rc : VC_EOF;
+    } else if (!rc) {
+        rc = prepare(a, err);
+    }
+    return vc_guard_end(&guard, rc, err);
+}
