@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -147,6 +148,22 @@ struct migration {
     struct progress progress;
 };
 
+/* By a descriptor, and only what this process has made a moment ago: QEMU's user may write in the
+ * directory, and put something else in its place. */
+static int give_socket(const char *path, uid_t user)
+{
+    vc_auto_close int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    struct stat st;
+
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return -1;
+    if (!S_ISSOCK(st.st_mode) || st.st_uid != geteuid() || st.st_nlink != 1) {
+        errno = EPERM;
+        return -1;
+    }
+    return fchownat(fd, "", user, (gid_t)-1, AT_EMPTY_PATH);
+}
+
 /* A QEMU with a preempt connection connects by itself, to a socket beside that of its QMP. An
  * interrupted migration may have had one. */
 static int listen_for_qemu(struct vc_job *j, struct vc_err *err)
@@ -155,9 +172,11 @@ static int listen_for_qemu(struct vc_job *j, struct vc_err *err)
     socklen_t n = sizeof(qemu);
 
     if (snprintf(j->stream_path, sizeof(j->stream_path), "%.200s.%u.stream", j->qmp,
-                 (unsigned)getpid()) >= (int)sizeof(((struct sockaddr_un *)0)->sun_path))
+                 (unsigned)getpid()) >= (int)sizeof(((struct sockaddr_un *)0)->sun_path)) {
+        j->stream_path[0] = 0;
         return vc_err_set_hint(err, VC_E_USAGE, "give QEMU a shorter path for its QMP socket",
                                "there is no room for a socket beside '%.120s'", j->qmp);
+    }
     j->listen_fd = vc_unix_listen(j->stream_path, 0600, LISTEN_BACKLOG);
     if (j->listen_fd < 0) {
         int rc = vc_err_set_errno(err, VC_E_FAILED, "cannot listen on '%s'", j->stream_path);
@@ -167,7 +186,7 @@ static int listen_for_qemu(struct vc_job *j, struct vc_err *err)
     }
     /* QEMU may have another user. */
     if (geteuid() == 0 && !getsockopt(j->qemu_fd, SOL_SOCKET, SO_PEERCRED, &qemu, &n) &&
-        qemu.uid != 0 && lchown(j->stream_path, qemu.uid, (gid_t)-1) < 0)
+        qemu.uid != 0 && give_socket(j->stream_path, qemu.uid) < 0)
         return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to QEMU's user",
                                 j->stream_path);
     return 0;

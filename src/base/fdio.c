@@ -196,10 +196,11 @@ int vc_unix_listen(const char *path, unsigned mode, int backlog)
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -1;
-    /* Nobody can connect before listen(), so the mode is in force in time. */
-    if (bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
+    /* The file gets the socket's mode less the umask. What is for the owner alone is not touched by
+     * its path again: others may write in the directory. Nobody can connect before listen(). */
+    if (fchmod(fd, mode) < 0 || bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
         return -1;
-    if (chmod(path, mode) < 0 || listen(fd, backlog) < 0) {
+    if ((mode & 077 && chmod(path, mode) < 0) || listen(fd, backlog) < 0) {
         int saved = errno;
 
         unlink(path);

@@ -173,6 +173,8 @@ static int check_open(struct channel *c)
     if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR)))
         return 0;
     c->qemu_closed = true;
+    if (c->position > 0) /* the switch is over; if QEMU failed, its other connection tells */
+        return 0;
     c->qemu_failed = !has_shut(c->d);
     if (!c->qemu_failed)
         return 0;
@@ -258,7 +260,8 @@ static int admit_batch(struct vc_dest *d, const struct vc_link_frame *f, struct 
     if (c->opened && h.stream_bytes == 0)
         return illegal(f, "it is empty, and not the first one", err);
     if (h.stream_bytes > VC_WIRE_CHANNEL_BYTES ||
-        h.body_bytes > h.stream_bytes + VC_WIRE_RUN_MAX_BYTES)
+        h.body_bytes > h.stream_bytes + VC_WIRE_RUN_MAX_BYTES ||
+        f->bytes > VC_WIRE_BATCH_HEADER_BYTES + h.body_bytes)
         return illegal(f, "it is too long", err);
     c->got_bytes += h.stream_bytes;
     c->got_batches++;

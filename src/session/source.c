@@ -301,11 +301,17 @@ static void begin_handover(struct vc_migration *m)
 
 /* ---- finish: the word ---- */
 
+/* A store that hangs is not waited for: the record says LEAVING then, and an agent that reads it
+ * asks QEMU what became of the migration. */
 static void record(struct vc_migration *m, enum vc_handover_state state)
 {
     struct vc_err err = VC_ERR_INIT;
+    struct vc_source_status st;
 
-    if (m->recorded && vc_handover_set(m->holding.vm, state, &err))
+    vc_source_status(m->pipeline, &st);
+    if (st.store_stuck)
+        vc_log(m->o->log, VC_LOG_ERROR, "the handover is not recorded: the store hangs");
+    else if (m->recorded && vc_handover_set(m->holding.vm, state, &err))
         vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", &err);
 }
 

@@ -146,6 +146,19 @@ static int refuse(struct channel *c, const char *what)
                            "QEMU opens more connections than vecycle carries: %s", what);
 }
 
+/* Whether it is the process that opened the first connection. Others look whether somebody listens
+ * here, which is no reason to bother the destination. Pids are 0 across pid namespaces. */
+static bool is_qemu(const struct channel *c, int fd)
+{
+    struct ucred want, have;
+    socklen_t n = sizeof(want), k = sizeof(have);
+
+    if (getsockopt(c->s->o.qemu_fd, SOL_SOCKET, SO_PEERCRED, &want, &n) < 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &have, &k) < 0)
+        return false;
+    return want.pid > 0 && have.pid > 0 ? want.pid == have.pid : want.uid == have.uid;
+}
+
 static int take_connection(struct channel *c)
 {
     int fd = accept4(c->s->side.listen_fd, NULL, NULL, SOCK_CLOEXEC);
@@ -154,6 +167,11 @@ static int take_connection(struct channel *c)
         return errno == EINTR || errno == ECONNABORTED || errno == EAGAIN
                    ? 0
                    : vc_err_set_errno(&c->err, VC_E_FAILED, "cannot accept QEMU's connection");
+    if (!is_qemu(c, fd)) {
+        vc_log(c->s->o.log, VC_LOG_INFO, "somebody else than QEMU connected, and was turned away");
+        close(fd);
+        return 0;
+    }
     if (c->connected) {
         close(fd);
         return refuse(c, "a third one");

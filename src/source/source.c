@@ -108,6 +108,7 @@ void vc_source_status(struct vc_source *s, struct vc_source_status *out)
         .failed = s->failed,
         .peer_stream_failed = s->peer_stream_failed,
         .recording = atomic_load(&s->recording),
+        .store_stuck = atomic_load(&s->store_stuck),
         .knows_all = !s->lost,
     };
     snprintf(out->reason, sizeof(out->reason), "%s", s->reason);
@@ -120,10 +121,12 @@ static int start_threads(struct vc_source *s, struct vc_err *err)
     if (!rc)
         rc = vc_thread_start(&s->send, "vc-src-send", vc_source_send_main, s, err);
     if (!rc)
+        rc = vc_src_channel_start(s, err); /* before those that may wake it */
+    if (!rc)
         rc = vc_thread_start(&s->receive, "vc-src-recv", vc_source_receive_main, s, err);
     if (!rc)
         rc = vc_thread_start(&s->ingest, "vc-src-ingest", vc_source_ingest_main, s, err);
-    return rc ? rc : vc_src_channel_start(s, err);
+    return rc;
 }
 
 int vc_source_start(const struct vc_source_options *o, struct vc_source **out, struct vc_err *err)

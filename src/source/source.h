@@ -66,6 +66,7 @@ struct vc_source_status {
     bool failed;             /* vc_source_error() says why */
     bool peer_stream_failed; /* the destination's QEMU failed (also `failed`) */
     bool recording;          /* the new generation is still being written */
+    bool store_stuck;        /* see vc_source_check_store() */
     bool knows_all;          /* false: parsing was lost at some point; `reason` says why */
     char reason[160];
 };

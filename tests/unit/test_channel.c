@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 #include "synthetic.h"
 
@@ -366,6 +367,33 @@ static void a_third_connection_is_refused(void **state)
     finish(&s);
 }
 
+/* A program that only looks whether somebody listens there is not QEMU's second connection. */
+static void a_stranger_is_turned_away(void **state)
+{
+    struct scene s;
+    int side, status;
+    pid_t child;
+
+    (void)state;
+    connect_ends(&s);
+    start_dest(&s);
+    start_source(&s, true);
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        char byte;
+
+        _exit(vc_read_some(connect_to(s.listener), &byte, 1) == 0 ? 0 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    side = connect_to(s.listener); /* would be a third one */
+    begin_main(s.main_in);
+    wait_on(s.connected_pipe[0]);
+    close(side);
+    finish(&s);
+}
+
 static void a_peer_that_knows_no_channels_gets_none(void **state)
 {
     struct vc_err err;
@@ -470,6 +498,26 @@ static void send_batch(struct scene *s, struct chain *c, const char *bytes, uint
     assert_int_equal(vc_link_send(s->links[0], f, c->channel != 0), 0);
 }
 
+/* One byte of the stream in a frame of a mebibyte: what waits for QEMU is counted in bytes of the
+ * stream. */
+static void send_padded(struct scene *s, struct chain *c)
+{
+    struct vc_link_frame *f = vc_link_frame_new(VC_WIRE_BATCH, c->channel, 1u << 20);
+    struct vc_wire_batch h = {
+        .seq = ++c->seq,
+        .position = c->position,
+        .stream_bytes = 1,
+        .runs_bytes = 2,
+        .body_bytes = 3,
+        .codec = VC_WIRE_CODEC_ZSTD,
+    };
+
+    assert_non_null(f);
+    memset(f->payload, 0, f->bytes);
+    vc_wire_batch_encode(f->payload, &h);
+    assert_int_equal(vc_link_send(s->links[0], f, true), 0);
+}
+
 static void send_eof(struct scene *s, uint16_t channel)
 {
     assert_int_equal(vc_link_send_small(s->links[0], VC_WIRE_EOF, channel, NULL, 0), 0);
@@ -558,11 +606,11 @@ static void a_batch_is_sealed_for_its_channel(void **state)
 
 static void whoever_breaks_the_rules_is_told(void **state)
 {
-    enum { CLOSED, SECOND, EMPTY, BEHIND, TWICE, MUCH, MANY, CASES };
+    enum { CLOSED, SECOND, EMPTY, BEHIND, TWICE, MUCH, MANY, PADDED, CASES };
     static const char *const what[] = {
         [CLOSED] = "was not opened", [SECOND] = "no such channel", [EMPTY] = "empty",
         [BEHIND] = "has ended",      [TWICE] = "has ended",        [MUCH] = "unacknowledged",
-        [MANY] = "unacknowledged",
+        [MANY] = "unacknowledged",   [PADDED] = "too long",
     };
     static char bytes[300000];
 
@@ -588,6 +636,8 @@ static void whoever_breaks_the_rules_is_told(void **state)
             send_batch(&s, &c, bytes, sizeof(bytes), 0);
         for (unsigned k = 0; k < VC_WIRE_CHANNEL_BATCHES && i == MANY; k++)
             send_batch(&s, &c, "x", 1, 0);
+        if (i == PADDED)
+            send_padded(&s, &c);
         assert_dest_fails(&s, VC_E_PROTOCOL, what[i]);
         finish(&s);
     }
@@ -600,6 +650,7 @@ int main(void)
         cmocka_unit_test(a_connection_without_a_byte_is_made),
         cmocka_unit_test(a_multifd_connection_is_refused),
         cmocka_unit_test(a_third_connection_is_refused),
+        cmocka_unit_test(a_stranger_is_turned_away),
         cmocka_unit_test(a_peer_that_knows_no_channels_gets_none),
         cmocka_unit_test(an_acknowledgement_of_nothing_is_an_error),
         cmocka_unit_test(an_acknowledgement_comes_when_qemu_has_the_bytes),
