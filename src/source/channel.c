@@ -2,6 +2,7 @@
 #include "source/channel.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,8 @@
  * again. Pages that pass here are not recorded: QEMU has named them on channel 0 as discarded, and
  * they stay unknown there. */
 
+/** QEMU makes its connections one right after the other. */
+#define QUIET_MS 250
 #define CHUNK_BYTES (128u << 10)
 #define MAGIC_BYTES 4
 
@@ -139,8 +142,20 @@ static uint32_t room(struct channel *c)
 
 /* ---- QEMU's end ---- */
 
-static int refuse(struct channel *c, const char *what)
+/* QEMU (7.2 at least) is not safe against a connection that breaks while it makes others: so what
+ * it has made stays open, and is joined by what follows until nothing does, and then the migration
+ * fails by its main connection. */
+static int refuse(struct channel *c, int fd, const char *what)
 {
+    struct vc_src_channel *side = &c->s->side;
+
+    while (fd >= 0 && side->n_refused < VC_SRC_REFUSED_MAX) {
+        side->refused[side->n_refused++] = fd;
+        fd = vc_wait_readable(side->listen_fd, QUIET_MS) > 0
+                 ? accept4(side->listen_fd, NULL, NULL, SOCK_CLOEXEC)
+                 : -1;
+    }
+    vc_cleanup_close(&fd);
     return vc_err_set_hint(&c->err, VC_E_NOT_QEMU,
                            "turn off the migration capability 'multifd' on both QEMUs",
                            "QEMU opens more connections than vecycle carries: %s", what);
@@ -172,10 +187,8 @@ static int take_connection(struct channel *c)
         close(fd);
         return 0;
     }
-    if (c->connected) {
-        close(fd);
-        return refuse(c, "a third one");
-    }
+    if (c->connected)
+        return refuse(c, fd, "a third one");
     if (!c->s->o.channels) {
         close(fd);
         return vc_err_set_hint(&c->err, VC_E_VERSION,
@@ -213,7 +226,7 @@ static int carry(struct channel *c, uint32_t most)
     if (n <= 0)
         return send_eof(c);
     if (is_multifd(c, p, (size_t)n))
-        return refuse(c, "multifd channels");
+        return refuse(c, fcntl(c->s->side.fd, F_DUPFD_CLOEXEC, 0), "multifd channels");
     c->bytes += (uint64_t)n;
     vc_count(&c->s->n.stream_bytes, (uint64_t)n);
     return send_batch(c, (uint32_t)n);
@@ -384,6 +397,8 @@ void vc_src_channel_join(struct vc_source *s)
 
 void vc_src_channel_fini(struct vc_src_channel *c)
 {
+    while (c->n_refused)
+        close(c->refused[--c->n_refused]);
     vc_cleanup_close(&c->fd);
     vc_cleanup_close(&c->wake_fd);
     vc_cleanup_close(&c->listen_fd);

@@ -15,13 +15,18 @@
 
 struct vc_source;
 
+/** Connections that are held until the migration has failed. */
+#define VC_SRC_REFUSED_MAX 64
+
 struct vc_src_channel {
     struct vc_thread thread;
-    int listen_fd;          /* [const after start] -1: no second connection is taken */
-    int wake_fd;            /* [const after start] eventfd: acknowledged, or the end */
-    int fd;                 /* [lock: pipeline's mu] -1 until connected; closed by _fini() */
-    bool over;              /* [lock: pipeline's mu] nothing more is to be sent */
-    uint64_t seq, position; /* [lock: pipeline's mu] sent */
+    int listen_fd; /* [const after start] -1: no second connection is taken */
+    int wake_fd;   /* [const after start] eventfd: acknowledged, or the end */
+    int fd;        /* [lock: pipeline's mu] -1 until connected; closed by _fini() */
+    int refused[VC_SRC_REFUSED_MAX]; /* [thread: channel] closed by _fini() */
+    unsigned n_refused;              /* [thread: channel] */
+    bool over;                       /* [lock: pipeline's mu] nothing more is to be sent */
+    uint64_t seq, position;          /* [lock: pipeline's mu] sent */
     uint32_t outstanding[VC_WIRE_CHANNEL_BATCHES]; /* [lock: pipeline's mu] stream bytes of batch
                                                       n, at n modulo the length */
     uint64_t acked_seq, acked_position;            /* [lock: pipeline's mu] */
