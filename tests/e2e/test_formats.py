@@ -132,13 +132,14 @@ def test_a_driven_vm_and_its_checkpoints_over_three_hosts(fleet):
 def test_a_preempt_connection_can_be_read_off_the_wire(fleet):
     f = fleet(namespaces=False)
     f.boot_linux(128, 30)
-    f.guest.command("dirty 16 20")
+    f.guest.command("dirty 32 20")
     wire = Wire(f)
     for to, base in (1, 0), (0, 1):
         recorder, address = wire.tap(to)
         dest = f.incoming(to)
-        result = f.vecycle().migrate(f.qemu, address, dest.name,
-                                     ["--postcopy", "--postcopy-preempt"])
+        # So that it cannot be over before the switch.
+        result = f.vecycle().migrate(f.qemu, address, dest.name, [
+            "--postcopy", "--postcopy-preempt", "--max-bandwidth", "60M", "--downtime-limit", "1"])
         f.arrived(to, dest)
         session = wire.follow(recorder)
         session.stream()
