@@ -6,6 +6,7 @@
 
 #include "base/bytes.h"
 #include "link/link.h"
+#include "link/seal.h"
 #include "qstream/qstream.h"
 
 /* Runs that share a zero page point here. */
@@ -307,42 +308,14 @@ static int seal_pieces(const struct vc_dst_batch *b, struct vc_digester *d, stru
     return rc;
 }
 
-static int seal_invalidations(const struct vc_dst_batch *b, struct vc_digester *d,
-                              struct vc_err *err)
-{
-    for (uint32_t i = 0; i < b->n_runs; i++) {
-        const struct vc_wire_run *r = &b->runs[i].run;
-        uint8_t buf[21];
-        int rc;
-
-        if (r->kind != VC_RUN_INVALIDATE)
-            continue;
-        buf[0] = VC_RUN_INVALIDATE;
-        vc_store_le(buf + 1, r->block, 4);
-        vc_store_le(buf + 5, r->page.n, 8);
-        vc_store_le(buf + 13, r->count, 8);
-        rc = vc_digest_update(d, buf, sizeof(buf), err);
-        if (rc)
-            return rc;
-    }
-    return 0;
-}
-
 int vc_dst_batch_seal(const struct vc_dst_batch *b, struct vc_digester *d,
                       const struct vc_digest *before, struct vc_digest *out, struct vc_err *err)
 {
-    uint8_t place[16];
-    int rc = vc_digest_begin(d, err);
+    int rc = vc_seal_begin(d, before, b->h.seq, b->h.position, err);
 
-    vc_store_le(place, b->h.seq, 8);
-    vc_store_le(place + 8, b->h.position, 8);
-    if (!rc)
-        rc = vc_digest_update(d, before->b, VC_DIGEST_BYTES, err);
-    if (!rc)
-        rc = vc_digest_update(d, place, sizeof(place), err);
     if (!rc)
         rc = seal_pieces(b, d, err);
-    if (!rc)
-        rc = seal_invalidations(b, d, err);
+    for (uint32_t i = 0; i < b->n_runs && !rc; i++)
+        rc = vc_seal_invalidate(d, &b->runs[i].run, err);
     return rc ? rc : vc_digest_end(d, out, err);
 }

@@ -11,6 +11,7 @@
 #include "base/fdio.h"
 #include "dest/pipeline.h"
 #include "link/link.h"
+#include "link/seal.h"
 
 /* Theory of operation
  *
@@ -147,19 +148,12 @@ static int on_batch(struct channel *c, struct vc_link_frame *f)
 static int prepare(struct channel *c)
 {
     const struct vc_dest_options *o = &c->d->o;
-    uint8_t number[2];
     int rc = vc_digester_new(o->lineage.algo, VC_DIGEST_SEAL, o->lineage.key, &c->seals, &c->err);
 
-    vc_store_le(number, VC_WIRE_CHANNEL_PREEMPT, 2);
     if (!rc)
         rc = vc_wire_codec_new(1, &c->codec, &c->err);
-    if (!rc)
-        rc = vc_digest_begin(c->seals, &c->err);
-    if (!rc)
-        rc = vc_digest_update(c->seals, o->session.b, sizeof(o->session.b), &c->err);
-    if (!rc)
-        rc = vc_digest_update(c->seals, number, sizeof(number), &c->err);
-    return rc ? rc : vc_digest_end(c->seals, &c->seal, &c->err);
+    return rc ? rc
+              : vc_seal_first(c->seals, &o->session, VC_WIRE_CHANNEL_PREEMPT, &c->seal, &c->err);
 }
 
 /* A QEMU that expects no second connection closes it, maybe without having looked at it. That has

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "dest/pipeline.h"
 #include "link/link.h"
+#include "link/seal.h"
 
 /* Theory of operation
  *
@@ -406,11 +407,7 @@ static int prepare(struct resolve *r)
         rc = vc_digester_new(o->lineage.algo, VC_DIGEST_SEAL, o->lineage.key, &r->seals, &r->err);
     if (!rc)
         rc = vc_wire_codec_new(1, &r->codec, &r->err);
-    if (!rc)
-        rc = vc_digest_begin(r->seals, &r->err);
-    if (!rc)
-        rc = vc_digest_update(r->seals, o->session.b, sizeof(o->session.b), &r->err);
-    return rc ? rc : vc_digest_end(r->seals, &r->seal, &r->err);
+    return rc ? rc : vc_seal_first(r->seals, &o->session, 0, &r->seal, &r->err);
 }
 
 void *vc_dest_resolve_main(void *arg)

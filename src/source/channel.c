@@ -13,6 +13,7 @@
 #include "base/bytes.h"
 #include "base/fdio.h"
 #include "link/link.h"
+#include "link/seal.h"
 #include "source/pipeline.h"
 
 /* Theory of operation
@@ -47,16 +48,9 @@ struct channel {
 static int seal_batch(struct channel *c, uint64_t seq, uint64_t position, const uint8_t *p,
                       uint32_t n)
 {
-    uint8_t place[16];
-    int rc = vc_digest_begin(c->seals, &c->err);
+    int rc = vc_seal_begin(c->seals, &c->seal, seq, position, &c->err);
 
-    vc_store_le(place, seq, 8);
-    vc_store_le(place + 8, position, 8);
     if (!rc)
-        rc = vc_digest_update(c->seals, c->seal.b, VC_DIGEST_BYTES, &c->err);
-    if (!rc)
-        rc = vc_digest_update(c->seals, place, sizeof(place), &c->err);
-    if (!rc && n)
         rc = vc_digest_update(c->seals, p, n, &c->err);
     return rc ? rc : vc_digest_end(c->seals, &c->seal, &c->err);
 }
@@ -279,20 +273,12 @@ static int run(struct channel *c)
 static int prepare(struct channel *c)
 {
     const struct vc_source_options *o = &c->s->o;
-    uint8_t number[2];
     int rc = vc_digester_new(o->lineage.algo, VC_DIGEST_SEAL, o->lineage.key, &c->seals, &c->err);
 
-    vc_store_le(number, VC_WIRE_CHANNEL_PREEMPT, 2);
     if (!rc)
         rc = vc_wire_codec_new(o->zstd_level, &c->codec, &c->err);
-    /* seal(0) */
-    if (!rc)
-        rc = vc_digest_begin(c->seals, &c->err);
-    if (!rc)
-        rc = vc_digest_update(c->seals, o->session.b, sizeof(o->session.b), &c->err);
-    if (!rc)
-        rc = vc_digest_update(c->seals, number, sizeof(number), &c->err);
-    return rc ? rc : vc_digest_end(c->seals, &c->seal, &c->err);
+    return rc ? rc
+              : vc_seal_first(c->seals, &o->session, VC_WIRE_CHANNEL_PREEMPT, &c->seal, &c->err);
 }
 
 static void *channel_main(void *arg)

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/fdio.h"
 #include "digest/digest.h"
+#include "link/seal.h"
 #include "source/ingest.h"
 
 /* Theory of operation
@@ -366,12 +367,7 @@ static int prepare(struct vc_ingest *in)
         rc = vc_digester_new(l->algo, VC_DIGEST_PAGE, l->key, &in->pages, &in->err);
     if (!rc)
         rc = vc_digester_new(l->algo, VC_DIGEST_SEAL, l->key, &in->seals, &in->err);
-    /* seal(0) */
-    if (!rc)
-        rc = vc_digest_begin(in->seals, &in->err);
-    if (!rc)
-        rc = vc_digest_update(in->seals, in->s->o.session.b, sizeof(in->s->o.session.b), &in->err);
-    return rc ? rc : vc_digest_end(in->seals, &in->seal, &in->err);
+    return rc ? rc : vc_seal_first(in->seals, &in->s->o.session, 0, &in->seal, &in->err);
 }
 
 void *vc_source_ingest_main(void *arg)

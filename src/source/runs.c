@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <string.h>
 
-#include "base/bytes.h"
 #include "digest/digest.h"
+#include "link/seal.h"
 #include "source/ingest.h"
 
 /* The second half of the intake: what the parser has found becomes runs of a batch. Each page is
@@ -12,39 +12,11 @@
 
 static int open_batch(struct vc_ingest *in)
 {
-    uint8_t head[VC_DIGEST_BYTES + 16];
-    int rc;
-
     in->batch = vc_src_batch_new(VC_SRC_BATCH, in->next_seq, in->position);
     if (!in->batch)
         return vc_err_set(&in->err, VC_E_NOMEM, "no memory for a batch");
     in->batch->ram = in->s->ram.n_blocks ? &in->s->ram : NULL;
-    memcpy(head, in->seal.b, VC_DIGEST_BYTES);
-    vc_store_le(head + VC_DIGEST_BYTES, in->next_seq, 8);
-    vc_store_le(head + VC_DIGEST_BYTES + 8, in->position, 8);
-    rc = vc_digest_begin(in->seals, &in->err);
-    return rc ? rc : vc_digest_update(in->seals, head, sizeof(head), &in->err);
-}
-
-/* Invalidate runs count into the seal after the content (docs/formats/wire.md, "The seal"). */
-static int seal_invalidations(struct vc_ingest *in)
-{
-    for (uint32_t i = 0; i < in->batch->n_runs; i++) {
-        const struct vc_wire_run *r = &in->batch->runs[i].run;
-        uint8_t buf[21];
-        int rc;
-
-        if (r->kind != VC_RUN_INVALIDATE)
-            continue;
-        buf[0] = VC_RUN_INVALIDATE;
-        vc_store_le(buf + 1, r->block, 4);
-        vc_store_le(buf + 5, r->page.n, 8);
-        vc_store_le(buf + 13, r->count, 8);
-        rc = vc_digest_update(in->seals, buf, sizeof(buf), &in->err);
-        if (rc)
-            return rc;
-    }
-    return 0;
+    return vc_seal_begin(in->seals, &in->seal, in->next_seq, in->position, &in->err);
 }
 
 static int push(struct vc_ingest *in, struct vc_src_batch *b)
@@ -70,11 +42,12 @@ static int push(struct vc_ingest *in, struct vc_src_batch *b)
 int vc_runs_close(struct vc_ingest *in)
 {
     struct vc_src_batch *b = in->batch;
-    int rc;
+    int rc = 0;
 
     if (!b)
         return 0;
-    rc = seal_invalidations(in);
+    for (uint32_t i = 0; i < b->n_runs && !rc; i++) /* they count after the content */
+        rc = vc_seal_invalidate(in->seals, &b->runs[i].run, &in->err);
     if (!rc)
         rc = vc_digest_end(in->seals, &in->seal, &in->err);
     if (rc)

@@ -331,7 +331,6 @@ int vc_index_read(struct vc_index *ix, struct vc_vm *vm, const struct vc_entry *
         rc = corrupt(err, name, "it belongs to another generation");
     if (rc)
         return rc;
-    *file = data;
-    data = NULL;
+    *file = vc_steal_ptr(data);
     return 0;
 }
