@@ -228,7 +228,6 @@ static void run_source(struct setup *s, int link_fd, struct report *r)
         .shared_gen = s->is_return ? g->gen : NULL,
         .local_gen = g->gen,
         .txn = begin_txn(s, g),
-        .zstd_level = 1,
         .needs_return_path = true,
         .on_frame = drop_until_end,
         .opaque = &end,

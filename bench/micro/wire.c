@@ -73,7 +73,7 @@ static void compress(void *arg)
     struct work *w = arg;
 
     w->packed_bytes =
-        vc_wire_body_compress(w->codec, w->body, BODY, w->packed, vc_wire_body_bound(BODY));
+        vc_wire_body_compress(w->codec, w->body, BODY, NULL, w->packed, vc_wire_body_bound(BODY));
 }
 
 static void expand(void *arg)
@@ -81,8 +81,9 @@ static void expand(void *arg)
     struct work *w = arg;
     struct vc_err err = VC_ERR_INIT;
 
-    micro_ok(vc_wire_body_expand(w->codec, w->packed, w->packed_bytes, w->expanded, BODY, &err),
-             &err, "expand");
+    micro_ok(
+        vc_wire_body_expand(w->codec, w->packed, w->packed_bytes, NULL, 0, w->expanded, BODY, &err),
+        &err, "expand");
 }
 
 static void bodies(const struct micro *m, struct work *w, double random, const char *in,

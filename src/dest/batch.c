@@ -127,6 +127,9 @@ static int decode_runs(struct vc_dst_batch *b, const uint8_t *body, uint64_t fea
             return illegal(err, "a moved run, which was not agreed on");
         if (run.kind == VC_RUN_SAME && (b->h.flags & VC_WIRE_BATCH_SELF_CONTAINED))
             return illegal(err, "a reference in a self-contained batch");
+        if (run.old && b->h.codec != VC_WIRE_CODEC_DELTA)
+            return illegal(err, "OLD where there is no delta");
+        b->n_old += run.old ? (uint32_t)run.count : 0;
         if (b->n_runs == cap) {
             struct vc_dst_run *more = realloc(b->runs, (cap = cap ? cap * 2 : 64) * sizeof(*more));
 
@@ -143,6 +146,8 @@ static int decode_runs(struct vc_dst_batch *b, const uint8_t *body, uint64_t fea
     if (b->h.runs_bytes + s->opaque + s->data_pages * (b->ram ? b->ram->page_bytes : 0) !=
         b->h.body_bytes)
         return illegal(err, "the body has another length than its runs say");
+    if (b->h.codec == VC_WIRE_CODEC_DELTA && !b->n_old)
+        return illegal(err, "a delta to nothing");
     return 0;
 }
 
@@ -203,6 +208,7 @@ static void lay_out(struct vc_dst_batch *b, struct vc_dst_run *r, uint8_t **h, u
     }
 }
 
+/* The body; of a delta its runs alone, and room for its contents. */
 static int expand(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uint8_t **body,
                   struct vc_err *err)
 {
@@ -217,7 +223,23 @@ static int expand(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uin
     if (!b->body)
         return no_memory(err);
     *body = b->body;
-    rc = vc_wire_body_expand(codec, p, n, b->body, b->h.body_bytes, err);
+    if (b->h.codec == VC_WIRE_CODEC_DELTA) {
+        memcpy(b->body, p, b->h.runs_bytes);
+        return 0;
+    }
+    rc = vc_wire_body_expand(codec, p, n, NULL, 0, b->body, b->h.body_bytes, err);
+    vc_link_frame_free(vc_steal_ptr(b->frame));
+    return rc;
+}
+
+int vc_dst_batch_undelta(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uint8_t *prefix,
+                         size_t prefix_bytes, struct vc_err *err)
+{
+    uint32_t packed_at = VC_WIRE_BATCH_HEADER_BYTES + b->h.runs_bytes;
+    int rc = vc_wire_body_expand(codec, b->frame->payload + packed_at, b->frame->bytes - packed_at,
+                                 prefix, prefix_bytes, b->body + b->h.runs_bytes,
+                                 b->h.body_bytes - b->h.runs_bytes, err);
+
     vc_link_frame_free(vc_steal_ptr(b->frame));
     return rc;
 }
@@ -234,6 +256,8 @@ int vc_dst_batch_parse(struct vc_dst_batch *b, struct vc_link_frame *frame,
     b->frame = frame;
     b->ram = ram;
     rc = vc_wire_batch_decode(frame->payload, frame->bytes, &b->h, err);
+    if (!rc && b->h.codec == VC_WIRE_CODEC_DELTA && !(features & VC_WIRE_FEATURE_DELTA))
+        rc = illegal(err, "a delta, which was not agreed on");
     if (!rc)
         rc = expand(b, codec, &body, err);
     if (!rc)

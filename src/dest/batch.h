@@ -42,7 +42,7 @@ struct vc_dst_batch {
     struct vc_dst_run *runs;
     uint32_t n_runs;
     struct vc_dst_page *pages; /* of all runs of PAGE records, in order: REPAIR's ordinals */
-    uint32_t n_pages, n_same;
+    uint32_t n_pages, n_same, n_old;
     struct iovec *iov;
     size_t n_iov;
     uint64_t iov_bytes; /* for a check against the header's number */
@@ -65,10 +65,16 @@ static inline struct vc_dst_batch *vc_dst_batch_of_record(struct vc_queue_node *
 
 /** Takes the frame, expands its body, decodes its runs and lays out the stream: everything is
  *  checked against the limits and lengths of docs/formats/wire.md. Contents of *same* pages are
- *  left to be filled in (pages[i].content points to room in `same`). VC_E_PROTOCOL, VC_E_NOMEM. */
+ *  left to be filled in (pages[i].content points to room in `same`), and all contents of a batch
+ *  of codec delta (vc_dst_batch_undelta()). VC_E_PROTOCOL, VC_E_NOMEM. */
 int vc_dst_batch_parse(struct vc_dst_batch *b, struct vc_link_frame *frame,
                        const struct vc_ram *ram, uint64_t features, struct vc_wire_codec *codec,
                        struct vc_err *err) VC_NODISCARD;
+/** Expands the contents of a batch of codec delta, once, before they are looked at. @prefix: the
+ * base generation's pages of all runs with `old`, in order, n_old of them. VC_E_PROTOCOL: it is no
+ * zstd frame, or these are not the pages that it was made with. VC_E_NOMEM. */
+int vc_dst_batch_undelta(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uint8_t *prefix,
+                         size_t prefix_bytes, struct vc_err *err) VC_NODISCARD;
 
 /** The seal of the batch after @before, from the digests in pages[]. */
 int vc_dst_batch_seal(const struct vc_dst_batch *b, struct vc_digester *d,

@@ -21,6 +21,8 @@ struct resolve {
     struct vc_dest *d;
     struct vc_digester *pages, *seals;
     struct vc_wire_codec *codec;
+    uint8_t *prefix; /* old pages of a batch; kept from batch to batch */
+    size_t prefix_cap;
     struct vc_digest seal; /* of the last batch */
     uint64_t next_seq, position;
     bool have_ram;
@@ -132,28 +134,74 @@ static int repair(struct resolve *r, struct vc_dst_batch *b, const uint32_t *ord
 
 /* ---- pages of the base generation ---- */
 
-/* Reads the pages of a *same* run and notes their digests as the index has them. A page that cannot
- * be read is left with an impossible digest, so that it will be repaired. */
-static int read_same(struct resolve *r, struct vc_dst_batch *b, const struct vc_dst_run *run,
-                     struct vc_digest *expected)
+/* Reads the pages that a run refers to. *digests (may be NULL): what the index has of them. 0;
+ * VC_E_PROTOCOL: the base generation does not hold them; VC_MISMATCH: the store does not give them.
+ */
+static int read_base(struct resolve *r, const struct vc_wire_run *run, uint8_t *to,
+                     struct vc_digest *digests)
 {
     const struct vc_gen *gen = r->d->o.gen;
-    int block = r->d->o.base != VC_WIRE_BASE_NONE && gen ? r->map[run->run.block] : -1;
+    int block = r->d->o.base != VC_WIRE_BASE_NONE && gen ? r->map[run->block] : -1;
     struct vc_err err = VC_ERR_INIT;
 
     if (block < 0 ||
-        run->run.page.n + run->run.count > vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)block))
+        run->page.n + run->count > vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)block))
         return vc_err_set(&r->err, VC_E_PROTOCOL, "BATCH: a reference to pages not held here");
-    for (uint64_t i = 0; i < run->run.count; i++)
-        if (vc_gen_lookup(gen, (uint32_t)block, vc_page(run->run.page.n + i),
-                          &expected[run->first + i]) != VC_PAGE_HELD)
+    for (uint64_t i = 0; i < run->count; i++)
+        if (vc_gen_lookup(gen, (uint32_t)block, vc_page(run->page.n + i),
+                          digests ? &digests[i] : NULL) != VC_PAGE_HELD)
             return vc_err_set(&r->err, VC_E_PROTOCOL, "BATCH: a reference to pages not held here");
-    if (vc_gen_read(gen, (uint32_t)block, run->run.page, run->run.count,
-                    (uint8_t *)b->pages[run->first].content, &err) == 0)
+    if (vc_gen_read(gen, (uint32_t)block, run->page, run->count, to, &err) == 0)
         return 0;
     vc_log_err(r->d->o.log, VC_LOG_WARNING, "the checkpoint cannot be read", &err);
-    memset((uint8_t *)b->pages[run->first].content, 0, run->run.count * b->ram->page_bytes);
+    return VC_MISMATCH;
+}
+
+/* Reads the pages of a *same* run and notes their digests as the index has them. What cannot be
+ * read is left as zeroes, whose digest is no page's in an index, so that it will be repaired. */
+static int read_same(struct resolve *r, struct vc_dst_batch *b, const struct vc_dst_run *run,
+                     struct vc_digest *expected)
+{
+    uint8_t *to = (uint8_t *)b->pages[run->first].content;
+    int rc = read_base(r, &run->run, to, &expected[run->first]);
+
+    if (rc != VC_MISMATCH)
+        return rc;
+    memset(to, 0, run->run.count * b->ram->page_bytes);
     return 0;
+}
+
+/* Reads what a delta was made against, and expands it. VC_MISMATCH: it cannot be, here. */
+static int undelta(struct resolve *r, struct vc_dst_batch *b)
+{
+    size_t bytes = (size_t)b->n_old * b->ram->page_bytes, n = 0;
+    struct vc_err err = VC_ERR_INIT;
+    int rc;
+
+    if (bytes > r->prefix_cap) {
+        uint8_t *more = realloc(r->prefix, bytes);
+
+        if (!more)
+            return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
+        r->prefix = more;
+        r->prefix_cap = bytes;
+    }
+    for (uint32_t i = 0; i < b->n_runs; i++) {
+        const struct vc_wire_run *run = &b->runs[i].run;
+
+        if (!run->old)
+            continue;
+        rc = read_base(r, run, r->prefix + n, NULL);
+        if (rc)
+            return rc;
+        n += run->count * b->ram->page_bytes;
+    }
+    rc = vc_dst_batch_undelta(b, r->codec, r->prefix, n, &err);
+    if (rc == VC_E_PROTOCOL)
+        return VC_MISMATCH;
+    if (rc)
+        r->err = err;
+    return rc;
 }
 
 struct group {
@@ -246,6 +294,8 @@ static int build(struct resolve *r, struct vc_link_frame *f, struct vc_dst_batch
         rc = vc_err_set(&r->err, VC_E_PROTOCOL, "BATCH: number %llu at %llu, expected %llu at %llu",
                         (unsigned long long)b->h.seq, (unsigned long long)b->h.position,
                         (unsigned long long)r->next_seq, (unsigned long long)r->position);
+    if (!rc && b->h.codec == VC_WIRE_CODEC_DELTA)
+        rc = undelta(r, b);
     if (!rc)
         rc = resolve_same(r, b);
     if (!rc)
@@ -427,5 +477,6 @@ void *vc_dest_resolve_main(void *arg)
     vc_digester_free(r.pages);
     vc_digester_free(r.seals);
     vc_wire_codec_free(r.codec);
+    free(r.prefix);
     return NULL;
 }

@@ -8,6 +8,9 @@
 #include "link/link.h"
 #include "session/session.h"
 
+/** What both roles offer in HELLO. */
+#define VC_SESSION_FEATURES (VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_CHANNELS)
+
 /* Private to src/session: what both sides do alike. */
 
 /** Limits of the phases, as multiples of the dead-peer time (VC_LINK_DEAD_PEER_MS unless set):

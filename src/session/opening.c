@@ -238,8 +238,7 @@ static void begin_handover(struct arrival *a)
 static int receive_open(struct arrival *a, struct vc_err *err)
 {
     vc_auto_frame struct vc_link_frame *f = NULL;
-    int rc = vc_link_hello(a->link, VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_CHANNELS,
-                           &a->features, err);
+    int rc = vc_link_hello(a->link, VC_SESSION_FEATURES, &a->features, err);
 
     if (!rc)
         rc = vc_session_expect(a->link, VC_WIRE_OPEN, &f, err);

@@ -18,7 +18,6 @@
 /** "Unlimited" for max-bandwidth: 1 TiB/s. */
 #define UNLIMITED_BANDWIDTH (1ull << 40)
 #define WORD_TIMEOUT_MS 30000
-#define ZSTD_LEVEL 1
 
 static bool is_plaintext(const struct vc_migration *m)
 {
@@ -256,13 +255,13 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
         .qemu_fd = qemu_fd,
         .listen_fd = m->listen_fd > 0 ? vc_steal_fd(&m->listen_fd) : 0,
         .channels = m->features & VC_WIRE_FEATURE_CHANNELS,
+        .delta = m->features & VC_WIRE_FEATURE_DELTA,
         .link = m->link,
         .session = m->session,
         .lineage = m->holding.lineage,
         .base = m->base,
         .shared_gen = m->base == VC_WIRE_BASE_PING_PONG ? m->holding.gen : NULL,
         .local_gen = vc_holding_best(&m->holding, 0),
-        .zstd_level = ZSTD_LEVEL,
         .needs_return_path = true,
         .log = m->o->log,
         .on_frame = vc_inbox_put,
@@ -492,8 +491,7 @@ static int come_to_terms(struct vc_migration *m, struct vc_err *err)
 
     if (rc)
         return rc;
-    rc = vc_link_hello(m->link, VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_CHANNELS, &m->features,
-                       err);
+    rc = vc_link_hello(m->link, VC_SESSION_FEATURES, &m->features, err);
     if (!rc && m->o->postcopy_preempt && !(m->features & VC_WIRE_FEATURE_CHANNELS))
         rc = vc_err_set_hint(err, VC_E_VERSION,
                              "install a newer vecycle there, or leave --postcopy-preempt out",

@@ -82,8 +82,8 @@ void vc_src_batch_add_opaque(struct vc_src_batch *b, struct vc_slab *slab, const
 static bool continues(const struct vc_src_run *last, const struct vc_wire_run *run)
 {
     return last && last->run.kind == run->kind && last->run.as_page == run->as_page &&
-           last->run.block == run->block && last->run.page.n + last->run.count == run->page.n &&
-           !run->named;
+           last->run.old == run->old && last->run.block == run->block &&
+           last->run.page.n + last->run.count == run->page.n && !run->named;
 }
 
 void vc_src_batch_add_page(struct vc_src_batch *b, struct vc_slab *slab,
@@ -106,6 +106,8 @@ void vc_src_batch_add_page(struct vc_src_batch *b, struct vc_slab *slab,
     b->stream_bytes += page_bytes;
     if (run->kind == VC_RUN_DATA)
         b->data_bytes += page_bytes;
+    if (run->old)
+        b->old_bytes += page_bytes;
     b->content[b->n_pages] = content;
     b->digests[b->n_pages] = *digest;
     b->local_same[b->n_pages] = local_same;
@@ -121,39 +123,48 @@ void vc_src_batch_add_invalidate(struct vc_src_batch *b, uint16_t block, struct 
 }
 
 /* The content a run has in the body. */
-static bool has_content(const struct vc_src_run *r, bool self_contained)
+static bool has_content(const struct vc_src_run *r, enum vc_src_form form)
 {
-    return r->run.kind == VC_RUN_DATA || (self_contained && r->run.kind == VC_RUN_SAME);
+    return r->run.kind == VC_RUN_DATA ||
+           (form == VC_SRC_SELF_CONTAINED && r->run.kind == VC_RUN_SAME);
 }
 
-size_t vc_src_batch_body_bound(const struct vc_src_batch *b, bool self_contained,
+size_t vc_src_batch_body_bound(const struct vc_src_batch *b, enum vc_src_form form,
                                uint32_t page_bytes)
 {
-    size_t content = self_contained ? (size_t)b->n_pages * page_bytes : b->data_bytes;
+    size_t content =
+        form == VC_SRC_SELF_CONTAINED ? (size_t)b->n_pages * page_bytes : b->data_bytes;
 
     return (size_t)b->n_runs * VC_WIRE_RUN_MAX_BYTES + b->opaque_bytes + content;
 }
 
-size_t vc_src_batch_body(const struct vc_src_batch *b, bool self_contained, uint32_t page_bytes,
-                         uint8_t *out, size_t cap, uint32_t *runs_bytes_out)
+void vc_src_batch_runs(const struct vc_src_batch *b, enum vc_src_form form, struct vc_writer *w)
 {
-    struct vc_writer w = vc_writer(out, cap);
     struct vc_wire_cursor cursor = {0};
 
     for (uint32_t i = 0; i < b->n_runs; i++) {
         struct vc_wire_run run = b->runs[i].run;
 
-        if (has_content(&b->runs[i], self_contained))
+        if (has_content(&b->runs[i], form))
             run.kind = VC_RUN_DATA;
-        vc_wire_run_encode(&w, &cursor, &run);
+        run.old = run.old && form == VC_SRC_DELTA;
+        vc_wire_run_encode(w, &cursor, &run);
     }
+}
+
+size_t vc_src_batch_body(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
+                         uint8_t *out, size_t cap, uint32_t *runs_bytes_out)
+{
+    struct vc_writer w = vc_writer(out, cap);
+
+    vc_src_batch_runs(b, form, &w);
     *runs_bytes_out = (uint32_t)w.len;
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_src_run *r = &b->runs[i];
 
         if (r->run.kind == VC_RUN_OPAQUE)
             vc_write_bytes(&w, r->bytes, r->run.count);
-        else if (has_content(r, self_contained))
+        else if (has_content(r, form))
             for (uint64_t k = 0; k < r->run.count; k++)
                 vc_write_bytes(&w, b->content[r->first + k], page_bytes);
     }

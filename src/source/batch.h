@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/bytes.h"
 #include "base/err.h"
 #include "base/queue.h"
 #include "base/slab.h"
@@ -46,6 +47,7 @@ struct vc_src_batch {
     uint64_t seq, position;
     uint32_t stream_bytes;
     uint32_t data_bytes; /* contents of data runs */
+    uint32_t old_bytes;  /* of these, where both hosts have the page as it was */
     uint32_t opaque_bytes;
     struct vc_digest seal;
     struct vc_flow_mark mark; /* [thread: send, then lock: pipeline's mu] */
@@ -77,7 +79,8 @@ bool vc_src_batch_has_room(const struct vc_src_batch *b, size_t stream_bytes,
 /** Appenders; vc_src_batch_has_room() was true. They extend the last run where they can. */
 void vc_src_batch_add_opaque(struct vc_src_batch *b, struct vc_slab *slab, const uint8_t *p,
                              uint32_t n);
-/** A ZERO record (content NULL) or a PAGE record. @kind: SAME, ZERO or DATA. */
+/** A ZERO record (content NULL) or a PAGE record. @kind: SAME, ZERO or DATA, the latter with `old`
+ * if both hosts have the page as it was. */
 void vc_src_batch_add_page(struct vc_src_batch *b, struct vc_slab *slab,
                            const struct vc_wire_run *run, uint32_t header_bytes,
                            const uint8_t *content, uint32_t page_bytes,
@@ -85,12 +88,20 @@ void vc_src_batch_add_page(struct vc_src_batch *b, struct vc_slab *slab,
 void vc_src_batch_add_invalidate(struct vc_src_batch *b, uint16_t block, struct vc_page page,
                                  uint64_t count);
 
+/** What a batch may refer to on the wire. */
+enum vc_src_form {
+    VC_SRC_PLAIN,          /* pages that the destination has */
+    VC_SRC_DELTA,          /* and to what they were, from OLD runs */
+    VC_SRC_SELF_CONTAINED, /* nothing */
+};
 /** Most bytes that vc_src_batch_body() writes. */
-size_t vc_src_batch_body_bound(const struct vc_src_batch *b, bool self_contained,
+size_t vc_src_batch_body_bound(const struct vc_src_batch *b, enum vc_src_form form,
                                uint32_t page_bytes);
 /** Writes the body (runs, then contents) as docs/formats/wire.md has it; *runs_bytes_out is the
- *  length of its first part. Returns the length. */
-size_t vc_src_batch_body(const struct vc_src_batch *b, bool self_contained, uint32_t page_bytes,
+ *  length of its first part, which is the same for PLAIN and DELTA. Returns the length. */
+size_t vc_src_batch_body(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
                          uint8_t *out, size_t cap, uint32_t *runs_bytes_out);
+/** Writes the runs of such a body once more. */
+void vc_src_batch_runs(const struct vc_src_batch *b, enum vc_src_form form, struct vc_writer *w);
 
 #endif

@@ -79,7 +79,7 @@ static struct vc_link_frame *batch_frame(struct channel *c, struct vc_wire_batch
                           VC_WIRE_BATCH_HEADER_BYTES + h->body_bytes);
     if (!f)
         return NULL;
-    packed = vc_wire_body_compress(c->codec, body, h->body_bytes,
+    packed = vc_wire_body_compress(c->codec, body, h->body_bytes, NULL,
                                    f->payload + VC_WIRE_BATCH_HEADER_BYTES, h->body_bytes);
     if (!packed) {
         h->codec = VC_WIRE_CODEC_NONE;
@@ -276,7 +276,7 @@ static int prepare(struct channel *c)
     int rc = vc_digester_new(o->lineage.algo, VC_DIGEST_SEAL, o->lineage.key, &c->seals, &c->err);
 
     if (!rc)
-        rc = vc_wire_codec_new(o->zstd_level, &c->codec, &c->err);
+        rc = vc_wire_codec_new(1, &c->codec, &c->err);
     return rc ? rc
               : vc_seal_first(c->seals, &o->session, VC_WIRE_CHANNEL_PREEMPT, &c->seal, &c->err);
 }

@@ -97,7 +97,7 @@ static int ram_known(struct vc_ingest *in)
         return vc_err_set(&in->err, VC_E_NOMEM, "no memory for %llu pages",
                           (unsigned long long)pages);
     if (s->o.local_gen)
-        vc_ram_map(&s->ram, vc_gen_ram(s->o.local_gen), in->local_map);
+        vc_ram_map(&s->ram, vc_gen_ram(s->o.local_gen), s->local_map);
     atomic_store(&s->n.first_pass_left, vc_ram_bytes(&s->ram));
     {
         VC_LOCKED(&s->mu);

@@ -36,7 +36,6 @@ struct vc_ingest {
     bool repeated; /* a page came again */
     uint64_t block_first[VC_MAX_BLOCKS];
     bool return_path;
-    int local_map[VC_MAX_BLOCKS];
     double credit_bytes; /* pacing: bytes that may be read now */
     uint64_t credit_ns;
 };

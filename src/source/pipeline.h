@@ -33,10 +33,11 @@ struct vc_source {
     struct vc_queue to_send, to_record;
     struct vc_thread ingest, send, receive, record;
 
-    struct vc_ram ram;          /* [thread: ingest; const once ram_known] */
-    struct vc_remote remote;    /* see there */
-    struct vc_txn *txn;         /* [thread: record until it ends] */
-    struct vc_src_channel side; /* see there */
+    struct vc_ram ram;            /* [thread: ingest; const once ram_known] */
+    int local_map[VC_MAX_BLOCKS]; /* likewise: block of the stream -> of o.local_gen, or -1 */
+    struct vc_remote remote;      /* see there */
+    struct vc_txn *txn;           /* [thread: record until it ends] */
+    struct vc_src_channel side;   /* see there */
 
     pthread_mutex_t mu;
     pthread_cond_t changed;
@@ -73,18 +74,6 @@ bool vc_source_stopping(struct vc_source *s);
 int vc_source_window_ack(struct vc_source *s, uint64_t seq, struct vc_err *err) VC_NODISCARD;
 /** A reference to a batch in the window, or NULL. */
 struct vc_src_batch *vc_source_window_find(struct vc_source *s, uint64_t seq);
-
-/** What building a frame needs: of one thread. */
-struct vc_source_packer {
-    struct vc_wire_codec *codec;
-    uint8_t *body;
-    size_t cap;
-};
-int vc_source_packer_init(struct vc_source_packer *p, int level, struct vc_err *err) VC_NODISCARD;
-void vc_source_packer_fini(struct vc_source_packer *p);
-/** Builds the BATCH frame. NULL: no memory. */
-struct vc_link_frame *vc_source_batch_frame(struct vc_source_packer *p,
-                                            const struct vc_src_batch *b, bool self_contained);
 
 static inline void vc_count(atomic_ullong *c, uint64_t n)
 {

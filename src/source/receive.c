@@ -4,6 +4,7 @@
 #include "base/bytes.h"
 #include "base/fdio.h"
 #include "link/link.h"
+#include "source/pack.h"
 #include "source/pipeline.h"
 
 /* What comes back from the destination: acknowledgements, requests for repair, the announcement,
@@ -97,7 +98,7 @@ static int on_repair(struct vc_source *s, const struct vc_link_frame *f, struct 
 /* The seal did not fit at the destination: once more, without any reference to a checkpoint. */
 static int on_resend(struct vc_source *s, const struct vc_link_frame *f, struct vc_err *err)
 {
-    struct vc_source_packer packer;
+    struct vc_packer packer;
     struct vc_src_batch *b;
     struct vc_link_frame *again = NULL;
     uint64_t seq;
@@ -114,10 +115,10 @@ static int on_resend(struct vc_source *s, const struct vc_link_frame *f, struct 
     b->resent = true;
     vc_log(s->o.log, VC_LOG_WARNING, "batch %llu failed its seal and is sent again",
            (unsigned long long)seq);
-    rc = vc_source_packer_init(&packer, s->o.zstd_level, err);
+    rc = vc_packer_init(&packer, NULL, NULL, s->o.log, err);
     if (!rc)
-        again = vc_source_batch_frame(&packer, b, true);
-    vc_source_packer_fini(&packer);
+        again = vc_packer_frame(&packer, b, true, 1);
+    vc_packer_fini(&packer);
     vc_src_batch_unref(b);
     if (rc)
         return rc;

@@ -146,18 +146,17 @@ static void mark_seen(struct vc_ingest *in, uint16_t block, struct vc_page page)
                           memory_order_relaxed);
 }
 
-static bool local_has(const struct vc_ingest *in, uint16_t block, struct vc_page page,
-                      const struct vc_digest *digest)
+/* Whether this host's base generation holds the page, and with which digest. */
+static bool held_here(const struct vc_source *s, uint16_t block, struct vc_page page,
+                      struct vc_digest *digest)
 {
-    const struct vc_gen *gen = in->s->o.local_gen;
-    struct vc_digest d;
+    const struct vc_gen *gen = s->o.local_gen;
     int b;
 
-    if (!gen || (b = in->local_map[block]) < 0)
+    if (!gen || (b = s->local_map[block]) < 0)
         return false;
     return page.n < vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)b) &&
-           vc_gen_lookup(gen, (uint32_t)b, page, &d) == VC_PAGE_HELD &&
-           !memcmp(d.b, digest->b, sizeof(d.b));
+           vc_gen_lookup(gen, (uint32_t)b, page, digest) == VC_PAGE_HELD;
 }
 
 int vc_runs_page(struct vc_ingest *in, const struct vc_ingest_item *g,
@@ -173,7 +172,8 @@ int vc_runs_page(struct vc_ingest *in, const struct vc_ingest_item *g,
         .page = g->qs.page,
         .count = 1,
     };
-    bool local_same = false;
+    struct vc_digest before;
+    bool local, local_same = false;
     int rc = make_room(in, g->qs.bytes);
 
     if (rc)
@@ -185,13 +185,16 @@ int vc_runs_page(struct vc_ingest *in, const struct vc_ingest_item *g,
         digest = &zero_digest;
         vc_count(&s->n.pages_zero, 1);
     } else {
-        local_same = local_has(in, run.block, run.page, digest);
+        local = held_here(s, run.block, run.page, &before);
+        local_same = local && vc_digest_equal(&before, digest);
         if (vc_remote_has(&s->remote, &s->ram, run.block, run.page, digest)) {
             run.kind = VC_RUN_SAME;
             vc_count(&s->n.pages_same, 1);
         } else {
             vc_count(&s->n.pages_data, 1);
             vc_count(&s->n.data_bytes, s->ram.page_bytes);
+            run.old = s->o.delta && local &&
+                      vc_remote_has(&s->remote, &s->ram, run.block, run.page, &before);
         }
     }
     rc = vc_digest_update(in->seals, g->p, g->qs.header_bytes, &in->err);

@@ -5,72 +5,11 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "link/link.h"
+#include "source/pack.h"
 #include "source/pipeline.h"
 
 /* The sending stage: takes batches in order, waits until another one may be on its way, compresses,
  * puts the batch into the repair window and hands its frame to the link. */
-
-int vc_source_packer_init(struct vc_source_packer *p, int level, struct vc_err *err)
-{
-    *p = (struct vc_source_packer){0};
-    return vc_wire_codec_new(level, &p->codec, err);
-}
-
-void vc_source_packer_fini(struct vc_source_packer *p)
-{
-    vc_wire_codec_free(p->codec);
-    free(p->body);
-}
-
-/* The body's buffer lives on from batch to batch: fresh memory costs more than filling it. */
-static bool reserve(struct vc_source_packer *p, size_t n)
-{
-    uint8_t *more;
-
-    if (n <= p->cap)
-        return true;
-    more = realloc(p->body, n);
-    if (!more)
-        return false;
-    p->body = more;
-    p->cap = n;
-    return true;
-}
-
-struct vc_link_frame *vc_source_batch_frame(struct vc_source_packer *p,
-                                            const struct vc_src_batch *b, bool self_contained)
-{
-    uint32_t page_bytes = b->ram ? b->ram->page_bytes : 0;
-    size_t cap = vc_src_batch_body_bound(b, self_contained, page_bytes);
-    struct vc_wire_batch h = {
-        .seq = b->seq,
-        .position = b->position,
-        .stream_bytes = b->stream_bytes,
-        .codec = VC_WIRE_CODEC_ZSTD,
-        .flags = self_contained ? VC_WIRE_BATCH_SELF_CONTAINED : 0,
-    };
-    vc_auto_frame struct vc_link_frame *f = NULL;
-    size_t n, packed;
-
-    if (!reserve(p, cap + 1))
-        return NULL;
-    n = vc_src_batch_body(b, self_contained, page_bytes, p->body, cap, &h.runs_bytes);
-    h.body_bytes = (uint32_t)n;
-    memcpy(h.seal, b->seal.b, sizeof(h.seal));
-    f = vc_link_frame_new(VC_WIRE_BATCH, 0, (uint32_t)(VC_WIRE_BATCH_HEADER_BYTES + n));
-    if (!f)
-        return NULL;
-    packed =
-        vc_wire_body_compress(p->codec, p->body, n, f->payload + VC_WIRE_BATCH_HEADER_BYTES, n);
-    if (!packed) {
-        h.codec = VC_WIRE_CODEC_NONE;
-        memcpy(f->payload + VC_WIRE_BATCH_HEADER_BYTES, p->body, n);
-        packed = n;
-    }
-    f->bytes = (uint32_t)(VC_WIRE_BATCH_HEADER_BYTES + packed);
-    vc_wire_batch_encode(f->payload, &h);
-    return vc_steal_ptr(f);
-}
 
 /* Waits for room on the wire; false if the pipeline is torn down. Notes what it waited for. */
 static bool wait_for_room(struct vc_source *s, struct vc_flow_batch *batch)
@@ -105,7 +44,7 @@ static int no_memory(struct vc_err *err)
     return vc_err_set(err, VC_E_NOMEM, "no memory for a frame");
 }
 
-static int send_batch(struct vc_source *s, struct vc_src_batch *b, struct vc_source_packer *packer,
+static int send_batch(struct vc_source *s, struct vc_src_batch *b, struct vc_packer *packer,
                       struct vc_err *err)
 {
     struct vc_flow_batch batch = {
@@ -119,7 +58,7 @@ static int send_batch(struct vc_source *s, struct vc_src_batch *b, struct vc_sou
         vc_src_batch_unref(b);
         return VC_CLOSED;
     }
-    f = vc_source_batch_frame(packer, b, false);
+    f = vc_packer_frame(packer, b, false, 1);
     if (!f) {
         vc_src_batch_unref(b);
         return no_memory(err);
@@ -143,7 +82,7 @@ static int send_blocks(struct vc_source *s, const struct vc_ram *ram, struct vc_
     return vc_link_send(s->o.link, f, false);
 }
 
-static int send_item(struct vc_source *s, struct vc_src_batch *b, struct vc_source_packer *packer,
+static int send_item(struct vc_source *s, struct vc_src_batch *b, struct vc_packer *packer,
                      struct vc_err *err)
 {
     struct vc_link_frame *eof;
@@ -172,9 +111,9 @@ void *vc_source_send_main(void *arg)
 {
     struct vc_source *s = arg;
     struct vc_queue_node *node;
-    struct vc_source_packer packer;
+    struct vc_packer packer;
     struct vc_err err = VC_ERR_INIT;
-    int rc = vc_source_packer_init(&packer, s->o.zstd_level, &err);
+    int rc = vc_packer_init(&packer, s->o.local_gen, s->local_map, s->o.log, &err);
 
     while (!rc && vc_queue_pop(&s->to_send, UINT64_MAX, &node) == 0) {
         rc = send_item(s, (struct vc_src_batch *)node, &packer, &err);
@@ -183,7 +122,7 @@ void *vc_source_send_main(void *arg)
     if (rc < 0)
         vc_source_abort(s, &err);
     /* A link that is closed tells the receiving stage why: the peer may have said it. */
-    vc_source_packer_fini(&packer);
+    vc_packer_fini(&packer);
     vc_source_notify(s);
     return NULL;
 }

@@ -26,6 +26,7 @@ struct vc_source_options {
     int qemu_fd;          /* the migration stream's socket, both directions; taken */
     int listen_fd;        /* where QEMU's second connection comes, listening; taken; 0: nowhere */
     bool channels;        /* the destination takes a second connection */
+    bool delta;           /* the destination takes batches of codec delta */
     struct vc_link *link; /* in phase `stream`; borrowed until vc_source_free() */
     struct vc_id session;
     struct vc_lineage lineage;
@@ -33,7 +34,6 @@ struct vc_source_options {
     const struct vc_gen *shared_gen; /* PING_PONG: what both hosts hold; borrowed */
     const struct vc_gen *local_gen;  /* base of txn, or NULL; borrowed */
     struct vc_txn *txn;              /* the generation being written, or NULL; taken */
-    int zstd_level;
     uint64_t
         pace_limit_ns; /* downtime limit that QEMU works with in its first pass; 0: no pacing */
     bool needs_return_path;     /* refuse a stream without OPEN_RETURN_PATH */

@@ -8,7 +8,8 @@
 #define NAMED 0x10u
 #define BLOCK 0x20u
 #define PAGE 0x40u
-#define AS_PAGE 0x80u
+#define AS_PAGE 0x80u /* of zero runs */
+#define OLD 0x80u     /* of data runs */
 
 static bool is_pages(unsigned kind)
 {
@@ -29,6 +30,8 @@ void vc_wire_run_encode(struct vc_writer *w, struct vc_wire_cursor *c,
         head |= NAMED;
     if (run->as_page)
         head |= AS_PAGE;
+    if (run->old)
+        head |= OLD;
     if (run->block != c->block) {
         head |= BLOCK;
         *c = (struct vc_wire_cursor){.block = run->block};
@@ -114,8 +117,12 @@ int vc_wire_run_decode(struct vc_reader *r, struct vc_wire_cursor *c, const stru
     *run = (struct vc_wire_run){
         .kind = head & KIND_MASK,
         .named = head & NAMED,
-        .as_page = head & AS_PAGE,
     };
+
+    if (run->kind == VC_RUN_DATA)
+        run->old = head & OLD;
+    else
+        run->as_page = head & AS_PAGE;
     if (run->kind == VC_RUN_OPAQUE) {
         run->count = vc_read_varint(r);
         if (head != VC_RUN_OPAQUE || r->failed || run->count == 0)
@@ -128,6 +135,8 @@ int vc_wire_run_decode(struct vc_reader *r, struct vc_wire_cursor *c, const stru
         return illegal(err, "AS_PAGE on a run that is not zero");
     if (run->named && run->kind == VC_RUN_INVALIDATE)
         return illegal(err, "NAMED on an invalidate run");
+    if (run->old && !(features & VC_WIRE_FEATURE_DELTA))
+        return illegal(err, "OLD, which was not agreed on");
     if (run->kind == VC_RUN_MOVED && !(features & VC_WIRE_FEATURE_MOVED))
         return illegal(err, "a moved run, which was not agreed on");
     rc = decode_pages(r, c, ram, head, run, err);

@@ -97,6 +97,7 @@ enum vc_wire_word {
 #define VC_WIRE_FEATURE_MOVED (1ull << 1)   /* reserved */
 #define VC_WIRE_FEATURE_CREDITS (1ull << 2) /* reserved */
 #define VC_WIRE_FEATURE_CHANNELS (1ull << 3)
+#define VC_WIRE_FEATURE_DELTA (1ull << 4)
 #define VC_WIRE_LINEAGE_EXPOSED 1u
 #define VC_WIRE_FRAME_OPTIONAL 1u
 
@@ -283,6 +284,7 @@ struct vc_wire_run {
     uint8_t kind; /* vc_wire_run_kind */
     bool named;   /* the first record names its block */
     bool as_page; /* zero: PAGE records */
+    bool old;     /* data: the base generation's pages at this place are in the prefix */
     uint16_t block;
     struct vc_page page;
     uint64_t count; /* pages, or bytes of an opaque run */
@@ -304,7 +306,7 @@ void vc_wire_run_encode(struct vc_writer *w, struct vc_wire_cursor *c,
 
 struct vc_reader;
 /** Reads the next run. @ram: to check blocks and pages; NULL: no run of pages is legal yet.
- *  @features: as negotiated (moved runs need VC_WIRE_FEATURE_MOVED).
+ *  @features: as negotiated (moved runs need VC_WIRE_FEATURE_MOVED, OLD needs _DELTA).
  *  0; VC_EOF at the end of the reader; VC_E_PROTOCOL. */
 int vc_wire_run_decode(struct vc_reader *r, struct vc_wire_cursor *c, const struct vc_ram *ram,
                        uint64_t features, struct vc_wire_run *run, struct vc_err *err) VC_NODISCARD;
@@ -314,13 +316,14 @@ int vc_wire_run_decode(struct vc_reader *r, struct vc_wire_cursor *c, const stru
 struct vc_wire_batch {
     uint64_t seq, position;
     uint32_t stream_bytes, runs_bytes, body_bytes;
-    uint8_t codec; /* 0 none, 1 zstd */
+    uint8_t codec; /* VC_WIRE_CODEC_* */
     uint8_t flags; /* VC_WIRE_BATCH_* */
     uint8_t seal[VC_WIRE_SEAL_BYTES];
 };
 #define VC_WIRE_BATCH_SELF_CONTAINED 1u
 #define VC_WIRE_CODEC_NONE 0
 #define VC_WIRE_CODEC_ZSTD 1
+#define VC_WIRE_CODEC_DELTA 2 /* runs plain, contents with old pages as zstd's prefix */
 
 void vc_wire_batch_encode(uint8_t out[VC_WIRE_BATCH_HEADER_BYTES], const struct vc_wire_batch *b);
 /** Checks the header's own limits and lengths against each other and the payload's length. */
@@ -332,14 +335,26 @@ struct vc_wire_codec;
 /** @level: zstd level of the compressing side. */
 int vc_wire_codec_new(int level, struct vc_wire_codec **out, struct vc_err *err) VC_NODISCARD;
 void vc_wire_codec_free(struct vc_wire_codec *c);
+/** From the next body on. */
+void vc_wire_codec_set_level(struct vc_wire_codec *c, int level);
 /** Most bytes that a body of n bytes can become. */
 size_t vc_wire_body_bound(size_t n);
+
+/** Bytes that the other side has too, like those that are to be compressed. */
+struct vc_wire_prefix {
+    const uint8_t *p;
+    size_t bytes;              /* 0: none */
+    size_t sample_at, like_at; /* offset of a page in here, and of the one that it became */
+};
 /** Compresses body[0..n) into out[0..cap). Returns the bytes, or 0 where compression does not make
- *  it smaller (send it as codec none). Bodies under 64 bytes are never compressed. */
-size_t vc_wire_body_compress(struct vc_wire_codec *c, const uint8_t *body, size_t n, uint8_t *out,
-                             size_t cap);
-/** Expands a zstd frame of exactly body_bytes into out; VC_E_PROTOCOL if it is anything else. */
-int vc_wire_body_expand(struct vc_wire_codec *c, const uint8_t *p, size_t n, uint8_t *out,
-                        size_t body_bytes, struct vc_err *err) VC_NODISCARD;
+ *  it smaller (send it as codec none). Bodies under 64 bytes are never compressed.
+ *  @prefix: NULL for none. */
+size_t vc_wire_body_compress(struct vc_wire_codec *c, const uint8_t *body, size_t n,
+                             const struct vc_wire_prefix *prefix, uint8_t *out, size_t cap);
+/** Expands a zstd frame of exactly body_bytes into out; VC_E_PROTOCOL if it is anything else.
+ *  With a prefix (else NULL, 0) that can mean that it is not the one it was compressed with. */
+int vc_wire_body_expand(struct vc_wire_codec *c, const uint8_t *p, size_t n, const uint8_t *prefix,
+                        size_t prefix_bytes, uint8_t *out, size_t body_bytes,
+                        struct vc_err *err) VC_NODISCARD;
 
 #endif

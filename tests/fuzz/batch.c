@@ -235,7 +235,8 @@ static size_t make(uint8_t *out, size_t cap, const struct vc_wire_batch *like, c
     size_t n = 0;
 
     if (compress)
-        n = vc_wire_body_compress(codec, body, h.body_bytes, at, cap - VC_WIRE_BATCH_HEADER_BYTES);
+        n = vc_wire_body_compress(codec, body, h.body_bytes, NULL, at,
+                                  cap - VC_WIRE_BATCH_HEADER_BYTES);
     h.codec = n ? VC_WIRE_CODEC_ZSTD : VC_WIRE_CODEC_NONE;
     vc_wire_batch_encode(out, &h);
     if (!n) {

@@ -136,7 +136,6 @@ static void start(struct ends *e, const uint8_t *stream, size_t n, unsigned opti
         .shared_gen = base == VC_WIRE_BASE_PING_PONG ? hosts[0].gen : NULL,
         .local_gen = base ? hosts[0].gen : NULL,
         .txn = keep ? record(&hosts[0]) : NULL,
-        .zstd_level = 1,
         .on_frame = drop_frame,
     };
     FUZZ_ASSERT(vc_dest_start(&d, &e->dest, &err) == 0);

@@ -231,7 +231,8 @@ static void send_batch(struct state *st, struct vc_reader in)
     for (size_t i = 0; i < content && rest.len; i++)
         body[runs.len + i] = rest.data[i % rest.len];
     if (flags & FLAG_COMPRESS)
-        n = vc_wire_body_compress(codec, body, h.body_bytes, payload + VC_WIRE_BATCH_HEADER_BYTES,
+        n = vc_wire_body_compress(codec, body, h.body_bytes, NULL,
+                                  payload + VC_WIRE_BATCH_HEADER_BYTES,
                                   cap - VC_WIRE_BATCH_HEADER_BYTES);
     h.codec = n ? VC_WIRE_CODEC_ZSTD : VC_WIRE_CODEC_NONE;
     if (!n)

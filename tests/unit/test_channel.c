@@ -130,7 +130,6 @@ static void start_source(struct scene *s, bool channels)
         .link = link_of(s, 0, VC_WIRE_SOURCE),
         .session = session,
         .lineage = lineage,
-        .zstd_level = 1,
         .needs_return_path = true,
         .on_frame = drop_frame,
     };

@@ -34,7 +34,6 @@ static void begin(struct scene *s)
     struct vc_source_options o = {
         .session = {"a session"},
         .lineage = {.algo = VC_DIGEST_GMAC, .key = "a key that no guest knows"},
-        .zstd_level = 1,
         .needs_return_path = true,
         .on_frame = drop_frame,
     };

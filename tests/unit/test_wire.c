@@ -674,19 +674,19 @@ static void bodies_survive_compression(void **state)
             uint8_t *body = malloc(n + 1), *packed = malloc(cap), *back = malloc(n + 2);
 
             make_body(body, n, kind);
-            k = vc_wire_body_compress(c, body, n, packed, cap);
+            k = vc_wire_body_compress(c, body, n, NULL, packed, cap);
             assert_true(k <= n);
             if (n < 64 || kind == 0)
                 assert_int_equal(k, 0);
             if (k) {
                 smaller++;
-                assert_int_equal(vc_wire_body_expand(c, packed, k, back, n, &err), 0);
+                assert_int_equal(vc_wire_body_expand(c, packed, k, NULL, 0, back, n, &err), 0);
                 assert_memory_equal(back, body, n);
-                assert_int_equal(vc_wire_body_expand(c, packed, k, back, n - 1, &err),
+                assert_int_equal(vc_wire_body_expand(c, packed, k, NULL, 0, back, n - 1, &err),
                                  VC_E_PROTOCOL);
-                assert_int_equal(vc_wire_body_expand(c, packed, k, back, n + 1, &err),
+                assert_int_equal(vc_wire_body_expand(c, packed, k, NULL, 0, back, n + 1, &err),
                                  VC_E_PROTOCOL);
-                assert_int_equal(vc_wire_body_expand(c, packed, k - 1, back, n, &err),
+                assert_int_equal(vc_wire_body_expand(c, packed, k - 1, NULL, 0, back, n, &err),
                                  VC_E_PROTOCOL);
             }
             free(body);

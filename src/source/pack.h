@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_SOURCE_PACK_H
+#define VC_SOURCE_PACK_H
+
+#include "source/batch.h"
+
+/* Private to src/source: batches become frames, compressed where that pays. An object belongs to
+ * one thread. */
+
+struct vc_gen;
+struct vc_link_frame;
+
+struct vc_packer {
+    const struct vc_gen *gen; /* this host's base generation, or NULL; borrowed */
+    const int *map;           /* block of the stream -> block of `gen`, or -1; borrowed */
+    const struct vc_log *log; /* borrowed */
+    struct vc_wire_codec *codec;
+    bool gen_failed; /* it could not be read: no more deltas */
+    uint8_t *body, *prefix;
+    size_t body_cap, prefix_cap;
+};
+
+int vc_packer_init(struct vc_packer *p, const struct vc_gen *gen, const int *map,
+                   const struct vc_log *log, struct vc_err *err) VC_NODISCARD;
+void vc_packer_fini(struct vc_packer *p);
+/** Builds the BATCH frame. @level: zstd's; 0: not compressed. NULL: no memory. */
+struct vc_link_frame *vc_packer_frame(struct vc_packer *p, const struct vc_src_batch *b,
+                                      bool self_contained, int level);
+
+#endif

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdlib.h>
+#include <zstd.h>
+
+#include "base/units.h"
+#include "wire/wire.h"
+
+/* Bodies of batches through zstd, with or without a prefix (docs/formats/wire.md, "BATCH"). */
+
+/* Below this compression gains nothing. */
+#define COMPRESS_MIN_BYTES 64
+#define SAMPLE_BYTES 16384
+/* Of the table in which zstd's fast strategies look for what they have seen. Their own choice is
+ * for a window of 512 KiB at most; a prefix must be found as a whole. */
+#define PREFIX_HASH_LOG 17
+/* A prefix and a body of their longest. */
+#define PREFIX_WINDOW_LOG 24
+
+struct vc_wire_codec {
+    ZSTD_CCtx *c;
+    ZSTD_DCtx *d;
+    int level;
+};
+
+int vc_wire_codec_new(int level, struct vc_wire_codec **out, struct vc_err *err)
+{
+    struct vc_wire_codec *c = calloc(1, sizeof(*c));
+
+    if (!c)
+        return vc_err_set(err, VC_E_NOMEM, "no memory for compression");
+    c->level = level;
+    *out = c;
+    return 0;
+}
+
+void vc_wire_codec_free(struct vc_wire_codec *c)
+{
+    if (!c)
+        return;
+    ZSTD_freeCCtx(c->c);
+    ZSTD_freeDCtx(c->d);
+    free(c);
+}
+
+void vc_wire_codec_set_level(struct vc_wire_codec *c, int level)
+{
+    c->level = level;
+}
+
+size_t vc_wire_body_bound(size_t n)
+{
+    return ZSTD_compressBound(n);
+}
+
+/* 0: it does not fit, or a fault: it is sent as it is. */
+static size_t compress(struct vc_wire_codec *c, const uint8_t *prefix, size_t prefix_bytes,
+                       const uint8_t *p, size_t n, uint8_t *out, size_t cap)
+{
+    size_t k;
+
+    if (!prefix_bytes) {
+        k = ZSTD_compressCCtx(c->c, out, cap, p, n, c->level);
+        return ZSTD_isError(k) ? 0 : k;
+    }
+    ZSTD_CCtx_reset(c->c, ZSTD_reset_session_and_parameters);
+    if (ZSTD_isError(ZSTD_CCtx_setParameter(c->c, ZSTD_c_compressionLevel, c->level)) ||
+        ZSTD_isError(ZSTD_CCtx_setParameter(c->c, ZSTD_c_hashLog, PREFIX_HASH_LOG)) ||
+        ZSTD_isError(ZSTD_CCtx_setParameter(c->c, ZSTD_c_windowLog, PREFIX_WINDOW_LOG)) ||
+        ZSTD_isError(ZSTD_CCtx_refPrefix(c->c, prefix, prefix_bytes)))
+        return 0;
+    k = ZSTD_compress2(c->c, out, cap, p, n);
+    return ZSTD_isError(k) ? 0 : k;
+}
+
+/* Whether a sample says that trying is worth it: most of a guest's memory either shrinks well or,
+ * being compressed or encrypted already, not at all. */
+static bool looks_compressible(struct vc_wire_codec *c, const uint8_t *body, size_t n,
+                               const struct vc_wire_prefix *prefix)
+{
+    uint8_t out[SAMPLE_BYTES];
+    size_t at = prefix ? prefix->like_at : n / 2;
+    size_t bytes = VC_MIN(n - at, (size_t)SAMPLE_BYTES), k;
+
+    if (n < 4 * SAMPLE_BYTES)
+        return true;
+    if (prefix)
+        k = compress(c, prefix->p + prefix->sample_at,
+                     VC_MIN(prefix->bytes - prefix->sample_at, bytes), body + at, bytes, out,
+                     sizeof(out));
+    else
+        k = compress(c, NULL, 0, body + at, bytes, out, sizeof(out));
+    return k && k < bytes - bytes / 32;
+}
+
+/* A context is made when it is first needed: a side compresses or expands, rarely both. */
+size_t vc_wire_body_compress(struct vc_wire_codec *c, const uint8_t *body, size_t n,
+                             const struct vc_wire_prefix *prefix, uint8_t *out, size_t cap)
+{
+    size_t k;
+
+    if (n < COMPRESS_MIN_BYTES || (!c->c && !(c->c = ZSTD_createCCtx())))
+        return 0;
+    if (!looks_compressible(c, body, n, prefix))
+        return 0;
+    k = compress(c, prefix ? prefix->p : NULL, prefix ? prefix->bytes : 0, body, n, out, cap);
+    return k >= n ? 0 : k;
+}
+
+int vc_wire_body_expand(struct vc_wire_codec *c, const uint8_t *p, size_t n, const uint8_t *prefix,
+                        size_t prefix_bytes, uint8_t *out, size_t body_bytes, struct vc_err *err)
+{
+    size_t k;
+
+    if (!c->d && !(c->d = ZSTD_createDCtx()))
+        return vc_err_set(err, VC_E_NOMEM, "no memory for compression");
+    if (ZSTD_getFrameContentSize(p, n) != body_bytes || ZSTD_findFrameCompressedSize(p, n) != n)
+        return vc_err_set(err, VC_E_PROTOCOL,
+                          "BATCH: the body is not one zstd frame of the length given");
+    /* Not ZSTD_decompress_usingDict(): a guest could write a page that is taken for a dictionary.
+     */
+    ZSTD_DCtx_reset(c->d, ZSTD_reset_session_only);
+    k = ZSTD_DCtx_refPrefix(c->d, prefix, prefix_bytes);
+    if (!ZSTD_isError(k))
+        k = ZSTD_decompressDCtx(c->d, out, body_bytes, p, n);
+    if (ZSTD_isError(k) || k != body_bytes)
+        return vc_err_set(err, VC_E_PROTOCOL, "BATCH: the body cannot be expanded");
+    return 0;
+}
