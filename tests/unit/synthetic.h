@@ -20,10 +20,17 @@ struct memory {
     uint32_t version[MAX_PAGES];
 };
 
+/* Or'ed into a version: the same page, but for a few bytes. */
+#define TOUCHED 0x80000000u
+
 /* Every fourth version is of a kind that can be compressed. */
 static inline void fill_page(uint8_t *p, unsigned page, uint32_t version)
 {
-    uint64_t x = page * 2654435761u + version * 40503u + 1;
+    bool touched = version & TOUCHED;
+    uint64_t x;
+
+    version &= ~TOUCHED;
+    x = page * 2654435761u + version * 40503u + 1;
 
     for (unsigned i = 0; i < PAGE; i += 8) {
         if (version % 4 != 3 || i % 512 == 0) {
@@ -32,6 +39,10 @@ static inline void fill_page(uint8_t *p, unsigned page, uint32_t version)
             x ^= x << 17;
         }
         memcpy(p + i, &x, 8);
+    }
+    if (touched) {
+        p[100] ^= 0xff;
+        p[3000] ^= 1;
     }
 }
 

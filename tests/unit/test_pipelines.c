@@ -150,7 +150,8 @@ struct outcome {
     struct vc_source_status source;
     struct vc_dest_status dest;
     uint8_t roots[2][VC_ROOT_BYTES];
-    bool delivered; /* the bytes that came out are those that went in */
+    uint64_t wire_bytes; /* from the source */
+    bool delivered;      /* the bytes that came out are those that went in */
 };
 
 static int dest_fd;
@@ -222,6 +223,7 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .lineage = lineage,
         .base = base,
         .gen = to->gen,
+        .features = VC_WIRE_FEATURE_DELTA,
         .connect = connect_dest,
         .store_patience_ms = patience_ms,
         .on_frame = drop_frame,
@@ -234,6 +236,7 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .base = base,
         .shared_gen = base == VC_WIRE_BASE_PING_PONG ? from->gen : NULL,
         .local_gen = from->gen,
+        .delta = true,
         .needs_return_path = true,
         .store_patience_ms = patience_ms,
         .on_frame = drop_frame,
@@ -274,6 +277,7 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
     vc_dest_free(dest);
     pthread_join(sq.thread, NULL);
     pthread_join(dq.thread, NULL);
+    out.wire_bytes = vc_link_bytes_sent(la);
     out.delivered = dq.stream.n == sq.stream.n && !memcmp(dq.stream.d, sq.stream.d, sq.stream.n);
     vc_link_free(la);
     vc_link_free(lb);
@@ -440,6 +444,80 @@ static void damaged_pages_are_repaired_from_the_window(void **state)
     host_fini(&b);
 }
 
+/* Some pages change by a few bytes each. Some of these are the first ones, which damage() damages;
+ * returns how many. */
+static unsigned touch(struct memory *m)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < PAGES; i += i < 40 ? 1 : 8) {
+        m->version[i] = m->version[i] ? m->version[i] ^ TOUCHED : 1;
+        n++;
+    }
+    return n;
+}
+
+static void a_changed_page_costs_what_has_changed_in_it(void **state)
+{
+    struct memory m;
+    struct host a, b;
+    struct outcome o;
+    unsigned n;
+
+    (void)state;
+    host_init(&a);
+    host_init(&b);
+    some_memory(&m, PAGES);
+    for (unsigned i = 0; i < PAGES; i++)
+        m.version[i] = 1; /* cannot be compressed */
+    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+    assert_good_outcome(&o);
+    assert_true(o.wire_bytes > (uint64_t)PAGES * PAGE);
+    for (int round = 0; round < 4; round++) {
+        n = touch(&m);
+        o = round % 2 ? migrate(&a, &b, &m, VC_WIRE_BASE_PING_PONG)
+                      : migrate(&b, &a, &m, VC_WIRE_BASE_PING_PONG);
+        assert_good_outcome(&o);
+        assert_true(o.source.pages_data >= n);
+        assert_true(o.wire_bytes < (uint64_t)n * PAGE / 20);
+        assert_int_equal(o.dest.resent_batches, 0);
+    }
+    verify_host(&a, 0);
+    verify_host(&b, 0);
+    host_fini(&a);
+    host_fini(&b);
+}
+
+/* What a delta is made against is not checked by itself. At the source a damaged byte is only one
+ * more that has changed; at the destination the seal notices. */
+static void damage_under_a_delta_costs_a_batch_at_most(void **state)
+{
+    enum { SOURCE, DEST };
+
+    (void)state;
+    for (int side = SOURCE; side <= DEST; side++) {
+        struct memory m;
+        struct host a, b;
+        struct outcome o;
+
+        host_init(&a);
+        host_init(&b);
+        some_memory(&m, PAGES);
+        o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+        assert_good_outcome(&o);
+        touch(&m);
+        assert_true(damage(side == DEST ? a.dir : b.dir) > 10);
+        o = migrate(&b, &a, &m, VC_WIRE_BASE_PING_PONG);
+        assert_good_outcome(&o);
+        assert_int_equal(o.dest.resent_batches > 0, side == DEST);
+        assert_int_equal(o.dest.resent_batches, o.source.resent_batches);
+        verify_host(&a, 0);
+        verify_host(&b, 0);
+        host_fini(&a);
+        host_fini(&b);
+    }
+}
+
 /* The source believes in a generation that the destination's differs from, digests and all: only
  * the seal can notice. */
 static void a_wrong_belief_fails_the_seal_and_is_sent_again(void **state)
@@ -510,6 +588,8 @@ int main(void)
         cmocka_unit_test(a_return_sends_only_what_changed),
         cmocka_unit_test(a_third_host_is_told_by_announcement),
         cmocka_unit_test(damaged_pages_are_repaired_from_the_window),
+        cmocka_unit_test(a_changed_page_costs_what_has_changed_in_it),
+        cmocka_unit_test(damage_under_a_delta_costs_a_batch_at_most),
         cmocka_unit_test(a_wrong_belief_fails_the_seal_and_is_sent_again),
         cmocka_unit_test(a_disk_that_hangs_costs_the_checkpoint_and_not_the_migration),
     };
