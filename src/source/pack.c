@@ -78,65 +78,72 @@ static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b,
     return true;
 }
 
-/* Puts the body into the frame, as small as it gets. Returns its length there. */
-static size_t compress(struct vc_packer *p, const struct vc_src_batch *b, struct vc_wire_batch *h,
-                       uint8_t *out)
+/* Compresses the contents with what their pages were; 0: that cannot be, or does not pay. */
+static size_t pack_delta(struct vc_packer *p, const struct vc_src_batch *b, struct vc_wire_batch *h,
+                         uint8_t *out)
 {
-    uint32_t runs = h->runs_bytes;
+    uint32_t contents = h->body_bytes - h->runs_bytes;
+    struct vc_writer w = vc_writer(out, h->runs_bytes);
     struct vc_wire_prefix prefix;
     size_t n;
 
-    if (!(h->flags & VC_WIRE_BATCH_SELF_CONTAINED) && read_prefix(p, b, &prefix)) {
-        struct vc_writer w = vc_writer(out, runs);
+    if (!read_prefix(p, b, &prefix))
+        return 0;
+    n = vc_wire_body_compress(p->codec, p->body + h->runs_bytes, contents, &prefix,
+                              out + h->runs_bytes, contents);
+    if (!n)
+        return 0;
+    vc_src_batch_runs(b, VC_SRC_DELTA, &w);
+    h->codec = VC_WIRE_CODEC_DELTA;
+    return h->runs_bytes + n;
+}
 
-        n = vc_wire_body_compress(p->codec, p->body + runs, h->body_bytes - runs, &prefix,
-                                  out + runs, h->body_bytes - runs);
-        h->codec = VC_WIRE_CODEC_DELTA;
-        vc_src_batch_runs(b, VC_SRC_DELTA, &w);
+/* Puts the body into the frame, as small as it gets. Returns its length there. */
+static size_t pack(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form form,
+                   int level, struct vc_wire_batch *h, uint8_t *out)
+{
+    size_t n = 0;
+
+    if (level) {
+        vc_wire_codec_set_level(p->codec, level);
+        if (form == VC_SRC_DELTA && b->old_bytes)
+            n = pack_delta(p, b, h, out);
         if (n)
-            return runs + n;
-    } else {
-        n = vc_wire_body_compress(p->codec, p->body, h->body_bytes, NULL, out, h->body_bytes);
+            return n;
         h->codec = VC_WIRE_CODEC_ZSTD;
+        n = vc_wire_body_compress(p->codec, p->body, h->body_bytes, NULL, out, h->body_bytes);
         if (n)
             return n;
     }
-    return 0;
+    h->codec = VC_WIRE_CODEC_NONE;
+    memcpy(out, p->body, h->body_bytes);
+    return h->body_bytes;
 }
 
 struct vc_link_frame *vc_packer_frame(struct vc_packer *p, const struct vc_src_batch *b,
-                                      bool self_contained, int level)
+                                      enum vc_src_form form, int level)
 {
-    enum vc_src_form form = self_contained ? VC_SRC_SELF_CONTAINED : VC_SRC_PLAIN;
     uint32_t page_bytes = b->ram ? b->ram->page_bytes : 0;
-    size_t cap = vc_src_batch_body_bound(b, form, page_bytes), packed = 0;
+    size_t cap = vc_src_batch_body_bound(b, form, page_bytes);
     struct vc_wire_batch h = {
         .seq = b->seq,
         .position = b->position,
         .stream_bytes = b->stream_bytes,
-        .flags = self_contained ? VC_WIRE_BATCH_SELF_CONTAINED : 0,
+        .flags = form == VC_SRC_SELF_CONTAINED ? VC_WIRE_BATCH_SELF_CONTAINED : 0,
     };
     struct vc_link_frame *f;
-    uint8_t *out;
 
     if (!reserve(&p->body, &p->body_cap, cap + 1))
         return NULL;
-    h.body_bytes = (uint32_t)vc_src_batch_body(b, form, page_bytes, p->body, cap, &h.runs_bytes);
+    /* A delta's body has the same length: OLD is a bit of a run's head. */
+    h.body_bytes = (uint32_t)vc_src_batch_body(b, form == VC_SRC_DELTA ? VC_SRC_PLAIN : form,
+                                               page_bytes, p->body, cap, &h.runs_bytes);
     memcpy(h.seal, b->seal.b, sizeof(h.seal));
     f = vc_link_frame_new(VC_WIRE_BATCH, 0, VC_WIRE_BATCH_HEADER_BYTES + h.body_bytes);
     if (!f)
         return NULL;
-    out = f->payload + VC_WIRE_BATCH_HEADER_BYTES;
-    if (level) {
-        vc_wire_codec_set_level(p->codec, level);
-        packed = compress(p, b, &h, out);
-    }
-    if (!packed) {
-        h.codec = VC_WIRE_CODEC_NONE;
-        memcpy(out, p->body, h.body_bytes);
-        packed = h.body_bytes;
-    }
-    f->bytes = (uint32_t)(VC_WIRE_BATCH_HEADER_BYTES + packed);
+    f->bytes = VC_WIRE_BATCH_HEADER_BYTES +
+               (uint32_t)pack(p, b, form, level, &h, f->payload + VC_WIRE_BATCH_HEADER_BYTES);
     vc_wire_batch_encode(f->payload, &h);
     return f;
 }

@@ -23,8 +23,9 @@ struct vc_packer {
 int vc_packer_init(struct vc_packer *p, const struct vc_gen *gen, const int *map,
                    const struct vc_log *log, struct vc_err *err) VC_NODISCARD;
 void vc_packer_fini(struct vc_packer *p);
-/** Builds the BATCH frame. @level: zstd's; 0: not compressed. NULL: no memory. */
+/** Builds the BATCH frame; DELTA means where that can be. @level: zstd's; 0: not compressed. NULL:
+ * no memory. */
 struct vc_link_frame *vc_packer_frame(struct vc_packer *p, const struct vc_src_batch *b,
-                                      bool self_contained, int level);
+                                      enum vc_src_form form, int level);
 
 #endif

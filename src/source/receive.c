@@ -117,7 +117,7 @@ static int on_resend(struct vc_source *s, const struct vc_link_frame *f, struct 
            (unsigned long long)seq);
     rc = vc_packer_init(&packer, NULL, NULL, s->o.log, err);
     if (!rc)
-        again = vc_packer_frame(&packer, b, true, 1);
+        again = vc_packer_frame(&packer, b, VC_SRC_SELF_CONTAINED, 1);
     vc_packer_fini(&packer);
     vc_src_batch_unref(b);
     if (rc)

@@ -5,11 +5,23 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "link/link.h"
+#include "source/effort.h"
 #include "source/pack.h"
 #include "source/pipeline.h"
 
 /* The sending stage: takes batches in order, waits until another one may be on its way, compresses,
  * puts the batch into the repair window and hands its frame to the link. */
+
+/* So many batches that came again say that the old pages at the destination are not what they
+ * should be: no more deltas then. */
+#define MAX_RESENT_WITH_DELTAS 8
+
+struct send {
+    struct vc_source *s;
+    struct vc_packer packer;
+    struct vc_effort effort;
+    struct vc_err err;
+};
 
 /* Waits for room on the wire; false if the pipeline is torn down. Notes what it waited for. */
 static bool wait_for_room(struct vc_source *s, struct vc_flow_batch *batch)
@@ -44,27 +56,35 @@ static int no_memory(struct vc_err *err)
     return vc_err_set(err, VC_E_NOMEM, "no memory for a frame");
 }
 
-static int send_batch(struct vc_source *s, struct vc_src_batch *b, struct vc_packer *packer,
-                      struct vc_err *err)
+static int send_batch(struct send *st, struct vc_src_batch *b)
 {
+    struct vc_source *s = st->s;
     struct vc_flow_batch batch = {
         .stream_bytes = b->stream_bytes,
         .data_bytes = b->data_bytes,
         .backlogged = atomic_load(&s->unsent) > 1,
     };
+    bool delta = atomic_load(&s->n.resent_batches) < MAX_RESENT_WITH_DELTAS;
+    uint64_t content_bytes = b->data_bytes + b->opaque_bytes; /* before it can be acknowledged */
+    uint64_t begun = vc_now_ns(), went, done;
     struct vc_link_frame *f;
 
     if (!wait_for_room(s, &batch)) {
         vc_src_batch_unref(b);
         return VC_CLOSED;
     }
-    f = vc_packer_frame(packer, b, false, 1);
+    went = vc_now_ns();
+    f = vc_packer_frame(&st->packer, b, delta ? VC_SRC_DELTA : VC_SRC_PLAIN,
+                        vc_effort_level(&st->effort));
     if (!f) {
         vc_src_batch_unref(b);
-        return no_memory(err);
+        return no_memory(&st->err);
     }
+    done = vc_now_ns();
     batch.wire_bytes = f->bytes + VC_WIRE_HEADER_BYTES;
     into_window(s, b, &batch);
+    vc_effort_note(&st->effort, done, content_bytes, batch.wire_limited ? went - begun : 0,
+                   done - went, batch.backlogged);
     return vc_link_send(s->o.link, f, false);
 }
 
@@ -82,26 +102,26 @@ static int send_blocks(struct vc_source *s, const struct vc_ram *ram, struct vc_
     return vc_link_send(s->o.link, f, false);
 }
 
-static int send_item(struct vc_source *s, struct vc_src_batch *b, struct vc_packer *packer,
-                     struct vc_err *err)
+static int send_item(struct send *st, struct vc_src_batch *b)
 {
+    struct vc_source *s = st->s;
     struct vc_link_frame *eof;
     int rc;
 
     switch (b->item) {
     case VC_SRC_BLOCKS:
-        rc = send_blocks(s, b->ram, err);
+        rc = send_blocks(s, b->ram, &st->err);
         break;
     case VC_SRC_EOF:
         eof = vc_link_frame_new(VC_WIRE_EOF, 0, 0);
-        rc = eof ? vc_link_send(s->o.link, eof, false) : no_memory(err);
+        rc = eof ? vc_link_send(s->o.link, eof, false) : no_memory(&st->err);
         if (!rc) {
             VC_LOCKED(&s->mu);
             s->eof_sent = true;
         }
         break;
     default:
-        return send_batch(s, b, packer, err);
+        return send_batch(st, b);
     }
     vc_src_batch_unref(b);
     return rc;
@@ -110,19 +130,19 @@ static int send_item(struct vc_source *s, struct vc_src_batch *b, struct vc_pack
 void *vc_source_send_main(void *arg)
 {
     struct vc_source *s = arg;
+    struct send st = {.s = s, .err = VC_ERR_INIT};
     struct vc_queue_node *node;
-    struct vc_packer packer;
-    struct vc_err err = VC_ERR_INIT;
-    int rc = vc_packer_init(&packer, s->o.local_gen, s->local_map, s->o.log, &err);
+    int rc = vc_packer_init(&st.packer, s->o.local_gen, s->local_map, s->o.log, &st.err);
 
+    vc_effort_init(&st.effort);
     while (!rc && vc_queue_pop(&s->to_send, UINT64_MAX, &node) == 0) {
-        rc = send_item(s, (struct vc_src_batch *)node, &packer, &err);
+        rc = send_item(&st, (struct vc_src_batch *)node);
         atomic_fetch_sub(&s->unsent, 1);
     }
     if (rc < 0)
-        vc_source_abort(s, &err);
+        vc_source_abort(s, &st.err);
     /* A link that is closed tells the receiving stage why: the peer may have said it. */
-    vc_packer_fini(&packer);
+    vc_packer_fini(&st.packer);
     vc_source_notify(s);
     return NULL;
 }

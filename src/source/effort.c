@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "source/effort.h"
+
+/* What a step costs beside the one before: on a guest's pages with their old ones as the prefix,
+ * 590, 460 and 110 MB/s were measured (docs/internals/performance.md). */
+static const struct {
+    int level;
+    double cost;
+} steps[VC_EFFORT_STEPS] = {{0, 0}, {1, 0}, {3, 1.4}, {6, 4}};
+
+/* Of the time: what counts as having to wait, and as having to wait for nothing. */
+#define MUCH 0.1
+#define NONE 0.02
+
+void vc_effort_init(struct vc_effort *e)
+{
+    *e = (struct vc_effort){.step = 1};
+}
+
+int vc_effort_level(const struct vc_effort *e)
+{
+    return steps[e->step].level;
+}
+
+/* Whether a step was slower than this, not long ago. */
+static bool was_slower(const struct vc_effort *e, int step, double than, uint64_t now_ns)
+{
+    return e->seen[step].at_ns && now_ns - e->seen[step].at_ns < VC_EFFORT_MEMORY_NS &&
+           e->seen[step].bytes_per_s < than;
+}
+
+/* Whether the dearer step would take no more than half of the time: the host has guests to run.
+ * (What it costs from nothing is not known beforehand: any waiting is worth a try.) */
+static bool has_time_for(const struct vc_effort *e, int step)
+{
+    return step == 1 ||
+           (double)(e->waited_ns + e->worked_ns) > 2 * (double)e->worked_ns * steps[step].cost;
+}
+
+static void decide(struct vc_effort *e, uint64_t now_ns)
+{
+    double all_ns = (double)(e->waited_ns + e->worked_ns);
+    double waited = (double)e->waited_ns / all_ns;
+    double rate = (double)e->content_bytes * 1e9 / all_ns;
+
+    if (e->idle) /* as hard as it likes, as long as that keeps up */
+        return;
+    e->seen[e->step].bytes_per_s = rate;
+    e->seen[e->step].at_ns = now_ns;
+    if (waited > MUCH) {
+        if (e->step + 1 < VC_EFFORT_STEPS && has_time_for(e, e->step + 1) &&
+            !was_slower(e, e->step + 1, rate, now_ns))
+            e->step++;
+    } else if (waited < NONE && e->step > 0 && !was_slower(e, e->step - 1, rate, now_ns)) {
+        e->step--;
+    }
+}
+
+void vc_effort_note(struct vc_effort *e, uint64_t now_ns, uint64_t content_bytes,
+                    uint64_t waited_ns, uint64_t worked_ns, bool backlogged)
+{
+    if (!content_bytes)
+        return;
+    e->content_bytes += content_bytes;
+    e->waited_ns += waited_ns;
+    e->worked_ns += worked_ns;
+    e->idle |= !backlogged;
+    if (e->waited_ns + e->worked_ns < VC_EFFORT_PERIOD_NS)
+        return;
+    decide(e, now_ns);
+    e->content_bytes = e->waited_ns = e->worked_ns = 0;
+    e->idle = false;
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_SOURCE_EFFORT_H
+#define VC_SOURCE_EFFORT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* How hard the sender compresses: as hard as the link leaves it time for, as `zstd --adapt` does.
+ * Pure arithmetic on times that are passed in.
+ *
+ * The sender waits for the wire or works, on one batch after the other. While it waits much, a
+ * higher level costs nothing and saves bytes; while it does not wait at all and more batches wait
+ * behind, compression is what everybody waits for. What a level brought is remembered for a while,
+ * so that one that was slower is not tried again at once.
+ *
+ * Thread rule: one caller at a time. */
+
+/** zstd's levels, in steps that can be told apart on pages of a guest; 0: not compressed. */
+#define VC_EFFORT_STEPS 4
+/** Time at work and waiting that a decision is based on. */
+#define VC_EFFORT_PERIOD_NS (40 * 1000000ull)
+/** How long it is remembered how fast a step was. */
+#define VC_EFFORT_MEMORY_NS (2000 * 1000000ull)
+
+struct vc_effort {
+    int step;
+    uint64_t waited_ns, worked_ns, content_bytes; /* of the current period */
+    bool idle; /* at some time of the period nothing waited behind: QEMU is the slow one */
+    struct {
+        double bytes_per_s;
+        uint64_t at_ns;
+    } seen[VC_EFFORT_STEPS];
+};
+
+void vc_effort_init(struct vc_effort *e);
+/** The level for the next batch. */
+int vc_effort_level(const struct vc_effort *e);
+/** A batch of @content_bytes before compression went out: it had waited for the wire, and been
+ * worked on, for so long. @backlogged: another one waits behind it. */
+void vc_effort_note(struct vc_effort *e, uint64_t now_ns, uint64_t content_bytes,
+                    uint64_t waited_ns, uint64_t worked_ns, bool backlogged);
+
+#endif

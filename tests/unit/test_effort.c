@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/compiler.h"
+#include "source/effort.h"
+
+/* A sender and a link, simulated: no time passes. The sender may be ahead of the link by a little.
+ */
+
+#define AHEAD_NS (30 * 1000000ull)
+#define BATCH (256u << 10)
+
+/* What a level does with some kind of content: bytes/s, and what is left. */
+struct zstd {
+    int level;
+    double speed, ratio;
+};
+static const struct zstd compressible[] = {
+    {0, 8e9, 1}, {1, 6e8, 0.3}, {3, 4.5e8, 0.27}, {6, 1.1e8, 0.24}};
+static const struct zstd random_bytes[] = {{0, 8e9, 1}, {1, 4e9, 1}, {3, 3.5e9, 1}, {6, 2e9, 1}};
+
+static const struct zstd *of_level(const struct zstd *z, int level)
+{
+    while (z->level != level)
+        z++;
+    return z;
+}
+
+/* Sends for some seconds; @fixed: at this level, -1: as it likes. Returns content bytes/s of the
+ * second half. */
+static double run(const struct zstd *z, double link, double intake, int fixed, unsigned at_level[7])
+{
+    struct vc_effort e;
+    uint64_t now = 1, link_free = 1, input = 1, end = 8000000000ull, half = 0, bytes = 0;
+
+    vc_effort_init(&e);
+    while (now < end) {
+        int level = fixed < 0 ? vc_effort_level(&e) : fixed;
+        const struct zstd *k = of_level(z, level);
+        uint64_t worked = (uint64_t)(BATCH / k->speed * 1e9);
+        uint64_t waited = link_free > now + AHEAD_NS ? link_free - now - AHEAD_NS : 0;
+        uint64_t idle = input > now ? input - now : 0;
+
+        input = VC_MAX(input, now) + (uint64_t)(BATCH / intake * 1e9);
+        now += idle + waited + worked;
+        link_free = VC_MAX(link_free, now) + (uint64_t)(BATCH * k->ratio / link * 1e9);
+        vc_effort_note(&e, now, BATCH, waited, worked, !idle || waited);
+        if (now > end / 2) {
+            half = half ? half : now;
+            bytes += BATCH;
+            if (at_level)
+                at_level[level]++;
+        }
+    }
+    return (double)bytes * 1e9 / (double)(now - half);
+}
+
+static void no_fixed_level_is_much_faster(void **state)
+{
+    static const double links[] = {1.2e6, 12e6, 60e6, 119e6, 300e6, 600e6, 1.2e9, 5e9};
+    const struct zstd *contents[] = {compressible, random_bytes};
+
+    (void)state;
+    for (unsigned c = 0; c < VC_ARRAY_LEN(contents); c++)
+        for (unsigned i = 0; i < VC_ARRAY_LEN(links); i++) {
+            double mine = run(contents[c], links[i], 3e9, -1, NULL), best = 0;
+
+            for (unsigned k = 0; k < VC_EFFORT_STEPS; k++)
+                best = VC_MAX(best, run(contents[c], links[i], 3e9, contents[c][k].level, NULL));
+            /* The highest level is not used for all of the time that it would take. */
+            if (mine < 0.85 * best)
+                fail_msg("%.0f instead of %.0f MB/s on a link of %.0f MB/s, content %u", mine / 1e6,
+                         best / 1e6, links[i] / 1e6, c);
+        }
+}
+
+static void a_thin_link_gets_the_highest_level(void **state)
+{
+    unsigned at[7] = {0};
+
+    (void)state;
+    run(compressible, 5e6, 3e9, -1, at);
+    assert_int_equal(at[0] + at[1] + at[3], 0);
+}
+
+static void a_fast_link_gets_none(void **state)
+{
+    unsigned at[7] = {0};
+
+    (void)state;
+    run(compressible, 5e9, 3e9, -1, at);
+    assert_true(at[0] > 9 * (at[1] + at[3] + at[6]));
+}
+
+/* Who is not waited for has no reason to be quicker or to try harder. */
+static void a_slow_qemu_changes_nothing(void **state)
+{
+    unsigned at[7] = {0};
+
+    (void)state;
+    run(compressible, 5e9, 5e7, -1, at);
+    assert_int_equal(at[0] + at[3] + at[6], 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(no_fixed_level_is_much_faster),
+        cmocka_unit_test(a_thin_link_gets_the_highest_level),
+        cmocka_unit_test(a_fast_link_gets_none),
+        cmocka_unit_test(a_slow_qemu_changes_nothing),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
