@@ -11,15 +11,22 @@ static const struct {
 /* Of the time: what counts as having to wait, and as having to wait for nothing. */
 #define MUCH 0.1
 #define NONE 0.02
+/* So much faster must a probe have come through than the sender compresses: it says nothing about
+ * what the rest of the way takes. */
+#define WORTH 1.5
 
 void vc_effort_init(struct vc_effort *e)
 {
     *e = (struct vc_effort){.step = 1};
 }
 
-int vc_effort_level(const struct vc_effort *e)
+int vc_effort_level(struct vc_effort *e, uint64_t content_bytes, bool *probe)
 {
-    return steps[e->step].level;
+    *probe = e->probe && content_bytes >= VC_EFFORT_PROBE_BYTES;
+    if (!*probe)
+        return steps[e->step].level;
+    e->probe = false;
+    return 0;
 }
 
 /* Whether a step was slower than this, not long ago. */
@@ -37,7 +44,18 @@ static bool has_time_for(const struct vc_effort *e, int step)
            (double)(e->waited_ns + e->worked_ns) > 2 * (double)e->worked_ns * steps[step].cost;
 }
 
-static void decide(struct vc_effort *e, uint64_t now_ns)
+/* The sender is what everybody waits for. */
+static void hurry(struct vc_effort *e, uint64_t now_ns, double rate, double probe_rate)
+{
+    if (e->step == 0 || was_slower(e, e->step - 1, rate, now_ns))
+        return;
+    if (e->step > 1 || probe_rate > WORTH * rate)
+        e->step--;
+    else
+        e->probe = probe_rate == 0 && ++e->slow >= VC_EFFORT_PROBE_PERIODS;
+}
+
+static void decide(struct vc_effort *e, uint64_t now_ns, double probe_rate)
 {
     double all_ns = (double)(e->waited_ns + e->worked_ns);
     double waited = (double)e->waited_ns / all_ns;
@@ -47,17 +65,19 @@ static void decide(struct vc_effort *e, uint64_t now_ns)
         return;
     e->seen[e->step].bytes_per_s = rate;
     e->seen[e->step].at_ns = now_ns;
+    if (waited >= NONE)
+        e->slow = 0;
     if (waited > MUCH) {
         if (e->step + 1 < VC_EFFORT_STEPS && has_time_for(e, e->step + 1) &&
             !was_slower(e, e->step + 1, rate, now_ns))
             e->step++;
-    } else if (waited < NONE && e->step > 0 && !was_slower(e, e->step - 1, rate, now_ns)) {
-        e->step--;
+    } else if (waited < NONE) {
+        hurry(e, now_ns, rate, probe_rate);
     }
 }
 
 void vc_effort_note(struct vc_effort *e, uint64_t now_ns, uint64_t content_bytes,
-                    uint64_t waited_ns, uint64_t worked_ns, bool backlogged)
+                    uint64_t waited_ns, uint64_t worked_ns, bool backlogged, double probe_rate)
 {
     if (!content_bytes)
         return;
@@ -67,7 +87,7 @@ void vc_effort_note(struct vc_effort *e, uint64_t now_ns, uint64_t content_bytes
     e->idle |= !backlogged;
     if (e->waited_ns + e->worked_ns < VC_EFFORT_PERIOD_NS)
         return;
-    decide(e, now_ns);
+    decide(e, now_ns, probe_rate);
     e->content_bytes = e->waited_ns = e->worked_ns = 0;
     e->idle = false;
 }

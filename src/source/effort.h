@@ -11,7 +11,9 @@
  * The sender waits for the wire or works, on one batch after the other. While it waits much, a
  * higher level costs nothing and saves bytes; while it does not wait at all and more batches wait
  * behind, compression is what everybody waits for. What a level brought is remembered for a while,
- * so that one that was slower is not tried again at once.
+ * so that one that was slower is not tried again at once. Whether the link is so fast that any
+ * compression is too much cannot be seen while there is some: then one batch goes uncompressed, a
+ * probe, and its acknowledgement tells.
  *
  * Thread rule: one caller at a time. */
 
@@ -19,13 +21,19 @@
 #define VC_EFFORT_STEPS 4
 /** Time at work and waiting that a decision is based on. */
 #define VC_EFFORT_PERIOD_NS (40 * 1000000ull)
-/** How long it is remembered how fast a step was. */
+/** How long it is remembered how fast a step was, and a probe. */
 #define VC_EFFORT_MEMORY_NS (2000 * 1000000ull)
+/** A probe is at least as large, and costs bytes: it comes when the sender has been what everybody
+ *  waits for in so many periods on end. */
+#define VC_EFFORT_PROBE_BYTES (128u << 10)
+#define VC_EFFORT_PROBE_PERIODS 5
 
 struct vc_effort {
     int step;
     uint64_t waited_ns, worked_ns, content_bytes; /* of the current period */
-    bool idle; /* at some time of the period nothing waited behind: QEMU is the slow one */
+    bool idle;  /* at some time of the period nothing waited behind: QEMU is the slow one */
+    bool probe; /* the next batch that is large enough goes as it is */
+    int slow;   /* periods on end in which the sender was what everybody waited for */
     struct {
         double bytes_per_s;
         uint64_t at_ns;
@@ -33,11 +41,12 @@ struct vc_effort {
 };
 
 void vc_effort_init(struct vc_effort *e);
-/** The level for the next batch. */
-int vc_effort_level(const struct vc_effort *e);
-/** A batch of @content_bytes before compression went out: it had waited for the wire, and been
- * worked on, for so long. @backlogged: another one waits behind it. */
+/** The level for the next batch, of @content_bytes before compression. *probe: it is a probe. */
+int vc_effort_level(struct vc_effort *e, uint64_t content_bytes, bool *probe);
+/** It went out: it had waited for the wire, and been worked on, for so long. @backlogged: another
+ *  one waits behind it. @probe_rate: how fast the last probe came through, within
+ *  VC_EFFORT_MEMORY_NS; 0: there was none. */
 void vc_effort_note(struct vc_effort *e, uint64_t now_ns, uint64_t content_bytes,
-                    uint64_t waited_ns, uint64_t worked_ns, bool backlogged);
+                    uint64_t waited_ns, uint64_t worked_ns, bool backlogged, double probe_rate);
 
 #endif

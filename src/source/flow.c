@@ -59,6 +59,10 @@ void vc_flow_acked(struct vc_flow *f, uint64_t now_ns, const struct vc_flow_mark
     data = f->acked_data - mark->acked_data;
     if (rtt > 0 && (f->min_rtt_ns == 0 || rtt < f->min_rtt_ns))
         f->min_rtt_ns = rtt;
+    if (batch->probe && rtt > f->min_rtt_ns) {
+        f->probe_rate = (double)batch->wire_bytes * 1e9 / (double)(rtt - f->min_rtt_ns);
+        f->probe_ns = now_ns;
+    }
     if (span == 0)
         return;
     /* Small bursts say nothing about a rate. */
@@ -114,6 +118,11 @@ double vc_flow_wire_rate(const struct vc_flow *f)
 double vc_flow_data_rate(const struct vc_flow *f)
 {
     return f->data.bytes_per_s > 0 ? f->data.bytes_per_s : f->wire.bytes_per_s;
+}
+
+double vc_flow_probe_rate(const struct vc_flow *f, uint64_t now_ns, uint64_t age_ns)
+{
+    return f->probe_ns && now_ns - f->probe_ns < age_ns ? f->probe_rate : 0;
 }
 
 uint64_t vc_flow_downtime_limit(double data_rate, double intake_rate, uint64_t user_ms,

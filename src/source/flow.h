@@ -45,6 +45,8 @@ struct vc_flow {
     uint64_t min_rtt_ns; /* 0: not known yet */
     uint64_t acked_data;
     struct vc_flow_rate wire, stream, data;
+    double probe_rate; /* bytes/s; 0: no probe came back yet */
+    uint64_t probe_ns; /* when it came */
 };
 
 /** What one batch is made of, and what had held it up. */
@@ -53,6 +55,7 @@ struct vc_flow_batch {
     uint32_t data_bytes; /* of new pages, before compression */
     bool wire_limited;   /* it had to wait for room on the wire */
     bool backlogged;     /* it had to wait, or others wait behind it: the rate is not QEMU's */
+    bool probe;          /* it was not compressed, to see how fast the link is */
 };
 
 /** What has to be remembered of a batch between its sending and its acknowledgement. */
@@ -87,6 +90,9 @@ double vc_flow_wire_rate(const struct vc_flow *f);
 /** How fast new pages are delivered, in bytes/s before compression: what the link, the compression,
  *  and both processors make of them together. The wire rate while unknown. */
 double vc_flow_data_rate(const struct vc_flow *f);
+/** How fast the last probe came through, in bytes/s, where that was not longer ago than @age_ns;
+ * else 0. */
+double vc_flow_probe_rate(const struct vc_flow *f, uint64_t now_ns, uint64_t age_ns);
 /** The downtime limit to give to a QEMU that takes in @intake_rate bytes/s, so that what it has
  * left takes at most @user_ms if all of that is new. At least @least_ms, at most @user_ms. */
 uint64_t vc_flow_downtime_limit(double data_rate, double intake_rate, uint64_t user_ms,

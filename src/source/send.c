@@ -24,7 +24,7 @@ struct send {
 };
 
 /* Waits for room on the wire; false if the pipeline is torn down. Notes what it waited for. */
-static bool wait_for_room(struct vc_source *s, struct vc_flow_batch *batch)
+static bool wait_for_room(struct vc_source *s, struct vc_flow_batch *batch, double *probe_rate)
 {
     enum vc_flow_verdict v;
     VC_LOCKED(&s->mu);
@@ -34,6 +34,7 @@ static bool wait_for_room(struct vc_source *s, struct vc_flow_batch *batch)
         batch->wire_limited |= v == VC_FLOW_WIRE_FULL;
         pthread_cond_wait(&s->changed, &s->mu);
     }
+    *probe_rate = vc_flow_probe_rate(&s->flow, vc_now_ns(), VC_EFFORT_MEMORY_NS);
     return !s->stop;
 }
 
@@ -68,14 +69,16 @@ static int send_batch(struct send *st, struct vc_src_batch *b)
     uint64_t content_bytes = b->data_bytes + b->opaque_bytes; /* before it can be acknowledged */
     uint64_t begun = vc_now_ns(), went, done;
     struct vc_link_frame *f;
+    double probe_rate;
+    int level;
 
-    if (!wait_for_room(s, &batch)) {
+    if (!wait_for_room(s, &batch, &probe_rate)) {
         vc_src_batch_unref(b);
         return VC_CLOSED;
     }
     went = vc_now_ns();
-    f = vc_packer_frame(&st->packer, b, delta ? VC_SRC_DELTA : VC_SRC_PLAIN,
-                        vc_effort_level(&st->effort));
+    level = vc_effort_level(&st->effort, content_bytes, &batch.probe);
+    f = vc_packer_frame(&st->packer, b, delta ? VC_SRC_DELTA : VC_SRC_PLAIN, level);
     if (!f) {
         vc_src_batch_unref(b);
         return no_memory(&st->err);
@@ -84,7 +87,7 @@ static int send_batch(struct send *st, struct vc_src_batch *b)
     batch.wire_bytes = f->bytes + VC_WIRE_HEADER_BYTES;
     into_window(s, b, &batch);
     vc_effort_note(&st->effort, done, content_bytes, batch.wire_limited ? went - begun : 0,
-                   done - went, batch.backlogged);
+                   done - went, batch.backlogged, probe_rate);
     return vc_link_send(s->o.link, f, false);
 }
 

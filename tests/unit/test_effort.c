@@ -37,10 +37,13 @@ static double run(const struct zstd *z, double link, double intake, int fixed, u
 {
     struct vc_effort e;
     uint64_t now = 1, link_free = 1, input = 1, end = 8000000000ull, half = 0, bytes = 0;
+    uint64_t probed = 0;
+    double probe_rate = 0;
 
     vc_effort_init(&e);
     while (now < end) {
-        int level = fixed < 0 ? vc_effort_level(&e) : fixed;
+        bool probe = false;
+        int level = fixed < 0 ? vc_effort_level(&e, BATCH, &probe) : fixed;
         const struct zstd *k = of_level(z, level);
         uint64_t worked = (uint64_t)(BATCH / k->speed * 1e9);
         uint64_t waited = link_free > now + AHEAD_NS ? link_free - now - AHEAD_NS : 0;
@@ -49,7 +52,13 @@ static double run(const struct zstd *z, double link, double intake, int fixed, u
         input = VC_MAX(input, now) + (uint64_t)(BATCH / intake * 1e9);
         now += idle + waited + worked;
         link_free = VC_MAX(link_free, now) + (uint64_t)(BATCH * k->ratio / link * 1e9);
-        vc_effort_note(&e, now, BATCH, waited, worked, !idle || waited);
+        if (probe) { /* what it takes is its own time and that of what is ahead of it */
+            probed = now;
+            probe_rate = BATCH * 1e9 / (double)(link_free - now);
+        }
+        if (now - probed >= VC_EFFORT_MEMORY_NS)
+            probe_rate = 0;
+        vc_effort_note(&e, now, BATCH, waited, worked, !idle || waited, probe_rate);
         if (now > end / 2) {
             half = half ? half : now;
             bytes += BATCH;
@@ -97,6 +106,16 @@ static void a_fast_link_gets_none(void **state)
     assert_true(at[0] > 9 * (at[1] + at[3] + at[6]));
 }
 
+/* It is as fast as this processor compresses, and would be slower without. */
+static void a_link_of_1_gbit_always_gets_some(void **state)
+{
+    unsigned at[7] = {0};
+
+    (void)state;
+    run(compressible, 119e6, 3e9, -1, at);
+    assert_true(at[0] * 100 < at[1] + at[3]);
+}
+
 /* Who is not waited for has no reason to be quicker or to try harder. */
 static void a_slow_qemu_changes_nothing(void **state)
 {
@@ -113,6 +132,7 @@ int main(void)
         cmocka_unit_test(no_fixed_level_is_much_faster),
         cmocka_unit_test(a_thin_link_gets_the_highest_level),
         cmocka_unit_test(a_fast_link_gets_none),
+        cmocka_unit_test(a_link_of_1_gbit_always_gets_some),
         cmocka_unit_test(a_slow_qemu_changes_nothing),
     };
 
