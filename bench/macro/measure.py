@@ -99,7 +99,16 @@ def resident_bytes(path):
 
 
 def evict(directory):
-    """Writes a store to disk and drops it from the page cache: (bytes, bytes that still are in it)."""
+    """Writes a store to disk and drops it from the page cache: (bytes, bytes that still are in it).
+    Deltas may be folded into an image meanwhile, and then it is done again."""
+    while True:
+        try:
+            return _evict(directory)
+        except FileNotFoundError:
+            pass
+
+
+def _evict(directory):
     files = [p for p in Path(directory).rglob("*") if p.is_file()]
     for p in files:
         fd = os.open(p, os.O_RDONLY)

@@ -25,12 +25,18 @@ struct resolve {
     size_t prefix_cap;
     struct vc_digest seal; /* of the last batch */
     uint64_t next_seq, position;
+    struct vc_wire_reads reads, reported; /* how the time goes; when the source was last told */
+    uint64_t begun_ns;                    /* 0: no batch yet */
+    bool reads_much;                      /* the last report said so */
     bool have_ram;
     int map[VC_MAX_BLOCKS]; /* block of the stream -> block of the base generation, or -1 */
     struct vc_err err;
 };
 
 #define DIGEST_GROUP 64
+/** READS is sent so often, and only if reading took more than this part of the time. */
+#define REPORT_NS (100 * VC_NS_PER_MS)
+#define REPORT_SHARE 4
 /** How many dead-peer times the answer to REPAIR or RESEND may take: a batch on a slow link. */
 #define ANSWER_DEAD_PEER_TIMES 6u
 
@@ -143,6 +149,8 @@ static int read_base(struct resolve *r, const struct vc_wire_run *run, uint8_t *
     const struct vc_gen *gen = r->d->o.gen;
     int block = r->d->o.base != VC_WIRE_BASE_NONE && gen ? r->map[run->block] : -1;
     struct vc_err err = VC_ERR_INIT;
+    uint64_t begun;
+    int rc;
 
     if (block < 0 ||
         run->page.n + run->count > vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)block))
@@ -151,7 +159,11 @@ static int read_base(struct resolve *r, const struct vc_wire_run *run, uint8_t *
         if (vc_gen_lookup(gen, (uint32_t)block, vc_page(run->page.n + i),
                           digests ? &digests[i] : NULL) != VC_PAGE_HELD)
             return vc_err_set(&r->err, VC_E_PROTOCOL, "BATCH: a reference to pages not held here");
-    if (vc_gen_read(gen, (uint32_t)block, run->page, run->count, to, &err) == 0)
+    begun = vc_now_ns();
+    rc = vc_gen_read(gen, (uint32_t)block, run->page, run->count, to, &err);
+    r->reads.reading_ns += vc_now_ns() - begun;
+    r->reads.bytes += run->count * r->d->ram.page_bytes;
+    if (!rc)
         return 0;
     vc_log_err(r->d->o.log, VC_LOG_WARNING, "the checkpoint cannot be read", &err);
     return VC_MISMATCH;
@@ -448,6 +460,43 @@ static int on_frame(struct resolve *r, struct vc_link_frame *f)
     return rc;
 }
 
+/* Tells the source how the time has gone, if reading has much to do with it. */
+static void report_reads(struct resolve *r)
+{
+    struct vc_wire_reads *now = &r->reads, *last = &r->reported;
+    uint8_t payload[VC_WIRE_READS_BYTES];
+    struct vc_writer w = vc_writer(payload, sizeof(payload));
+    uint64_t elapsed;
+    bool much;
+
+    if (!r->begun_ns || !now->bytes || !(r->d->o.features & VC_WIRE_FEATURE_READS))
+        return;
+    now->elapsed_ns = vc_now_ns() - r->begun_ns;
+    elapsed = now->elapsed_ns - last->elapsed_ns;
+    if (elapsed < REPORT_NS)
+        return;
+    much = now->reading_ns - last->reading_ns > elapsed / REPORT_SHARE;
+    if (much || r->reads_much) {
+        vc_wire_reads_encode(&w, now);
+        /* A link that is down is noticed elsewhere. */
+        (void)!vc_link_send_small(r->d->o.link, VC_WIRE_READS, 0, payload, sizeof(payload));
+    }
+    r->reads_much = much;
+    *last = *now;
+}
+
+static int next_frame(struct resolve *r, struct vc_queue_node **node)
+{
+    uint64_t begun = vc_now_ns();
+    int rc = vc_queue_pop(&r->d->frames, UINT64_MAX, node);
+
+    if (r->begun_ns)
+        r->reads.waiting_ns += vc_now_ns() - begun;
+    else if (r->have_ram)
+        r->begun_ns = vc_now_ns();
+    return rc;
+}
+
 static int prepare(struct resolve *r)
 {
     const struct vc_dest_options *o = &r->d->o;
@@ -466,8 +515,10 @@ void *vc_dest_resolve_main(void *arg)
     struct vc_queue_node *node;
     int rc = prepare(&r);
 
-    while (!rc && vc_queue_pop(&r.d->frames, UINT64_MAX, &node) == 0)
+    while (!rc && next_frame(&r, &node) == 0) {
         rc = on_frame(&r, (struct vc_link_frame *)node);
+        report_reads(&r);
+    }
     if (rc < 0) {
         vc_dest_abort(r.d, &r.err); /* first: the link's end is no cause */
         vc_link_fail(r.d->o.link, &r.err);

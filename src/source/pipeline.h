@@ -13,6 +13,7 @@
 #include "source/channel.h"
 #include "source/flow.h"
 #include "source/remote.h"
+#include "source/reuse.h"
 #include "source/source.h"
 
 /* Private to src/source: the object that the stages share. The stages are ingest.c (QEMU's socket
@@ -51,6 +52,8 @@ struct vc_source {
     char reason[160];       /* [lock: mu] */
     struct vc_err err;      /* [lock: mu] the first one */
 
+    struct vc_reuse reuse;       /* [thread: recv] */
+    atomic_uint reuse_share;     /* [atomic] reuse.share */
     atomic_int unsent;           /* [atomic] batches pushed and not yet handed to the link */
     atomic_bool recording;       /* [atomic] the transaction is alive */
     atomic_bool store_stuck;     /* [atomic] the recorder's last batch is its last */

@@ -2,6 +2,7 @@
 #include <sys/socket.h>
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/fdio.h"
 #include "link/link.h"
 #include "source/pack.h"
@@ -158,6 +159,33 @@ static int on_ack(struct vc_source *s, const struct vc_link_frame *f, struct vc_
     return rc;
 }
 
+static int on_reads(struct vc_source *s, const struct vc_link_frame *f, struct vc_err *err)
+{
+    struct vc_wire_reads m;
+    unsigned before = s->reuse.share;
+    double disk;
+    bool slower;
+    int rc = vc_wire_reads_decode(f->payload, f->bytes, &m, err);
+
+    if (rc)
+        return rc;
+    if (m.elapsed_ns < s->reuse.last.elapsed_ns || m.waiting_ns < s->reuse.last.waiting_ns ||
+        m.reading_ns < s->reuse.last.reading_ns || m.bytes < s->reuse.last.bytes)
+        return vc_err_set(err, VC_E_PROTOCOL, "READS: less than before");
+    disk = vc_reuse_disk_rate(&s->reuse, &m);
+    {
+        VC_LOCKED(&s->mu);
+        slower = vc_flow_slower_than(&s->flow, disk);
+    }
+    vc_reuse_report(&s->reuse, vc_now_ns(), &m, slower);
+    atomic_store(&s->reuse_share, s->reuse.share);
+    if (s->reuse.share != before)
+        vc_log(s->o.log, VC_LOG_DEBUG,
+               "the destination's store gives %.0f MB/s; %u of %u parts of what it has are read",
+               disk / 1e6, s->reuse.share, VC_REUSE_ALL);
+    return 0;
+}
+
 /* *taken: the frame belongs to somebody else now. */
 static int dispatch(struct vc_source *s, struct vc_qs_return_path *rp, struct vc_link_frame *f,
                     bool *taken, struct vc_err *err)
@@ -180,6 +208,8 @@ static int dispatch(struct vc_source *s, struct vc_qs_return_path *rp, struct vc
         return vc_remote_announce(&s->remote, f->payload, f->bytes, err);
     case VC_WIRE_ANNOUNCE_END:
         return 0;
+    case VC_WIRE_READS:
+        return on_reads(s, f, err);
     case VC_WIRE_STREAM_FAILED:
         return on_stream_failed(s, f, err);
     default:

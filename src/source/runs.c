@@ -173,7 +173,7 @@ int vc_runs_page(struct vc_ingest *in, const struct vc_ingest_item *g,
         .count = 1,
     };
     struct vc_digest before;
-    bool local, local_same = false;
+    bool local, local_same = false, read_there;
     int rc = make_room(in, g->qs.bytes);
 
     if (rc)
@@ -187,13 +187,15 @@ int vc_runs_page(struct vc_ingest *in, const struct vc_ingest_item *g,
     } else {
         local = held_here(s, run.block, run.page, &before);
         local_same = local && vc_digest_equal(&before, digest);
-        if (vc_remote_has(&s->remote, &s->ram, run.block, run.page, digest)) {
+        read_there =
+            vc_reuse_takes(atomic_load_explicit(&s->reuse_share, memory_order_relaxed), run.page);
+        if (read_there && vc_remote_has(&s->remote, &s->ram, run.block, run.page, digest)) {
             run.kind = VC_RUN_SAME;
             vc_count(&s->n.pages_same, 1);
         } else {
             vc_count(&s->n.pages_data, 1);
             vc_count(&s->n.data_bytes, s->ram.page_bytes);
-            run.old = s->o.delta && local &&
+            run.old = s->o.delta && local && read_there &&
                       vc_remote_has(&s->remote, &s->ram, run.block, run.page, &before);
         }
     }

@@ -263,6 +263,25 @@ int vc_wire_ack_decode(const uint8_t *p, size_t n, struct vc_wire_ack *m, struct
     return complete(&r, "ACK", err);
 }
 
+void vc_wire_reads_encode(struct vc_writer *w, const struct vc_wire_reads *m)
+{
+    vc_write_u64(w, m->elapsed_ns);
+    vc_write_u64(w, m->waiting_ns);
+    vc_write_u64(w, m->reading_ns);
+    vc_write_u64(w, m->bytes);
+}
+
+int vc_wire_reads_decode(const uint8_t *p, size_t n, struct vc_wire_reads *m, struct vc_err *err)
+{
+    struct vc_reader r = vc_reader(p, n);
+
+    m->elapsed_ns = vc_read_u64(&r);
+    m->waiting_ns = vc_read_u64(&r);
+    m->reading_ns = vc_read_u64(&r);
+    m->bytes = vc_read_u64(&r);
+    return complete(&r, "READS", err);
+}
+
 void vc_wire_committed_encode(struct vc_writer *w, const struct vc_wire_committed *m)
 {
     write_id(w, &m->generation);

@@ -58,6 +58,7 @@ enum vc_wire_type {
     VC_WIRE_ANNOUNCE_END = 26,
     VC_WIRE_CREDIT = 27,
     VC_WIRE_STREAM_FAILED = 28,
+    VC_WIRE_READS = 29,
     VC_WIRE_COMMITTED = 32,
     VC_WIRE_WORD = 33,
     VC_WIRE_WORD_DONE = 34,
@@ -98,6 +99,7 @@ enum vc_wire_word {
 #define VC_WIRE_FEATURE_CREDITS (1ull << 2) /* reserved */
 #define VC_WIRE_FEATURE_CHANNELS (1ull << 3)
 #define VC_WIRE_FEATURE_DELTA (1ull << 4)
+#define VC_WIRE_FEATURE_READS (1ull << 5)
 #define VC_WIRE_LINEAGE_EXPOSED 1u
 #define VC_WIRE_FRAME_OPTIONAL 1u
 
@@ -220,6 +222,16 @@ int vc_wire_word_decode(const uint8_t *p, size_t n, struct vc_wire_word_msg *m,
 void vc_wire_status_encode(struct vc_writer *w, const struct vc_wire_status *m);
 int vc_wire_status_decode(const uint8_t *p, size_t n, struct vc_wire_status *m,
                           struct vc_err *err) VC_NODISCARD;
+/** How the destination's time goes: all since its first batch. */
+struct vc_wire_reads {
+    uint64_t elapsed_ns, waiting_ns, reading_ns;
+    uint64_t bytes; /* read from the base generation */
+};
+#define VC_WIRE_READS_BYTES 32
+void vc_wire_reads_encode(struct vc_writer *w, const struct vc_wire_reads *m);
+int vc_wire_reads_decode(const uint8_t *p, size_t n, struct vc_wire_reads *m,
+                         struct vc_err *err) VC_NODISCARD;
+
 /** RESEND, PING, PONG, CREDIT: one u64. */
 void vc_wire_u64_encode(struct vc_writer *w, uint64_t v);
 int vc_wire_u64_decode(const uint8_t *p, size_t n, uint64_t *v, struct vc_err *err) VC_NODISCARD;

@@ -223,7 +223,7 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .lineage = lineage,
         .base = base,
         .gen = to->gen,
-        .features = VC_WIRE_FEATURE_DELTA,
+        .features = VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_READS,
         .connect = connect_dest,
         .store_patience_ms = patience_ms,
         .on_frame = drop_frame,
