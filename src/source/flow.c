@@ -35,7 +35,6 @@ static void rate_sample(struct vc_flow_rate *r, double sample, uint64_t now_ns, 
         r->current = 0;
         r->period_start_ns = now_ns;
     }
-    r->limited |= limited;
     if (!limited && sample <= r->bytes_per_s)
         return;
     if (sample > r->current)
@@ -109,13 +108,6 @@ uint32_t vc_flow_batch_data(const struct vc_flow *f)
     uint64_t n = limit(vc_flow_data_rate(f), 0, VC_FLOW_BATCH_SLACK_NS, VC_FLOW_BATCH_MIN_BYTES);
 
     return (uint32_t)VC_MIN(n, (uint64_t)VC_FLOW_BATCH_MAX_BYTES);
-}
-
-bool vc_flow_slower_than(const struct vc_flow *f, double bytes_per_s)
-{
-    const struct vc_flow_rate *r = f->data.bytes_per_s > 0 ? &f->data : &f->wire;
-
-    return r->limited && r->bytes_per_s > 0 && r->bytes_per_s < bytes_per_s;
 }
 
 double vc_flow_wire_rate(const struct vc_flow *f)

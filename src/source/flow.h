@@ -36,7 +36,6 @@ struct vc_flow_rate {
     double bytes_per_s; /* 0: not known yet */
     double current;     /* largest of the current period */
     uint64_t period_start_ns;
-    bool limited; /* it was reached: there was always something to deliver */
 };
 
 struct vc_flow {
@@ -91,8 +90,6 @@ double vc_flow_wire_rate(const struct vc_flow *f);
 /** How fast new pages are delivered, in bytes/s before compression: what the link, the compression,
  *  and both processors make of them together. The wire rate while unknown. */
 double vc_flow_data_rate(const struct vc_flow *f);
-/** Whether new pages are known to be delivered more slowly than that. */
-bool vc_flow_slower_than(const struct vc_flow *f, double bytes_per_s);
 /** How fast the last probe came through, in bytes/s, where that was not longer ago than @age_ns;
  * else 0. */
 double vc_flow_probe_rate(const struct vc_flow *f, uint64_t now_ns, uint64_t age_ns);

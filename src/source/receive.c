@@ -164,7 +164,6 @@ static int on_reads(struct vc_source *s, const struct vc_link_frame *f, struct v
     struct vc_wire_reads m;
     unsigned before = s->reuse.share;
     double disk;
-    bool slower;
     int rc = vc_wire_reads_decode(f->payload, f->bytes, &m, err);
 
     if (rc)
@@ -173,11 +172,7 @@ static int on_reads(struct vc_source *s, const struct vc_link_frame *f, struct v
         m.reading_ns < s->reuse.last.reading_ns || m.bytes < s->reuse.last.bytes)
         return vc_err_set(err, VC_E_PROTOCOL, "READS: less than before");
     disk = vc_reuse_disk_rate(&s->reuse, &m);
-    {
-        VC_LOCKED(&s->mu);
-        slower = vc_flow_slower_than(&s->flow, disk);
-    }
-    vc_reuse_report(&s->reuse, vc_now_ns(), &m, slower);
+    vc_reuse_report(&s->reuse, vc_now_ns(), &m);
     atomic_store(&s->reuse_share, s->reuse.share);
     if (s->reuse.share != before)
         vc_log(s->o.log, VC_LOG_DEBUG,

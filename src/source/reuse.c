@@ -21,9 +21,9 @@ double vc_reuse_disk_rate(const struct vc_reuse *r, const struct vc_wire_reads *
     return ns ? (double)(m->bytes - r->last.bytes) * 1e9 / (double)ns : 0;
 }
 
-static void read_less(struct vc_reuse *r, uint64_t now_ns, bool slower)
+static void read_less(struct vc_reuse *r, uint64_t now_ns)
 {
-    if (r->share == 1 || (r->share == VC_REUSE_ALL && (slower || now_ns < r->held_until_ns)))
+    if (r->share == 1 || (r->share == VC_REUSE_ALL && now_ns < r->held_until_ns))
         return;
     r->settling = true;
     r->share /= 2;
@@ -41,8 +41,7 @@ static void read_more(struct vc_reuse *r, uint64_t now_ns)
     }
 }
 
-void vc_reuse_report(struct vc_reuse *r, uint64_t now_ns, const struct vc_wire_reads *m,
-                     bool slower)
+void vc_reuse_report(struct vc_reuse *r, uint64_t now_ns, const struct vc_wire_reads *m)
 {
     double elapsed = (double)(m->elapsed_ns - r->last.elapsed_ns);
     double reading = (double)(m->reading_ns - r->last.reading_ns);
@@ -54,7 +53,7 @@ void vc_reuse_report(struct vc_reuse *r, uint64_t now_ns, const struct vc_wire_r
         return;
     }
     if (reading > DISK_SHARE * elapsed)
-        read_less(r, now_ns, slower);
+        read_less(r, now_ns);
     else if (waiting > LINK_SHARE * elapsed &&
              (r->share == VC_REUSE_ALL / 2 || reading < HALF_SHARE * elapsed))
         read_more(r, now_ns); /* all of it, wherever the link turned out to be the slower one */

@@ -35,11 +35,10 @@ struct vc_reuse {
 };
 
 void vc_reuse_init(struct vc_reuse *r);
-/** A report came. @slower: whether new pages are known to be delivered more slowly than
- *  vc_reuse_disk_rate() of that report. */
-void vc_reuse_report(struct vc_reuse *r, uint64_t now_ns, const struct vc_wire_reads *m,
-                     bool slower);
-/** What the destination has read since the last report, in bytes/s of the time it took. */
+/** A report came. */
+void vc_reuse_report(struct vc_reuse *r, uint64_t now_ns, const struct vc_wire_reads *m);
+/** What the destination has read since the last report, in bytes/s of the time it took: for people.
+ */
 double vc_reuse_disk_rate(const struct vc_reuse *r, const struct vc_wire_reads *m);
 /** Whether a page that the destination holds is to be taken from there. */
 bool vc_reuse_takes(unsigned share, struct vc_page page);
