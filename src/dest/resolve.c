@@ -27,14 +27,14 @@ struct resolve {
     uint64_t next_seq, position;
     struct vc_wire_reads reads, reported; /* how the time goes; when the source was last told */
     uint64_t begun_ns;                    /* 0: no batch yet */
-    bool reads_much;                      /* the last report said so */
+    bool reads_much;                      /* reading has taken much of the time once */
     bool have_ram;
     int map[VC_MAX_BLOCKS]; /* block of the stream -> block of the base generation, or -1 */
     struct vc_err err;
 };
 
 #define DIGEST_GROUP 64
-/** READS is sent so often, and only if reading took more than this part of the time. */
+/** READS is sent so often, once reading has taken more than this part of the time. */
 #define REPORT_NS (100 * VC_NS_PER_MS)
 #define REPORT_SHARE 4
 /** How many dead-peer times the answer to REPAIR or RESEND may take: a batch on a slow link. */
@@ -410,6 +410,7 @@ static int on_batch(struct resolve *r, struct vc_link_frame *f)
         return rc;
     r->next_seq++;
     r->position += b->h.stream_bytes;
+    r->reads.content_bytes += b->ram ? (uint64_t)b->n_pages * b->ram->page_bytes : 0;
     count(r->d, b);
     return pass_on(r->d, b);
 }
@@ -467,7 +468,6 @@ static void report_reads(struct resolve *r)
     uint8_t payload[VC_WIRE_READS_BYTES];
     struct vc_writer w = vc_writer(payload, sizeof(payload));
     uint64_t elapsed;
-    bool much;
 
     if (!r->begun_ns || !now->bytes || !(r->d->o.features & VC_WIRE_FEATURE_READS))
         return;
@@ -475,13 +475,12 @@ static void report_reads(struct resolve *r)
     elapsed = now->elapsed_ns - last->elapsed_ns;
     if (elapsed < REPORT_NS)
         return;
-    much = now->reading_ns - last->reading_ns > elapsed / REPORT_SHARE;
-    if (much || r->reads_much) {
+    r->reads_much |= now->reading_ns - last->reading_ns > elapsed / REPORT_SHARE;
+    if (r->reads_much) {
         vc_wire_reads_encode(&w, now);
         /* A link that is down is noticed elsewhere. */
         (void)!vc_link_send_small(r->d->o.link, VC_WIRE_READS, 0, payload, sizeof(payload));
     }
-    r->reads_much = much;
     *last = *now;
 }
 

@@ -1,62 +1,83 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "source/reuse.h"
 
-#include "base/compiler.h"
+/* Of the destination's time: its disk is waited for; it could read twice as much. */
+#define WAITED_FOR 0.8
+#define HALF_IDLE 0.45
+/* So much faster must it be to read less. The first time that gives up half of what reuse saves. */
+#define WORTH_HALF 1.5
+#define WORTH 1.15
+/* So fast must it be still if more is read, which saves bytes. */
+#define NO_SLOWER 0.95
 
-/* Of the destination's time: the disk is waited for; the link is; the disk could do twice as much.
- */
-#define DISK_SHARE 0.8
-#define LINK_SHARE 0.25
-#define HALF_SHARE 0.45
+enum { LESS, MORE };
 
 void vc_reuse_init(struct vc_reuse *r)
 {
-    *r = (struct vc_reuse){.share = VC_REUSE_ALL, .hold_ns = VC_REUSE_HOLD_NS};
+    *r = (struct vc_reuse){
+        .share = VC_REUSE_ALL,
+        .hold_ns = {VC_REUSE_HOLD_NS, VC_REUSE_HOLD_NS},
+    };
 }
 
-double vc_reuse_disk_rate(const struct vc_reuse *r, const struct vc_wire_reads *m)
+static void change(struct vc_reuse *r, unsigned share)
 {
-    uint64_t ns = m->reading_ns - r->last.reading_ns;
-
-    return ns ? (double)(m->bytes - r->last.bytes) * 1e9 / (double)ns : 0;
-}
-
-static void read_less(struct vc_reuse *r, uint64_t now_ns)
-{
-    if (r->share == 1 || (r->share == VC_REUSE_ALL && now_ns < r->held_until_ns))
-        return;
+    r->share = share;
     r->settling = true;
-    r->share /= 2;
 }
 
-static void read_more(struct vc_reuse *r, uint64_t now_ns)
+/* An attempt ends: whether its share stays. */
+static bool pays(const struct vc_reuse *r, double rate)
 {
-    if (r->share == VC_REUSE_ALL)
-        return;
-    r->share *= 2;
-    r->settling = true;
-    if (r->share == VC_REUSE_ALL) {
-        r->held_until_ns = now_ns + r->hold_ns;
-        r->hold_ns *= 2;
+    if (r->share > r->before)
+        return rate > r->rate_before * NO_SLOWER;
+    return rate > r->rate_before * (r->before == VC_REUSE_ALL ? WORTH_HALF : WORTH);
+}
+
+static void end_attempt(struct vc_reuse *r, uint64_t now_ns, double rate)
+{
+    int way = r->share > r->before ? MORE : LESS;
+
+    if (!pays(r, rate)) {
+        r->held_until_ns[way] = now_ns + r->hold_ns[way];
+        r->hold_ns[way] *= 2;
+        change(r, r->before);
     }
+    r->before = 0;
+}
+
+static void attempt(struct vc_reuse *r, unsigned share, double rate)
+{
+    r->before = r->share;
+    r->rate_before = rate;
+    change(r, share);
 }
 
 void vc_reuse_report(struct vc_reuse *r, uint64_t now_ns, const struct vc_wire_reads *m)
 {
-    double elapsed = (double)(m->elapsed_ns - r->last.elapsed_ns);
-    double reading = (double)(m->reading_ns - r->last.reading_ns);
-    double waiting = (double)(m->waiting_ns - r->last.waiting_ns);
+    uint64_t elapsed = m->elapsed_ns - r->begun.elapsed_ns;
+    uint64_t bytes = m->content_bytes - r->begun.content_bytes;
+    double reading, rate;
 
     r->last = *m;
-    if (r->settling || elapsed <= 0) {
+    if (r->settling && bytes >= VC_REUSE_UNDER_WAY_BYTES) {
         r->settling = false;
+        r->begun = *m;
         return;
     }
-    if (reading > DISK_SHARE * elapsed)
-        read_less(r, now_ns);
-    else if (waiting > LINK_SHARE * elapsed &&
-             (r->share == VC_REUSE_ALL / 2 || reading < HALF_SHARE * elapsed))
-        read_more(r, now_ns); /* all of it, wherever the link turned out to be the slower one */
+    if (r->settling || elapsed < VC_REUSE_WINDOW_NS || bytes < VC_REUSE_WINDOW_BYTES)
+        return;
+    reading = (double)(m->reading_ns - r->begun.reading_ns) / (double)elapsed;
+    rate = (double)bytes * 1e9 / (double)elapsed;
+    r->begun = *m;
+    if (r->before)
+        end_attempt(r, now_ns, rate);
+    if (r->settling)
+        return;
+    if (reading > WAITED_FOR && r->share > 1 && now_ns >= r->held_until_ns[LESS])
+        attempt(r, r->share / 2, rate);
+    else if (reading < HALF_IDLE && r->share < VC_REUSE_ALL && now_ns >= r->held_until_ns[MORE])
+        attempt(r, r->share * 2, rate);
 }
 
 bool vc_reuse_takes(unsigned share, struct vc_page page)

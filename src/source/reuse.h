@@ -10,36 +10,41 @@
 
 /* How much of what the destination holds it is asked to read. All of it, unless its disk is slower
  * than the link: then some of the pages are sent, so that disk and link work side by side, and the
- * more, the slower the disk is. Reuse is never slower than sending that way.
+ * more, the slower the disk is.
  *
- * What the destination's time goes into tells which of the two is waited for. Whether the link is
- * faster than the disk may not be known before it was tried: with half of the pages sent, the disk
- * is waited for still if it is the slower one.
+ * What the destination's time goes into (READS) says whether its disk is waited for. Whether
+ * sending more is faster is not known beforehand: it is tried, with half as much to read, and the
+ * better of the two stays. (Acknowledgements come after the reading, so they do not tell how fast
+ * the link is.)
  *
- * Pure arithmetic on what READS says and on times that are passed in. Thread rule: one caller at a
- * time; vc_reuse_takes() is of a snapshot of `share` and can be called anywhere. */
+ * Pure arithmetic on reports and on times that are passed in. Thread rule: one caller at a time;
+ * vc_reuse_takes() is of a snapshot of `share` and can be called anywhere. */
 
 /** Of this many equal parts of memory, so many are read. */
 #define VC_REUSE_ALL 64u
 /** Pages in a row that are treated alike: a disk reads 1 MiB as easily as less. */
 #define VC_REUSE_RUN_PAGES 256u
-/** How long an attempt to send more is not repeated that the link was too slow for; it doubles. */
-#define VC_REUSE_HOLD_NS (5000 * 1000000ull)
+/** Time and contents that a comparison is based on, at least. */
+#define VC_REUSE_WINDOW_NS (300 * 1000000ull)
+#define VC_REUSE_WINDOW_BYTES (16ull << 20)
+/** Contents under way when a share changes, decided upon before: the repair window, and a queue. */
+#define VC_REUSE_UNDER_WAY_BYTES (32ull << 20)
+/** How long an attempt that did not pay is not repeated; it doubles each time. */
+#define VC_REUSE_HOLD_NS (3000 * 1000000ull)
 
 struct vc_reuse {
     unsigned
-        share;     /* 1..VC_REUSE_ALL: a little is always read, so that it shows how fast that is */
-    bool settling; /* the next report is about what went before */
-    uint64_t held_until_ns, hold_ns;
-    struct vc_wire_reads last;
+        share; /* 1..VC_REUSE_ALL: a little is always read, so that it shows how fast that is */
+    unsigned before;    /* what it was before the attempt that is going on; 0: none is */
+    double rate_before; /* contents in bytes/s, then */
+    bool settling;      /* what comes was decided upon before `share` changed */
+    uint64_t held_until_ns[2], hold_ns[2]; /* attempts to read less, and more */
+    struct vc_wire_reads last, begun;      /* the last report, and that at the window's begin */
 };
 
 void vc_reuse_init(struct vc_reuse *r);
 /** A report came. */
 void vc_reuse_report(struct vc_reuse *r, uint64_t now_ns, const struct vc_wire_reads *m);
-/** What the destination has read since the last report, in bytes/s of the time it took: for people.
- */
-double vc_reuse_disk_rate(const struct vc_reuse *r, const struct vc_wire_reads *m);
 /** Whether a page that the destination holds is to be taken from there. */
 bool vc_reuse_takes(unsigned share, struct vc_page page);
 

@@ -269,6 +269,7 @@ void vc_wire_reads_encode(struct vc_writer *w, const struct vc_wire_reads *m)
     vc_write_u64(w, m->waiting_ns);
     vc_write_u64(w, m->reading_ns);
     vc_write_u64(w, m->bytes);
+    vc_write_u64(w, m->content_bytes);
 }
 
 int vc_wire_reads_decode(const uint8_t *p, size_t n, struct vc_wire_reads *m, struct vc_err *err)
@@ -279,6 +280,7 @@ int vc_wire_reads_decode(const uint8_t *p, size_t n, struct vc_wire_reads *m, st
     m->waiting_ns = vc_read_u64(&r);
     m->reading_ns = vc_read_u64(&r);
     m->bytes = vc_read_u64(&r);
+    m->content_bytes = vc_read_u64(&r);
     return complete(&r, "READS", err);
 }
 

@@ -225,9 +225,10 @@ int vc_wire_status_decode(const uint8_t *p, size_t n, struct vc_wire_status *m,
 /** How the destination's time goes: all since its first batch. */
 struct vc_wire_reads {
     uint64_t elapsed_ns, waiting_ns, reading_ns;
-    uint64_t bytes; /* read from the base generation */
+    uint64_t bytes;         /* read from the base generation */
+    uint64_t content_bytes; /* of all PAGE records */
 };
-#define VC_WIRE_READS_BYTES 32
+#define VC_WIRE_READS_BYTES 40
 void vc_wire_reads_encode(struct vc_writer *w, const struct vc_wire_reads *m);
 int vc_wire_reads_decode(const uint8_t *p, size_t n, struct vc_wire_reads *m,
                          struct vc_err *err) VC_NODISCARD;
