@@ -14,6 +14,7 @@
 
 #include "synthetic.h"
 
+#include "base/clock.h"
 #include "base/fdio.h"
 #include "dest/dest.h"
 #include "link/link.h"
@@ -22,6 +23,7 @@
 #include "store/store.h"
 
 #define PAGES MAX_PAGES
+#define SLOW_READ_BPS 25000000u
 #define TICK_MS 20
 /* With a disk that hangs, and with one that may be busy. */
 #define PATIENCE_MS 1000
@@ -93,6 +95,18 @@ static int write_when_it_can(const struct vc_io *io, int fd, struct iovec *iov, 
         pthread_cond_wait(&disk.changed, &disk.mu);
     pthread_mutex_unlock(&disk.mu);
     return vc_io_kernel.write(&vc_io_kernel, fd, iov, n, at);
+}
+
+/* ---- a disk that is slow to read ---- */
+
+static int read_slowly(const struct vc_io *io, int fd, void *buf, size_t n, uint64_t at)
+{
+    uint64_t ns = (uint64_t)n * VC_NS_PER_S / SLOW_READ_BPS;
+    struct timespec t = {(time_t)(ns / VC_NS_PER_S), (long)(ns % VC_NS_PER_S)};
+
+    (void)io;
+    clock_nanosleep(CLOCK_MONOTONIC, 0, &t, NULL);
+    return vc_io_kernel.read(&vc_io_kernel, fd, buf, n, at);
 }
 
 /* ---- hosts ---- */
@@ -581,6 +595,36 @@ static void a_disk_that_hangs_costs_the_checkpoint_and_not_the_migration(void **
     host_fini(&b);
 }
 
+/* The link is as fast as memory here: it carries part of what is on the slow disk. */
+static void a_slow_disk_gets_help_from_the_link(void **state)
+{
+    struct memory m;
+    struct host a, b;
+    struct outcome o;
+
+    (void)state;
+    host_init(&a);
+    host_init(&b);
+    some_memory(&m, PAGES);
+    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+    assert_good_outcome(&o);
+    m.passes = 12;
+    a.io.read = read_slowly;
+    o = migrate(&b, &a, &m, VC_WIRE_BASE_PING_PONG);
+    assert_good_outcome(&o);
+    assert_true(o.source.pages_data > PAGES / 2);
+    assert_true(o.source.pages_same > 2 * PAGES);
+    /* Nothing of it is new, and nothing is written once more. */
+    a.io.read = vc_io_kernel.read;
+    verify_host(&a, 0);
+    m.passes = 1;
+    o = migrate(&a, &b, &m, VC_WIRE_BASE_PING_PONG);
+    assert_good_outcome(&o);
+    assert_int_equal(o.source.pages_data, 0);
+    host_fini(&a);
+    host_fini(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -591,6 +635,7 @@ int main(void)
         cmocka_unit_test(a_changed_page_costs_what_has_changed_in_it),
         cmocka_unit_test(damage_under_a_delta_costs_a_batch_at_most),
         cmocka_unit_test(a_wrong_belief_fails_the_seal_and_is_sent_again),
+        cmocka_unit_test(a_slow_disk_gets_help_from_the_link),
         cmocka_unit_test(a_disk_that_hangs_costs_the_checkpoint_and_not_the_migration),
     };
 
