@@ -11,7 +11,7 @@ import pytest
 from vctest.gate import EOF, SHUT, WORD, WORD_DONE, Gate, hello, ping
 from vctest.proc import wait_for
 
-PRELOAD = Path(__file__).resolve().parents[1] / "support" / "preload" / "die_at_handover.c"
+PRELOAD = Path(__file__).resolve().parents[1] / "support" / "preload"
 SOURCE, DESTINATION = True, False
 
 
@@ -75,25 +75,27 @@ def held(f, *what):
     return p
 
 
-def shim(tmp_path):
-    lib = tmp_path / "die.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", lib, PRELOAD, "-ldl"], check=True)
-    return lib
+def restart_with(vecycle, tmp_path, shim, **env):
+    """Its agent, with that file of tests/support/preload in front of the C library."""
+    if "VC_TEST_VECYCLE" in os.environ:
+        pytest.skip("a sanitizer has to be loaded first")
+    lib = tmp_path / f"{shim}.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", lib, PRELOAD / f"{shim}.c", "-ldl"], check=True)
+    env = {"LD_PRELOAD": str(lib), **env}
+    vecycle.agent.stop()
+    os.environ.update(env)
+    try:
+        vecycle.start_agent([vecycle.address])
+    finally:
+        for name in env:
+            del os.environ[name]
 
 
 def restart_mortal(vecycle, tmp_path, nth):
     """Its agent will be killed in the place of its n-th write to a record, once the file exists."""
-    if "VC_TEST_VECYCLE" in os.environ:
-        pytest.skip("a sanitizer has to be loaded first")
     trigger = tmp_path / "trigger"
-    vecycle.agent.stop()
-    os.environ.update(LD_PRELOAD=str(shim(tmp_path)), VC_DIE_TRIGGER=str(trigger),
-                      VC_DIE_WRITE=str(nth))
-    try:
-        vecycle.start_agent([vecycle.address])
-    finally:
-        for name in "LD_PRELOAD", "VC_DIE_TRIGGER", "VC_DIE_WRITE":
-            del os.environ[name]
+    restart_with(vecycle, tmp_path, "die_at_handover", VC_DIE_TRIGGER=str(trigger),
+                 VC_DIE_WRITE=str(nth))
     return trigger
 
 
@@ -168,6 +170,34 @@ def test_destination_agent_is_stopped_before_the_word(gated):
     assert p.wait() == 61, p.messages()
     assert f.dest.status() == "paused" and handovers(f) == ["left", "arriving"]
     f.vecycles[1].start_agent([f.vecycles[1].address])
+    runs_there(f)
+    wait_handovers(f, "settled", "settled")
+
+
+@pytest.mark.parametrize("call", ["write", "sync"])
+def test_the_word_waits_for_a_disk_that_hangs_at_the_record(gated, tmp_path, call):
+    """As long as LEFT may not be on the disk, nobody runs the VM, and nobody else decides about it."""
+    f = gated()
+    trigger, fifo = tmp_path / "trigger", tmp_path / "disk"
+    os.mkfifo(fifo)
+    restart_with(f.vecycles[0], tmp_path, "hang_at_handover", VC_HANG_TRIGGER=str(trigger),
+                 VC_HANG_FIFO=str(fifo), VC_HANG_IN=call)
+    p = held(f, SHUT, DESTINATION)
+    trigger.touch()
+    f.gate.hold(WORD, SOURCE)  # and SHUT passes
+    wait_for(lambda: not trigger.exists(), 60, "the disk to hang")
+    before = dict(f.gate.pings)
+    wait_for(lambda: any(n - before[side] >= 4 for side, n in f.gate.pings.items()), 60,
+             "more time to pass than a write of a generation is given")
+    r = f.vecycle().run("resolve", f.vm, "--retry")
+    assert r.returncode == 43 and "in use" in r.stderr, r.stderr
+    assert f.qemu.status() == "postmigrate" and f.dest.status() == "paused"
+    assert not f.gate.is_held.is_set(), "the word came before the record"
+    os.close(os.open(fifo, os.O_WRONLY))
+    assert f.gate.is_held.wait(90)
+    assert f.dest.status() == "paused" and handovers(f) == ["left", "arriving"]
+    f.gate.release()
+    assert p.wait() == 0, p.messages()
     runs_there(f)
     wait_handovers(f, "settled", "settled")
 

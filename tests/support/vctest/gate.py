@@ -40,6 +40,7 @@ class Gate:
         self.held = None        # (frame types, from the source?) that do not get through now
         self.aside = False
         self.n_held = 0         # connections on which such a frame waits
+        self.pings = {True: 0, False: 0}  # that got through, from the source and to it; 2 s apart
         self.is_held = threading.Event()
         self.changed = threading.Condition()
         self.refusing = self.closed = False
@@ -141,6 +142,7 @@ class Gate:
                 body = file.read(length)
                 if self._may_pass(kind, body, from_source):
                     sink.sendall(header + body)
+                    self.pings[from_source] += kind == PING
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             pass

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* Preloaded into vecycle: the first write to a VM's handover record (VC_HANG_IN=write), or sync of
+ * it (sync), that finds the file VC_HANG_TRIGGER removes that file, and waits until somebody opens
+ * the FIFO VC_HANG_FIFO for writing. Then it is done as if nothing had been. */
+
+static int is_record(int fd)
+{
+    char link[64], path[512];
+    const char *name;
+    ssize_t n;
+
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    n = readlink(link, path, sizeof(path) - 1);
+    if (n <= 0)
+        return 0;
+    path[n] = '\0';
+    name = strrchr(path, '/');
+    return name && !strcmp(name, "/handover");
+}
+
+static void perhaps_hang(int fd, const char *call)
+{
+    const char *in = getenv("VC_HANG_IN"), *trigger = getenv("VC_HANG_TRIGGER");
+    const char *fifo = getenv("VC_HANG_FIFO");
+
+    if (!in || !trigger || !fifo || strcmp(in, call) != 0 || !is_record(fd) ||
+        unlinkat(AT_FDCWD, trigger, 0) < 0)
+        return;
+    close(open(fifo, O_RDONLY | O_CLOEXEC));
+}
+
+#define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+ssize_t pwritev64(int fd, const struct iovec *iov, int n, __off64_t offset)
+{
+    perhaps_hang(fd, "write");
+    return NEXT(pwritev64)(fd, iov, n, offset);
+}
+
+int fdatasync(int fd)
+{
+    perhaps_hang(fd, "sync");
+    return NEXT(fdatasync)(fd);
+}
