@@ -51,7 +51,9 @@ int vc_durable_write_file(const struct vc_io *io, int dirfd, const char *name, c
     int rc;
 
     snprintf(tmp, sizeof(tmp), "%s.new", name);
-    fd = io->open(io, dirfd, tmp, O_WRONLY | O_CREAT | O_TRUNC);
+    /* What an interrupted write left. It may have another name, too: it is not written into. */
+    io->unlink(io, dirfd, tmp, 0);
+    fd = io->open(io, dirfd, tmp, O_WRONLY | O_CREAT | O_EXCL);
     if (fd < 0)
         return vc_err_set_errno(err, code(), "cannot create '%s'", tmp);
     if (io->write(io, fd, &iov, 1, 0) < 0)

@@ -25,8 +25,9 @@ int vc_durable_rename(const struct vc_io *io, int dirfd, const char *from, const
 /** Syncs fd, renames @from to @to in the directory, syncs the directory. */
 int vc_durable_publish(const struct vc_io *io, int dirfd, int fd, const char *from, const char *to,
                        struct vc_err *err) VC_NODISCARD;
-/** Writes a whole small file as NAME.new and publishes it under its name, mode 0600. A disk without
- *  room is VC_E_STORE_FULL. */
+/** Writes a whole small file as NAME.new and publishes it under its name, mode 0600. A file or link
+ *  that is called NAME.new is unlinked first, and never written to. A disk without room is
+ *  VC_E_STORE_FULL. */
 int vc_durable_write_file(const struct vc_io *io, int dirfd, const char *name, const void *data,
                           size_t n, struct vc_err *err) VC_NODISCARD;
 

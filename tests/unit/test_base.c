@@ -890,11 +890,34 @@ static void a_write_that_fails_leaves_the_old_file_alone(void **state)
     assert_int_equal(vc_durable_write_file(&vc_io_kernel, p->fd, "it", "x", 1, &err), VC_E_STORE);
     assert_int_equal(faccessat(p->fd, "it.new", F_OK, 0), -1);
     assert_int_equal(unlinkat(p->fd, "it", AT_REMOVEDIR), 0);
-    assert_int_equal(symlinkat("it", p->fd, "it.new"), 0);
+    assert_int_equal(mkdirat(p->fd, "it.new", 0700), 0);
     assert_int_equal(vc_durable_write_file(&vc_io_kernel, p->fd, "it", "x", 1, &err), VC_E_STORE);
-    assert_int_equal(err.sys_errno, ELOOP);
+    assert_int_equal(err.sys_errno, EEXIST);
     assert_int_equal(faccessat(p->fd, "it", F_OK, 0), -1);
-    assert_int_equal(unlinkat(p->fd, "it.new", 0), 0);
+    assert_int_equal(unlinkat(p->fd, "it.new", AT_REMOVEDIR), 0);
+}
+
+static void a_file_in_the_way_is_never_written_to(void **state)
+{
+    struct place *p = *state;
+    char buf[8] = {0};
+    struct vc_err err;
+    int fd = openat(p->fd, "mine", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+    assert_int_equal(vc_write_full(fd, "keep it", 7), 0);
+    assert_int_equal(linkat(p->fd, "mine", p->fd, "it.new", 0), 0);
+    assert_int_equal(vc_durable_write_file(&vc_io_kernel, p->fd, "it", "1st", 3, &err), 0);
+    assert_file(p, "1st");
+    assert_int_equal(symlinkat("mine", p->fd, "it.new"), 0);
+    assert_int_equal(vc_durable_write_file(&vc_io_kernel, p->fd, "it", "2nd", 3, &err), 0);
+    assert_file(p, "2nd");
+    assert_int_equal(symlinkat("other", p->fd, "it.new"), 0);
+    assert_int_equal(vc_durable_write_file(&vc_io_kernel, p->fd, "it", "3rd", 3, &err), 0);
+    assert_file(p, "3rd");
+    assert_int_equal(faccessat(p->fd, "other", F_OK, 0), -1);
+    assert_int_equal(vc_pread_full(fd, buf, 7, 0), 1);
+    assert_string_equal(buf, "keep it");
+    close(fd);
 }
 
 static void syncing_no_descriptor_is_a_store_error(void **state)
@@ -1234,6 +1257,7 @@ int main(void)
         cmocka_unit_test(a_path_too_long_for_a_socket_is_told),
         IN_A_PLACE(a_published_file_replaces_the_old_one_whole),
         IN_A_PLACE(what_an_interrupted_write_left_is_overwritten),
+        IN_A_PLACE(a_file_in_the_way_is_never_written_to),
         IN_A_PLACE(a_write_that_fails_leaves_the_old_file_alone),
         cmocka_unit_test(syncing_no_descriptor_is_a_store_error),
         cmocka_unit_test(an_id_has_the_bytes_of_its_text),
