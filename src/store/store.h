@@ -147,11 +147,12 @@ int vc_gen_read(const struct vc_gen *g, uint32_t block, struct vc_page page, siz
 
 /* ---- writing a generation ---- */
 
-/** Begins a new generation of a VM opened with WRITE or CREATE. @base: pages marked *same* are
- *  taken from it (its layers become the new generation's); NULL: none. It may be complete or
- *  partial, stays the caller's and must outlive the transaction. The transaction keeps the VM's
- * lock alive; only one at a time. While it runs it appends to a log what it is told, so that
- * whoever locks the VM after a crash can keep what had arrived. VC_E_STORE, VC_E_STORE_FULL. */
+/** Begins a new generation of a VM opened with WRITE or CREATE. @id: zero is VC_E_STORE. @base:
+ *  pages marked *same* are taken from it (its layers become the new generation's); NULL: none. It
+ *  may be complete or partial, stays the caller's and must outlive the transaction. The transaction
+ *  keeps the VM's lock alive; only one at a time. While it runs it appends to a log what it is
+ * told, so that whoever locks the VM after a crash can keep what had arrived. VC_E_STORE,
+ *  VC_E_STORE_FULL. */
 int vc_txn_begin(struct vc_vm *vm, const struct vc_id *id, const struct vc_gen *base,
                  struct vc_txn **out, struct vc_err *err) VC_NODISCARD;
 

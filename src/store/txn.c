@@ -37,6 +37,8 @@ int vc_txn_begin(struct vc_vm *vm, const struct vc_id *id, const struct vc_gen *
 
     if (vm->txn)
         return vc_err_set(err, VC_E_STORE, "the VM has a generation in progress already");
+    if (vc_id_is_nil(id)) /* a peer may choose it: logs and eviction would take it for none */
+        return vc_err_set(err, VC_E_STORE, "the new generation's id is zero");
     t = calloc(1, sizeof(*t));
     if (!t)
         return vc_err_set(err, VC_E_NOMEM, "no memory for a generation");

@@ -389,6 +389,23 @@ static void a_locked_vm_is_busy_for_writers_alone(void **state)
     vc_vm_close(open_vm(p->store, VC_VM_WRITE));
 }
 
+/* A peer chooses it. As the id of a checkpoint, zero would keep it from being evicted. */
+static void a_generation_is_not_called_zero(void **state)
+{
+    static const struct vc_id zero;
+    struct place *p = *state;
+    struct vc_vm *vm = open_vm(p->store, VC_VM_CREATE);
+    struct vc_txn *t;
+    struct vc_err err;
+    struct image m;
+
+    assert_int_equal(vc_txn_begin(vm, &zero, NULL, &t, &err), VC_E_STORE);
+    assert_non_null(strstr(err.message, "zero"));
+    commit_random(vm, NULL, NULL, 10, &m);
+    assert_int_equal(vc_vm_n_generations(vm), 1);
+    vc_vm_close(vm);
+}
+
 static void a_removed_vm_leaves_nothing(void **state)
 {
     struct place *p = *state;
@@ -896,6 +913,7 @@ int main(void)
         T(another_lineage_drops_everything),
         T(ram_over_the_limit_is_refused),
         T(a_locked_vm_is_busy_for_writers_alone),
+        T(a_generation_is_not_called_zero),
         T(a_removed_vm_leaves_nothing),
         T(files_of_others_are_left_alone),
         T(only_a_store_is_opened_as_one),
