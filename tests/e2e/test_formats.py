@@ -5,8 +5,10 @@ import shutil
 import uuid
 
 import pytest
+from vctest.proc import wait_for
 from vctest.relay import Relay
 
+import vcbatch
 import vcstore
 from vcsession import Session
 from vcwire import DEST, SOURCE
@@ -129,24 +131,64 @@ def test_a_driven_vm_and_its_checkpoints_over_three_hosts(fleet):
     damage_is_seen(f.vecycles[f.at].store, f.vm, f.hosts[0].dir / "copies")
 
 
+def preempted(wire, to):
+    """By postcopy, with a preempt connection; the guest has asked for pages while the rest was slow."""
+    f = wire.f
+    recorder, address = wire.tap(to)
+    source, dest = f.qemu, f.incoming(to)
+    source.qmp.execute("migrate-set-parameters", max_postcopy_bandwidth=1 << 20)
+    # So that it cannot be over before the switch.
+    p, out = f.vecycle().start_migrate(source, address, dest.name, [
+        "--postcopy", "--postcopy-preempt", "--max-bandwidth", "60M", "--downtime-limit", "1"])
+    wait_for(lambda: not p.alive() or source.qmp.execute("query-migrate").get("ram", {}).get(
+        "postcopy-requests", 0) >= 40, 60, "the guest to ask for pages")
+    source.qmp.execute("migrate-set-parameters", max_postcopy_bandwidth=0)
+    assert p.wait() == 0, p.messages()
+    f.arrived(to, dest)
+    session = wire.follow(recorder)
+    session.stream()
+    return session, f.vecycle().summary(out)
+
+
+def last_words(session):
+    """(kinds of the runs of channel 0 that were about it, in order) of each page."""
+    said = {}
+    for sequence in sorted(session.batches):
+        for r in session.batches[sequence].runs:
+            for i in range(0 if r.kind == vcbatch.OPAQUE else r.count):
+                said.setdefault((session.blocks[r.block][0], r.page + i), []).append(r.kind)
+    return said
+
+
+def asked_for_pages_are_unknown(wire, session, hosts):
+    """Page by page, in both hosts' files: what came on channel 1 is unknown, unless it came on channel
+    0 once that had named it; and so is nothing else."""
+    asked, said = session.side_channel.pages(session.page_size), last_words(session)
+    for page in asked:
+        assert vcbatch.INVALIDATE in said[page], f"channel 0 has not named {page}"
+    assert any(said[page][0] != vcbatch.INVALIDATE for page in asked), "none was known before"
+    unknown = {page for page, kinds in said.items() if kinds[-1] == vcbatch.INVALIDATE}
+    assert len(asked & unknown) >= 10
+    for host in hosts:
+        vm = vcstore.Vm(wire.f.vecycles[host].store, wire.f.vm)
+        index = vm.indexes[vm.manifest.generations[0].id]
+        state = {(b.name, page): index.states[n] for n, b, page in index.pages()}
+        assert {page for page, s in state.items() if s == vcstore.UNKNOWN} == unknown
+
+
 def test_a_preempt_connection_can_be_read_off_the_wire(fleet):
     f = fleet(namespaces=False)
     f.boot_linux(128, 30)
     f.guest.command("dirty 32 20")
     wire = Wire(f)
     for to, base in (1, 0), (0, 1):
-        recorder, address = wire.tap(to)
-        dest = f.incoming(to)
-        # So that it cannot be over before the switch.
-        result = f.vecycle().migrate(f.qemu, address, dest.name, [
-            "--postcopy", "--postcopy-preempt", "--max-bandwidth", "60M", "--downtime-limit", "1"])
-        f.arrived(to, dest)
-        session = wire.follow(recorder)
-        session.stream()
+        at = f.at
+        session, result = preempted(wire, to)
         assert session.start["base_kind"] == result["base"] == base
         assert session.side_channel.ended and session.side_channel.stream
         assert not session.side_channel.outstanding
         roots_agree(session, result)
+        asked_for_pages_are_unknown(wire, session, (at, to))
     f.guest.command("stop")
     f.check_guest()
 

@@ -16,7 +16,7 @@ KINDS = {OPAQUE: "opaque", SAME: "same", ZERO: "zero", DATA: "data", INVALIDATE:
          MOVED: "moved"}
 NAMED, BLOCK, PAGE, AS_PAGE = 16, 32, 64, 128
 SELF_CONTAINED = 1
-REC_ZERO, REC_PAGE, REC_CONTINUE = 0x02, 0x08, 0x20  # docs/internals/qemu-stream.md
+REC_ZERO, REC_PAGE, REC_EOS, REC_CONTINUE = 0x02, 0x08, 0x10, 0x20  # docs/internals/qemu-stream.md
 
 
 @dataclass

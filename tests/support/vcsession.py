@@ -86,6 +86,23 @@ class SideChannel:
         waiting = len(self.stream) - self.outstanding[min(self.outstanding)][0]
         need(len(self.outstanding) <= 256 and waiting <= 1 << 20, "too much on its way")
 
+    def pages(self, page_size):
+        """(block's name, page) of each page that it carried (docs/internals/qemu-stream.md)."""
+        r, name, found = vcwire.Reader(bytes(self.stream), "stream"), None, set()
+        while r.left():
+            word = int.from_bytes(r.take(8), "big")
+            offset, flags = word & ~0x3ff, word & 0x3ff
+            if flags == vcbatch.REC_EOS:
+                continue
+            if not flags & vcbatch.REC_CONTINUE:
+                name = r.take(r.u8())
+            flags &= ~vcbatch.REC_CONTINUE
+            need(name and flags in (vcbatch.REC_PAGE, vcbatch.REC_ZERO) and not offset % page_size,
+                 f"a record with {word:#x} on channel 1")
+            r.take(page_size if flags == vcbatch.REC_PAGE else 1)
+            found.add((name, offset // page_size))
+        return found
+
 
 class Session:
     """feed() takes what each side sent, in the order in which it was seen on the way.

@@ -78,6 +78,7 @@ struct scene {
     int main_out[2]; /* the destination QEMU's end is the second */
     int side_out[2];
     int connected_pipe[2];
+    struct vc_txn *txns[2]; /* the generations that the two write, or NULL; the pipelines' */
 };
 
 static int connect_main(void *opaque, struct vc_err *err)
@@ -130,6 +131,7 @@ static void start_source(struct scene *s, bool channels)
         .link = link_of(s, 0, VC_WIRE_SOURCE),
         .session = session,
         .lineage = lineage,
+        .txn = s->txns[0],
         .needs_return_path = true,
         .on_frame = drop_frame,
     };
@@ -149,6 +151,7 @@ static void start_dest(struct scene *s)
         .session = session,
         .lineage = lineage,
         .features = VC_WIRE_FEATURE_CHANNELS,
+        .txn = s->txns[1],
         .connect = connect_main,
         .connect_preempt = connect_side,
         .on_frame = drop_frame,
@@ -310,6 +313,234 @@ static void a_connection_without_a_byte_is_made(void **state)
     wait_on(s.connected_pipe[0]);
     close(side);
     finish(&s);
+}
+
+/* ---- what the two hosts know of it ---- */
+
+/* What becomes of a page, by its number: all are sent once, and named before the switch (but for
+ * those that are left alone). */
+enum fate { ALONE, NEVER, SIDE, MAIN, SIDE_THEN_MAIN, MAIN_THEN_SIDE, ZERO_SIDE, ZERO_BOTH, FATES };
+#define FATED_PAGES (50u * FATES)
+
+static enum fate fate_of(unsigned page)
+{
+    return (enum fate)(page % FATES);
+}
+
+static const enum vc_page_state known[FATES] = {
+    [ALONE] = VC_PAGE_HELD,        [NEVER] = VC_PAGE_UNKNOWN,       [SIDE] = VC_PAGE_UNKNOWN,
+    [MAIN] = VC_PAGE_HELD,         [SIDE_THEN_MAIN] = VC_PAGE_HELD, [MAIN_THEN_SIDE] = VC_PAGE_HELD,
+    [ZERO_SIDE] = VC_PAGE_UNKNOWN, [ZERO_BOTH] = VC_PAGE_ZERO,
+};
+
+struct place {
+    char dir[64];
+    struct vc_store *store;
+    struct vc_vm *vm;
+};
+
+static void place_init(struct place *p, struct vc_txn **txn)
+{
+    static const struct vc_id vm = {"the VM's UUID..."}, gen = {"the generation.."};
+    struct vc_err err;
+
+    snprintf(p->dir, sizeof(p->dir), "/tmp/vc-channel-XXXXXX");
+    assert_non_null(mkdtemp(p->dir));
+    assert_int_equal(vc_store_open(p->dir, true, 0, &p->store, &err), 0);
+    assert_int_equal(vc_vm_open(p->store, &vm, VC_VM_CREATE, &p->vm, &err), 0);
+    assert_int_equal(vc_vm_set_lineage(p->vm, &lineage, &err), 0);
+    assert_int_equal(vc_txn_begin(p->vm, &gen, NULL, txn, &err), 0);
+}
+
+static void place_fini(struct place *p)
+{
+    vc_vm_close(p->vm);
+    vc_store_close(p->store);
+    remove_tree(p->dir);
+}
+
+static struct vc_digest digest_of(const struct memory *m, unsigned page)
+{
+    uint8_t content[PAGE];
+    const uint8_t *p = content;
+    struct vc_digester *d;
+    struct vc_digest out;
+    struct vc_err err;
+
+    fill_page(content, page, m->version[page]);
+    assert_int_equal(vc_digester_new(lineage.algo, VC_DIGEST_PAGE, lineage.key, &d, &err), 0);
+    assert_int_equal(vc_digest_pages(d, &p, 1, PAGE, &out, &err), 0);
+    vc_digester_free(d);
+    return out;
+}
+
+static void assert_known(struct place *p, const struct memory *before, const struct memory *now)
+{
+    struct vc_gen *g;
+    struct vc_err err;
+
+    assert_non_null(vc_vm_complete(p->vm));
+    assert_int_equal(vc_gen_open(p->vm, &vc_vm_complete(p->vm)->id, &g, &err), 0);
+    for (unsigned i = 0; i < FATED_PAGES; i++) {
+        enum fate fate = fate_of(i);
+        struct vc_digest have, want = digest_of(fate == ALONE ? before : now, i);
+
+        if (vc_gen_lookup(g, 0, vc_page(i), &have) != known[fate])
+            fail_msg("page %u of fate %d has state %d", i, fate,
+                     vc_gen_lookup(g, 0, vc_page(i), NULL));
+        if (known[fate] == VC_PAGE_HELD)
+            assert_true(vc_digest_equal(&have, &want));
+    }
+    vc_gen_close(g);
+}
+
+/* Both memories: each page changes between its first time and the switch. */
+static void fated_memory(struct memory *before, struct memory *now)
+{
+    before->pages = now->pages = FATED_PAGES;
+    for (unsigned i = 0; i < FATED_PAGES; i++) {
+        enum fate fate = fate_of(i);
+
+        before->version[i] = 1 + i % 3;
+        now->version[i] = fate == ZERO_SIDE || fate == ZERO_BOTH ? 0 : 11 + i % 3;
+    }
+}
+
+/* Pages of those fates as QEMU writes them, on either connection. */
+static void put_fates(struct buf *b, const struct memory *m, unsigned fates)
+{
+    bool named = true;
+
+    for (unsigned i = 0; i < FATED_PAGES; i++)
+        if (fates & 1u << fate_of(i)) {
+            put_memory_page(b, m, i, named);
+            named = false;
+        }
+}
+
+/* Up to the switch: all pages, those that are to come again, and the device state. */
+static void put_until_switch(struct buf *b, const struct memory *m)
+{
+    uint64_t ranges[FATED_PAGES][2];
+    unsigned n = 0;
+
+    put_header(b);
+    put_config(b, "pc-i440fx-7.2");
+    put_command(b, 1, NULL, 0); /* OPEN_RETURN_PATH */
+    put_start(b, 1, RAM_ID, "ram", 4);
+    put_be(b, ((uint64_t)m->pages * PAGE) | 4, 8);
+    put_block(b, "pc.ram", (uint64_t)m->pages * PAGE);
+    put_ram_end(b);
+    put_part(b, 2, RAM_ID);
+    put_fates(b, m, ~0u);
+    put_ram_end(b);
+    for (unsigned i = 0; i < FATED_PAGES; i++)
+        if (fate_of(i) != ALONE) {
+            ranges[n][0] = (uint64_t)i * PAGE;
+            ranges[n++][1] = PAGE;
+        }
+    put_discard(b, "pc.ram", (const uint64_t(*)[2])ranges, n);
+    put_command(b, 7, "\0\0\1\0", 4); /* PACKAGED */
+    put_fill(b, 0xee, 256);
+}
+
+/* Writes it at one end, and waits until it is at the other one; it is freed. */
+static void carry(struct buf *b, int in_fd, int out_fd)
+{
+    struct flow in = {.fd = in_fd, .b = *b}, out = {.fd = out_fd, .expected = b->n};
+
+    pthread_create(&in.thread, NULL, write_all, &in);
+    read_all(&out);
+    pthread_join(in.thread, NULL);
+    assert_the_same(&in, &out);
+    buf_free(&out.b);
+    buf_free(b);
+}
+
+static void carry_main(struct scene *s, const struct memory *m, uint8_t section, unsigned fates)
+{
+    struct buf b = {0};
+
+    put_part(&b, section, RAM_ID);
+    put_fates(&b, m, fates);
+    put_ram_end(&b);
+    carry(&b, s->main_in, s->main_out[1]);
+}
+
+static void carry_side(struct scene *s, int side, const struct memory *m, unsigned fates)
+{
+    struct buf b = {0};
+
+    put_fates(&b, m, fates);
+    carry(&b, side, s->side_out[1]);
+}
+
+static void end_stream(struct scene *s)
+{
+    struct vc_source_status st;
+    struct vc_dest_status dst;
+
+    say_shut(s->main_out[1]);
+    do {
+        wait_on(vc_source_event_fd(s->source));
+        vc_source_clear(s->source);
+        vc_source_status(s->source, &st);
+        assert_false(st.failed);
+    } while (!st.shut);
+    shutdown(s->main_in, SHUT_WR);
+    do {
+        wait_on(vc_dest_event_fd(s->dest));
+        vc_dest_clear(s->dest);
+        vc_dest_status(s->dest, &dst);
+        assert_false(dst.failed);
+    } while (!dst.source_eof);
+    assert_true(st.knows_all);
+}
+
+static void commit_both(struct scene *s)
+{
+    struct vc_txn_note note = {.peer = "test"};
+    uint8_t roots[2][VC_ROOT_BYTES];
+    struct vc_err err;
+
+    assert_int_equal(vc_txn_commit(vc_source_join(s->source), &note, roots[0], &err), 0);
+    assert_int_equal(vc_txn_commit(vc_dest_join(s->dest), &note, roots[1], &err), 0);
+    assert_memory_equal(roots[0], roots[1], VC_ROOT_BYTES);
+}
+
+/* docs/formats/wire.md, the end of section 4. */
+static void its_pages_are_unknown_unless_channel_0_brings_them_too(void **state)
+{
+    static struct memory before, now;
+    struct place places[2];
+    struct buf b = {0};
+    struct scene s;
+    int side;
+
+    (void)state;
+    fated_memory(&before, &now);
+    connect_ends(&s);
+    for (int i = 0; i < 2; i++)
+        place_init(&places[i], &s.txns[i]);
+    start_dest(&s);
+    start_source(&s, true);
+    side = connect_to(s.listener);
+    put_until_switch(&b, &before);
+    carry(&b, s.main_in, s.main_out[1]);
+    carry_side(&s, side, &now,
+               1u << SIDE | 1u << SIDE_THEN_MAIN | 1u << ZERO_SIDE | 1u << ZERO_BOTH);
+    carry_main(&s, &now, 2,
+               1u << MAIN | 1u << SIDE_THEN_MAIN | 1u << MAIN_THEN_SIDE | 1u << ZERO_BOTH);
+    carry_side(&s, side, &now, 1u << MAIN_THEN_SIDE);
+    carry_main(&s, &now, 3, 0);
+    end_stream(&s);
+    close(side);
+    commit_both(&s);
+    for (int i = 0; i < 2; i++)
+        assert_known(&places[i], &before, &now);
+    finish(&s);
+    for (int i = 0; i < 2; i++)
+        place_fini(&places[i]);
 }
 
 /* ---- the source against a peer ---- */
@@ -647,6 +878,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bytes_come_out_as_they_went_in),
         cmocka_unit_test(a_connection_without_a_byte_is_made),
+        cmocka_unit_test(its_pages_are_unknown_unless_channel_0_brings_them_too),
         cmocka_unit_test(a_multifd_connection_is_refused),
         cmocka_unit_test(a_third_connection_is_refused),
         cmocka_unit_test(a_stranger_is_turned_away),

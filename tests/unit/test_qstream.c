@@ -1073,22 +1073,6 @@ static void bad_frames_stop_parsing(void **state)
     }
 }
 
-/* A POSTCOPY_RAM_DISCARD of n ranges. */
-static void put_discard(struct buf *b, const char *name, const uint64_t (*ranges)[2], unsigned n)
-{
-    struct buf p = {0};
-
-    put_u8(&p, 0);
-    put_str8(&p, name);
-    put_u8(&p, 0);
-    for (unsigned i = 0; i < n; i++) {
-        put_be(&p, ranges[i][0], 8);
-        put_be(&p, ranges[i][1], 8);
-    }
-    put_command(b, 6, p.d, (uint16_t)p.n);
-    buf_free(&p);
-}
-
 /* What the switch to postcopy takes back is unknown until it comes again. */
 static void discarded_pages_are_unknown(void **state)
 {

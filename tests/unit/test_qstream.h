@@ -121,6 +121,22 @@ static inline void put_advise(struct buf *b, uint64_t sizes, uint64_t page_bytes
     put_be(b, sizes, 8);
     put_be(b, page_bytes, 8);
 }
+/* A POSTCOPY_RAM_DISCARD of n ranges. */
+static inline void put_discard(struct buf *b, const char *name, const uint64_t (*ranges)[2],
+                               unsigned n)
+{
+    struct buf p = {0};
+
+    put_u8(&p, 0);
+    put_str8(&p, name);
+    put_u8(&p, 0);
+    for (unsigned i = 0; i < n; i++) {
+        put_be(&p, ranges[i][0], 8);
+        put_be(&p, ranges[i][1], 8);
+    }
+    put_command(b, 6, p.d, (uint16_t)p.n);
+    buf_free(&p);
+}
 /* START (1) or FULL (4) */
 static inline void put_start(struct buf *b, uint8_t type, uint32_t id, const char *idstr,
                              uint32_t version)
