@@ -52,7 +52,7 @@ void vc_dest_abort(struct vc_dest *d, const struct vc_err *why)
     vc_queue_abort(&d->frames);
     vc_queue_abort(&d->to_emit);
     /* What was verified is recorded: the next attempt has it. */
-    vc_queue_close(&d->to_record);
+    vc_queue_close(&d->recorder.queue);
     vc_dest_notify(d);
 }
 
@@ -102,7 +102,7 @@ void vc_dest_status(struct vc_dest *d, struct vc_dest_status *out)
         .ram_known = d->ram_known,
         .failed = d->failed,
         .qemu_failed = d->qemu_failed,
-        .recording = atomic_load(&d->recording),
+        .recording = atomic_load(&d->recorder.alive),
     };
 }
 
@@ -133,16 +133,13 @@ int vc_dest_start(const struct vc_dest_options *o, struct vc_dest **out, struct 
         return vc_err_set(err, VC_E_NOMEM, "no memory for a session");
     }
     d->o = *o;
-    d->o.store_patience_ms = o->store_patience_ms ? o->store_patience_ms : VC_STORE_PATIENCE_MS;
-    d->txn = o->txn;
     d->qemu_fd = -1;
     vc_dst_channel_init(&d->side);
-    atomic_store(&d->recording, o->txn != NULL);
     pthread_mutex_init(&d->mu, NULL);
     vc_cond_init(&d->changed);
     vc_queue_init(&d->frames, 2ull * VC_DEST_QUEUE_BYTES); /* receive.c sees to its limit */
     vc_queue_init(&d->to_emit, VC_DEST_EMIT_BYTES);
-    vc_queue_init(&d->to_record, VC_DEST_RECORD_BYTES);
+    vc_recorder_init(&d->recorder, o->txn, VC_DEST_RECORD_BYTES, o->store_patience_ms, o->log);
     d->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     rc = d->event_fd < 0 ? vc_err_set_errno(err, VC_E_FAILED, "cannot make an eventfd") : 0;
     if (!rc)
@@ -164,7 +161,7 @@ struct vc_txn *vc_dest_join(struct vc_dest *d)
     vc_thread_join(&d->resolve);
     vc_thread_join(&d->emit);
     vc_thread_join(&d->record);
-    return vc_steal_ptr(d->txn);
+    return vc_steal_ptr(d->recorder.txn);
 }
 
 static void drop_queues(struct vc_dest *d)
@@ -175,7 +172,7 @@ static void drop_queues(struct vc_dest *d)
         vc_link_frame_free((struct vc_link_frame *)n);
     while ((n = vc_queue_drain(&d->to_emit)))
         vc_dst_batch_unref((struct vc_dst_batch *)n);
-    while ((n = vc_queue_drain(&d->to_record)))
+    while ((n = vc_queue_drain(&d->recorder.queue)))
         vc_dst_batch_unref(vc_dst_batch_of_record(n));
     vc_link_frame_free(d->mail);
 }
@@ -197,7 +194,7 @@ void vc_dest_free(struct vc_dest *d)
     drop_queues(d);
     vc_queue_fini(&d->frames);
     vc_queue_fini(&d->to_emit);
-    vc_queue_fini(&d->to_record);
+    vc_recorder_fini(&d->recorder);
     if (d->qemu_fd >= 0)
         close(d->qemu_fd);
     if (d->event_fd >= 0)

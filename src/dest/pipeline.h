@@ -11,6 +11,7 @@
 #include "dest/channel.h"
 #include "dest/dest.h"
 #include "qstream/qstream.h"
+#include "store/recorder.h"
 
 /* Private to src/dest: the object that the stages share. The stages are receive.c (link to queue),
  * resolve.c (frames to verified batches), emit.c (batches to QEMU, and QEMU's return path),
@@ -30,12 +31,12 @@ struct vc_dest_counters {
 struct vc_dest {
     struct vc_dest_options o; /* [const after start] */
     int event_fd;             /* [const after start] */
-    struct vc_queue frames, to_emit, to_record;
+    struct vc_queue frames, to_emit;
     struct vc_thread receive, resolve, emit, back, record, announce;
 
-    struct vc_ram ram;          /* [thread: resolve; const once BLOCKS came] */
-    struct vc_txn *txn;         /* [thread: record until it ends] */
-    struct vc_dst_channel side; /* see there */
+    struct vc_ram ram;           /* [thread: resolve; const once BLOCKS came] */
+    struct vc_recorder recorder; /* see there */
+    struct vc_dst_channel side;  /* see there */
 
     pthread_mutex_t mu;
     pthread_cond_t changed;
@@ -46,9 +47,6 @@ struct vc_dest {
     uint32_t shut_status;                                                    /* [lock: mu] */
     struct vc_err err; /* [lock: mu] the first one */
 
-    atomic_bool recording;     /* [atomic] the transaction is alive */
-    atomic_bool store_stuck;   /* [atomic] the recorder's last batch is its last */
-    atomic_ullong record_ns;   /* [atomic] when the recorder began what it is at; 0: idle */
     struct vc_dest_counters n; /* [atomic] */
 };
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <stdlib.h>
 
-#include "base/clock.h"
 #include "dest/pipeline.h"
 
 /* The recording stage: writes this host's new generation from verified batches. What is written is
@@ -14,32 +13,13 @@ struct record {
     int map[VC_MAX_BLOCKS]; /* block of the stream -> block of the base generation, or -1 */
 };
 
-static void give_up(struct vc_dest *d, const struct vc_err *err)
-{
-    vc_log_err(d->o.log, VC_LOG_WARNING, "no checkpoint of this migration will be kept here", err);
-    vc_txn_abort(d->txn);
-    d->txn = NULL;
-    atomic_store(&d->recording, false);
-}
-
 void vc_dest_check_store(struct vc_dest *d)
 {
-    uint64_t since = atomic_load(&d->record_ns);
     struct vc_queue_node *n;
 
-    if (!since || !atomic_load(&d->recording) ||
-        vc_now_ns() - since < d->o.store_patience_ms * VC_NS_PER_MS)
-        return;
-    vc_log(d->o.log, VC_LOG_WARNING,
-           "no checkpoint of this migration will be kept here: the store has not taken a write for "
-           "%u s",
-           d->o.store_patience_ms / 1000);
-    /* In this order: who finds the queue shut must see why. */
-    atomic_store(&d->recording, false);
-    atomic_store(&d->store_stuck, true);
-    vc_queue_abort(&d->to_record);
-    while ((n = vc_queue_drain(&d->to_record)))
-        vc_dst_batch_unref(vc_dst_batch_of_record(n));
+    if (vc_recorder_check(&d->recorder))
+        while ((n = vc_queue_drain(&d->recorder.queue)))
+            vc_dst_batch_unref(vc_dst_batch_of_record(n));
 }
 
 /* Whether the base generation has the page already, so that it need not be written. */
@@ -74,7 +54,7 @@ static int put(struct record *r, uint16_t block, uint64_t page, const struct vc_
             contents[i] = p[i].content;
             digests[i] = p[i].digest;
         }
-        rc = vc_txn_put(r->d->txn, block, vc_page(page), k, contents, digests, err);
+        rc = vc_txn_put(r->d->recorder.txn, block, vc_page(page), k, contents, digests, err);
         if (rc)
             return rc;
         page += k;
@@ -101,7 +81,7 @@ static int record_pages(struct record *r, const struct vc_dst_batch *b,
         while (i + n < run->run.count &&
                same == (repairable ? p[i + n].same : held(r, run->run.block, page + n, &p[i + n])))
             n++;
-        rc = same ? vc_txn_same(r->d->txn, run->run.block, vc_page(page), n, err)
+        rc = same ? vc_txn_same(r->d->recorder.txn, run->run.block, vc_page(page), n, err)
                   : put(r, run->run.block, page, &p[i], n, err);
         if (rc)
             return rc;
@@ -112,7 +92,7 @@ static int record_pages(struct record *r, const struct vc_dst_batch *b,
 
 static int record_batch(struct record *r, const struct vc_dst_batch *b, struct vc_err *err)
 {
-    struct vc_txn *t = r->d->txn;
+    struct vc_txn *t = r->d->recorder.txn;
     int rc = 0;
 
     if (b->ram && !r->have_ram) {
@@ -142,23 +122,6 @@ static int record_batch(struct record *r, const struct vc_dst_batch *b, struct v
     return rc;
 }
 
-/* The next batch; while none comes, what was recorded is logged once a second. False: the end. */
-static bool next_batch(struct vc_dest *d, struct vc_queue_node **node)
-{
-    for (;;) {
-        struct vc_err err = VC_ERR_INIT;
-        uint64_t deadline = d->txn ? vc_now_ns() + VC_NS_PER_S : UINT64_MAX;
-        int rc = vc_queue_pop(&d->to_record, deadline, node);
-
-        if (rc != VC_AGAIN)
-            return rc == 0;
-        atomic_store(&d->record_ns, vc_now_ns());
-        if (vc_txn_log(d->txn, false, &err))
-            give_up(d, &err);
-        atomic_store(&d->record_ns, 0);
-    }
-}
-
 void *vc_dest_record_main(void *arg)
 {
     struct record *r = calloc(1, sizeof(*r));
@@ -167,23 +130,18 @@ void *vc_dest_record_main(void *arg)
 
     if (r)
         r->d = d;
-    while (next_batch(d, &node)) {
+    while (vc_recorder_next(&d->recorder, &node)) {
         struct vc_dst_batch *b = vc_dst_batch_of_record(node);
         struct vc_err err = VC_ERR_INIT;
         int rc = 0;
 
-        atomic_store(&d->record_ns, vc_now_ns());
-        if (!r)
-            rc = vc_err_set(&err, VC_E_NOMEM, "no memory for the recorder");
-        else if (d->txn && !b->is_eof)
-            rc = record_batch(r, b, &err);
+        if (vc_recorder_begin(&d->recorder) && !b->is_eof)
+            rc = r ? record_batch(r, b, &err)
+                   : vc_err_set(&err, VC_E_NOMEM, "no memory for the recorder");
         vc_dst_batch_unref(b);
-        if (rc && d->txn)
-            give_up(d, &err);
-        atomic_store(&d->record_ns, 0);
+        vc_recorder_done(&d->recorder, rc, &err);
     }
-    if (atomic_load(&d->store_stuck)) /* batches are missing */
-        vc_txn_abort(vc_steal_ptr(d->txn));
+    vc_recorder_end(&d->recorder);
     free(r);
     return NULL;
 }

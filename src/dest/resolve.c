@@ -383,14 +383,15 @@ static void count(struct vc_dest *d, const struct vc_dst_batch *b)
 static int pass_on(struct vc_dest *d, struct vc_dst_batch *b)
 {
     uint64_t cost = b->h.stream_bytes + 1024u;
+    int rc;
 
     vc_dst_batch_ref(b);
-    if (vc_queue_push(&d->to_record, &b->record_node, cost)) {
+    rc = vc_recorder_push(&d->recorder, &b->record_node, cost);
+    if (rc)
         vc_dst_batch_unref(b);
-        if (!atomic_load(&d->store_stuck)) {
-            vc_dst_batch_unref(b);
-            return VC_CLOSED;
-        }
+    if (rc == VC_CLOSED) {
+        vc_dst_batch_unref(b);
+        return VC_CLOSED;
     }
     if (vc_queue_push(&d->to_emit, &b->emit_node, cost)) {
         vc_dst_batch_unref(b);
@@ -522,7 +523,7 @@ void *vc_dest_resolve_main(void *arg)
         vc_dest_abort(r.d, &r.err); /* first: the link's end is no cause */
         vc_link_fail(r.d->o.link, &r.err);
     }
-    vc_queue_close(&r.d->to_record);
+    vc_queue_close(&r.d->recorder.queue);
     vc_queue_close(&r.d->to_emit);
     vc_digester_free(r.pages);
     vc_digester_free(r.seals);

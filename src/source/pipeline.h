@@ -15,6 +15,7 @@
 #include "source/remote.h"
 #include "source/reuse.h"
 #include "source/source.h"
+#include "store/recorder.h"
 
 /* Private to src/source: the object that the stages share. The stages are ingest.c (QEMU's socket
  * to batches), send.c (batches to the wire), receive.c (what comes back), record.c (batches to the
@@ -31,13 +32,13 @@ struct vc_source {
     struct vc_source_options o; /* [const after start] */
     int event_fd;               /* [const after start] */
     struct vc_slab_pool slabs;
-    struct vc_queue to_send, to_record;
+    struct vc_queue to_send;
     struct vc_thread ingest, send, receive, record;
 
     struct vc_ram ram;            /* [thread: ingest; const once ram_known] */
     int local_map[VC_MAX_BLOCKS]; /* likewise: block of the stream -> of o.local_gen, or -1 */
     struct vc_remote remote;      /* see there */
-    struct vc_txn *txn;           /* [thread: record until it ends] */
+    struct vc_recorder recorder;  /* see there */
     struct vc_src_channel side;   /* see there */
 
     pthread_mutex_t mu;
@@ -55,9 +56,6 @@ struct vc_source {
     struct vc_reuse reuse;       /* [thread: recv] */
     atomic_uint reuse_share;     /* [atomic] reuse.share */
     atomic_int unsent;           /* [atomic] batches pushed and not yet handed to the link */
-    atomic_bool recording;       /* [atomic] the transaction is alive */
-    atomic_bool store_stuck;     /* [atomic] the recorder's last batch is its last */
-    atomic_ullong record_ns;     /* [atomic] when the recorder began what it is at; 0: idle */
     atomic_ullong pace_limit_ns; /* [atomic] */
     struct vc_source_counters n; /* [atomic] */
 };

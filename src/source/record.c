@@ -1,42 +1,22 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "base/clock.h"
 #include "source/pipeline.h"
 
 /* The recording stage: writes this host's new generation from the batches as they were built. What
  * it writes is a function of the runs alone, so the destination's generation is the same. Trouble
  * with the store gives the generation up and never the migration. */
 
-static void give_up(struct vc_source *s, const struct vc_err *err)
-{
-    vc_log_err(s->o.log, VC_LOG_WARNING, "no checkpoint of this migration will be kept here", err);
-    vc_txn_abort(s->txn);
-    s->txn = NULL;
-    atomic_store(&s->recording, false);
-}
-
 void vc_source_check_store(struct vc_source *s)
 {
-    uint64_t since = atomic_load(&s->record_ns);
     struct vc_queue_node *n;
 
-    if (!since || !atomic_load(&s->recording) ||
-        vc_now_ns() - since < s->o.store_patience_ms * VC_NS_PER_MS)
-        return;
-    vc_log(s->o.log, VC_LOG_WARNING,
-           "no checkpoint of this migration will be kept here: the store has not taken a write for "
-           "%u s",
-           s->o.store_patience_ms / 1000);
-    /* In this order: who finds the queue shut must see why. */
-    atomic_store(&s->recording, false);
-    atomic_store(&s->store_stuck, true);
-    vc_queue_abort(&s->to_record);
-    while ((n = vc_queue_drain(&s->to_record)))
-        vc_src_batch_unref(vc_src_batch_of_record(n));
+    if (vc_recorder_check(&s->recorder))
+        while ((n = vc_queue_drain(&s->recorder.queue)))
+            vc_src_batch_unref(vc_src_batch_of_record(n));
 }
 
 /* Pages of one run in stretches that the base has, and that it has not. */
-static int record_pages(struct vc_source *s, const struct vc_src_batch *b,
-                        const struct vc_src_run *r, struct vc_err *err)
+static int record_pages(struct vc_txn *t, const struct vc_src_batch *b, const struct vc_src_run *r,
+                        struct vc_err *err)
 {
     uint64_t i = 0;
 
@@ -48,8 +28,8 @@ static int record_pages(struct vc_source *s, const struct vc_src_batch *b,
 
         while (i + n < r->run.count && b->local_same[r->first + i + n] == same)
             n++;
-        rc = same ? vc_txn_same(s->txn, r->run.block, page, n, err)
-                  : vc_txn_put(s->txn, r->run.block, page, n, &b->content[r->first + i],
+        rc = same ? vc_txn_same(t, r->run.block, page, n, err)
+                  : vc_txn_put(t, r->run.block, page, n, &b->content[r->first + i],
                                &b->digests[r->first + i], err);
         if (rc)
             return rc;
@@ -58,7 +38,7 @@ static int record_pages(struct vc_source *s, const struct vc_src_batch *b,
     return 0;
 }
 
-static int record_batch(struct vc_source *s, const struct vc_src_batch *b, struct vc_err *err)
+static int record_batch(struct vc_txn *t, const struct vc_src_batch *b, struct vc_err *err)
 {
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_src_run *r = &b->runs[i];
@@ -66,14 +46,14 @@ static int record_batch(struct vc_source *s, const struct vc_src_batch *b, struc
 
         switch (r->run.kind) {
         case VC_RUN_ZERO:
-            rc = vc_txn_zero(s->txn, r->run.block, r->run.page, r->run.count, err);
+            rc = vc_txn_zero(t, r->run.block, r->run.page, r->run.count, err);
             break;
         case VC_RUN_INVALIDATE:
-            rc = vc_txn_unknown(s->txn, r->run.block, r->run.page, r->run.count, err);
+            rc = vc_txn_unknown(t, r->run.block, r->run.page, r->run.count, err);
             break;
         case VC_RUN_SAME:
         case VC_RUN_DATA:
-            rc = record_pages(s, b, r, err);
+            rc = record_pages(t, b, r, err);
             break;
         default:
             break;
@@ -84,44 +64,24 @@ static int record_batch(struct vc_source *s, const struct vc_src_batch *b, struc
     return 0;
 }
 
-/* The next batch; while none comes, what was recorded is logged once a second. False: the end. */
-static bool next_batch(struct vc_source *s, struct vc_queue_node **node)
-{
-    for (;;) {
-        struct vc_err err = VC_ERR_INIT;
-        uint64_t deadline = s->txn ? vc_now_ns() + VC_NS_PER_S : UINT64_MAX;
-        int rc = vc_queue_pop(&s->to_record, deadline, node);
-
-        if (rc != VC_AGAIN)
-            return rc == 0;
-        atomic_store(&s->record_ns, vc_now_ns());
-        if (vc_txn_log(s->txn, false, &err))
-            give_up(s, &err);
-        atomic_store(&s->record_ns, 0);
-    }
-}
-
 void *vc_source_record_main(void *arg)
 {
     struct vc_source *s = arg;
     struct vc_queue_node *node;
 
-    while (next_batch(s, &node)) {
+    while (vc_recorder_next(&s->recorder, &node)) {
         struct vc_src_batch *b = vc_src_batch_of_record(node);
         struct vc_err err = VC_ERR_INIT;
+        struct vc_txn *t = vc_recorder_begin(&s->recorder);
         int rc = 0;
 
-        atomic_store(&s->record_ns, vc_now_ns());
-        if (s->txn && b->item == VC_SRC_BLOCKS)
-            rc = vc_txn_set_ram(s->txn, b->ram, &err);
-        else if (s->txn && b->item == VC_SRC_BATCH)
-            rc = record_batch(s, b, &err);
+        if (t && b->item == VC_SRC_BLOCKS)
+            rc = vc_txn_set_ram(t, b->ram, &err);
+        else if (t && b->item == VC_SRC_BATCH)
+            rc = record_batch(t, b, &err);
         vc_src_batch_unref(b);
-        if (rc)
-            give_up(s, &err);
-        atomic_store(&s->record_ns, 0);
+        vc_recorder_done(&s->recorder, rc, &err);
     }
-    if (atomic_load(&s->store_stuck)) /* batches are missing */
-        vc_txn_abort(vc_steal_ptr(s->txn));
+    vc_recorder_end(&s->recorder);
     return NULL;
 }

@@ -66,7 +66,7 @@ void vc_source_abort(struct vc_source *s, const struct vc_err *why)
     shutdown(s->o.qemu_fd, SHUT_RDWR);
     vc_src_channel_abort(s);
     vc_queue_abort(&s->to_send);
-    vc_queue_close(&s->to_record); /* what was read is recorded */
+    vc_queue_close(&s->recorder.queue); /* what was read is recorded */
     vc_slab_pool_close(&s->slabs);
     vc_source_notify(s);
 }
@@ -107,8 +107,8 @@ void vc_source_status(struct vc_source *s, struct vc_source_status *out)
         .package_delivered = s->package_delivered,
         .failed = s->failed,
         .peer_stream_failed = s->peer_stream_failed,
-        .recording = atomic_load(&s->recording),
-        .store_stuck = atomic_load(&s->store_stuck),
+        .recording = atomic_load(&s->recorder.alive),
+        .store_stuck = atomic_load(&s->recorder.stuck),
         .knows_all = !s->lost,
     };
     snprintf(out->reason, sizeof(out->reason), "%s", s->reason);
@@ -142,15 +142,13 @@ int vc_source_start(const struct vc_source_options *o, struct vc_source **out, s
         return vc_err_set(err, VC_E_NOMEM, "no memory for a session");
     }
     s->o = *o;
-    s->o.store_patience_ms = o->store_patience_ms ? o->store_patience_ms : VC_STORE_PATIENCE_MS;
-    s->txn = o->txn;
     vc_src_channel_init(&s->side, o->listen_fd > 0 ? o->listen_fd : -1);
-    atomic_store(&s->recording, o->txn != NULL);
     atomic_store(&s->pace_limit_ns, o->pace_limit_ns);
     pthread_mutex_init(&s->mu, NULL);
     vc_cond_init(&s->changed);
     vc_queue_init(&s->to_send, TO_SEND_BYTES);
-    vc_queue_init(&s->to_record, UINT64_MAX / 2); /* bounded by the buffers */
+    vc_recorder_init(&s->recorder, o->txn, UINT64_MAX / 2 /* bounded by the buffers */,
+                     o->store_patience_ms, o->log);
     vc_remote_init(&s->remote, o->base, o->shared_gen);
     vc_reuse_init(&s->reuse);
     atomic_init(&s->reuse_share, s->reuse.share);
@@ -176,7 +174,7 @@ struct vc_txn *vc_source_join(struct vc_source *s)
     vc_thread_join(&s->send);
     vc_thread_join(&s->record);
     vc_src_channel_join(s);
-    return vc_steal_ptr(s->txn);
+    return vc_steal_ptr(s->recorder.txn);
 }
 
 static void drop_queues(struct vc_source *s)
@@ -185,7 +183,7 @@ static void drop_queues(struct vc_source *s)
 
     while ((n = vc_queue_drain(&s->to_send)))
         vc_src_batch_unref((struct vc_src_batch *)n);
-    while ((n = vc_queue_drain(&s->to_record)))
+    while ((n = vc_queue_drain(&s->recorder.queue)))
         vc_src_batch_unref(vc_src_batch_of_record(n));
     while (s->window_head) {
         struct vc_src_batch *b = s->window_head;
@@ -206,7 +204,7 @@ void vc_source_free(struct vc_source *s)
     vc_remote_fini(&s->remote);
     vc_slab_pool_fini(&s->slabs);
     vc_queue_fini(&s->to_send);
-    vc_queue_fini(&s->to_record);
+    vc_recorder_fini(&s->recorder);
     close(s->o.qemu_fd);
     vc_src_channel_fini(&s->side);
     if (s->event_fd >= 0)
