@@ -18,6 +18,9 @@ static const char magic[8] = "vcgenlog";
 #define BUFFER_BYTES (64u << 10)
 /* Durable after five seconds at most, if the disk needs less than the rest for a sync. */
 #define SYNC_NS (3 * VC_NS_PER_S)
+/* In between the kernel is asked so often to begin writing: what piles up for seconds would be in
+ * the way of the record that is synced while the guest is paused. */
+#define WRITEBACK_NS (250 * VC_NS_PER_MS)
 
 #define RECORDS (VC_SHA256_BYTES + VC_BATCH_HEAD_BYTES)
 
@@ -119,9 +122,10 @@ static int sync_files(struct vc_genlog *g)
 static void *sync_main(void *arg)
 {
     struct vc_genlog *g = arg;
+    uint64_t sync_at = vc_now_ns() + SYNC_NS;
 
     for (;;) {
-        uint64_t due = vc_now_ns() + SYNC_NS;
+        uint64_t due = vc_now_ns() + WRITEBACK_NS;
 
         pthread_mutex_lock(&g->sync.mu);
         while (!g->sync.stop && vc_cond_wait_until(&g->sync.changed, &g->sync.mu, due))
@@ -129,7 +133,12 @@ static void *sync_main(void *arg)
         if (g->sync.stop)
             break;
         pthread_mutex_unlock(&g->sync.mu);
-        sync_files(g);
+        if (vc_now_ns() >= sync_at) {
+            sync_files(g);
+            sync_at = vc_now_ns() + SYNC_NS;
+        } else {
+            sync_file_range(g->layer_fd, 0, 0, SYNC_FILE_RANGE_WRITE); /* no more than a hint */
+        }
     }
     pthread_mutex_unlock(&g->sync.mu);
     return NULL;
