@@ -91,6 +91,7 @@ def messages():
     yield 34, le(0, 4) + str8("")
     yield 48, le(1, 8)
     yield 50, status
+    yield 29, b"".join(le(n << 30, 8) for n in (7, 1, 3, 16, 200))
 
 
 def wire():

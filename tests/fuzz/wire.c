@@ -82,6 +82,7 @@ MESSAGE(accept_, struct vc_wire_accept, vc_wire_accept_decode, vc_wire_accept_en
 MESSAGE(start, struct vc_wire_start, vc_wire_start_decode, vc_wire_start_encode, true)
 MESSAGE(blocks, struct vc_ram, vc_wire_blocks_decode, vc_wire_blocks_encode, true)
 MESSAGE(ack, struct vc_wire_ack, vc_wire_ack_decode, vc_wire_ack_encode, true)
+MESSAGE(reads, struct vc_wire_reads, vc_wire_reads_decode, vc_wire_reads_encode, true)
 MESSAGE(committed, struct vc_wire_committed, vc_wire_committed_decode, vc_wire_committed_encode,
         true)
 MESSAGE(word, struct vc_wire_word_msg, vc_wire_word_decode, vc_wire_word_encode, true)
@@ -186,6 +187,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         break;
     case VC_WIRE_ACK:
         ack(rest);
+        break;
+    case VC_WIRE_READS:
+        reads(rest);
         break;
     case VC_WIRE_REPAIR:
         repair(rest);

@@ -117,6 +117,7 @@ class Session:
         self.hello, self.open, self.accept, self.start = {}, None, None, None
         self.page_size, self.blocks, self.announce_blocks = 4096, [], []
         self.announced = {}
+        self.reads = dict.fromkeys(vcwire.READS, 0)
         self.base, self.generation, self.seals = None, None, None
         self.batches, self.asked, self.repaired = {}, {}, {}
         self.position, self.acked = 0, 0
@@ -273,6 +274,12 @@ class Session:
 
     def _on_announce_end(self, side, _):
         need(self.announce_blocks and side.seen.count("ANNOUNCE_END") == 1, "ANNOUNCE_END out of turn")
+
+    def _on_reads(self, _, m):
+        need(self._features() & 32, "READS, which was not agreed on")
+        need(self.batches, "READS before the first batch")
+        need(all(m[key] >= self.reads[key] for key in m), "READS of less than before")
+        self.reads = m
 
     def _on_committed(self, side, m):
         need(m["generation"] == self.start["generation"], "another generation")

@@ -147,6 +147,7 @@ TYPES = [
     Type(26, "ANNOUNCE_END", (DEST,), 0, 0, ("stream",)),
     Type(27, "CREDIT", (DEST,), 8, 8, ("stream",)),
     Type(28, "STREAM_FAILED", BOTH, 5, 512, ("stream",)),
+    Type(29, "READS", (DEST,), 40, 40, ("stream",)),
     Type(32, "COMMITTED", BOTH, 56, 56, ("stream", "end")),
     Type(33, "WORD", (SOURCE,), 17, 17, _LATE),
     Type(34, "WORD_DONE", (DEST,), 5, 512, _LATE),
@@ -336,6 +337,8 @@ def _nothing(r, _):
     return {}
 
 
+READS = ("elapsed", "waiting", "reading", "bytes", "content")
+
 DECODERS = {
     "HELLO": _hello, "OPEN": _open, "ACCEPT": _accept, "START": _start,
     "BLOCKS": _blocks, "ANNOUNCE_BLOCKS": _blocks, "EOF": _nothing,
@@ -344,6 +347,7 @@ DECODERS = {
     "RESEND": lambda r, _: dict(sequence=r.u64()), "RETURN": _bytes,
     "ANNOUNCE": _announce, "ANNOUNCE_END": _nothing,
     "CREDIT": lambda r, _: dict(bytes=r.u64()), "STREAM_FAILED": _code_text,
+    "READS": lambda r, _: {key: r.u64() for key in READS},
     "COMMITTED": _committed,
     "WORD": lambda r, _: dict(word=r.one_of(1, 2, 3), session=r.id()),
     "WORD_DONE": _code_text, "CLOSE": _nothing,
@@ -413,6 +417,7 @@ ENCODERS = {
     "RESEND": lambda m: _u(8, m["sequence"]), "RETURN": lambda m: m["data"],
     "ANNOUNCE": _enc_announce, "ANNOUNCE_END": lambda m: b"",
     "CREDIT": lambda m: _u(8, m["bytes"]), "STREAM_FAILED": _enc_code_text,
+    "READS": lambda m: _u(8, *(m[key] for key in READS)),
     "COMMITTED": lambda m: m["generation"] + _u(1, m["committed"]) + bytes(7) + m["root"],
     "WORD": lambda m: _u(1, m["word"]) + m["session"],
     "WORD_DONE": _enc_code_text, "CLOSE": lambda m: b"",

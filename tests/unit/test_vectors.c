@@ -200,6 +200,23 @@ static int ack(const uint8_t *p, size_t n, FILE *f, struct vc_writer *w)
     return 0;
 }
 
+static int reads(const uint8_t *p, size_t n, FILE *f, struct vc_writer *w)
+{
+    struct vc_wire_reads m;
+    struct vc_err err;
+    int rc = vc_wire_reads_decode(p, n, &m, &err);
+
+    if (rc)
+        return rc;
+    print_u64(f, "elapsed", m.elapsed_ns);
+    print_u64(f, "waiting", m.waiting_ns);
+    print_u64(f, "reading", m.reading_ns);
+    print_u64(f, "bytes", m.bytes);
+    print_u64(f, "content", m.content_bytes);
+    vc_wire_reads_encode(w, &m);
+    return 0;
+}
+
 static int repair(const uint8_t *p, size_t n, FILE *f, struct vc_writer *w)
 {
     struct vc_wire_repair m;
@@ -353,6 +370,8 @@ static int message(uint8_t type, const uint8_t *p, size_t n, FILE *f, struct vc_
         return blocks(p, n, f, w);
     case VC_WIRE_ACK:
         return ack(p, n, f, w);
+    case VC_WIRE_READS:
+        return reads(p, n, f, w);
     case VC_WIRE_REPAIR:
         return repair(p, n, f, w);
     case VC_WIRE_REPAIRED:

@@ -151,7 +151,7 @@ static void frames_are_allowed_as_the_page_says(void **state)
     bool known[256] = {false};
 
     (void)state;
-    assert_int_equal(n, 24);
+    assert_int_equal(n, 25);
     for (unsigned i = 0; i < n; i++) {
         const struct row *r = &rows[i];
         const unsigned long lengths[] = {r->min,     r->max,     (r->min + r->max) / 2,
@@ -212,6 +212,7 @@ union any {
     struct vc_wire_start start;
     struct vc_ram ram;
     struct vc_wire_ack ack;
+    struct vc_wire_reads reads;
     struct vc_wire_committed committed;
     struct vc_wire_word_msg word;
     struct vc_wire_status status;
@@ -293,6 +294,15 @@ static void make_ack(union any *m)
     m->ack.position = any_u64();
 }
 
+static void make_reads(union any *m)
+{
+    m->reads.elapsed_ns = any_u64();
+    m->reads.waiting_ns = any_u64();
+    m->reads.reading_ns = any_u64();
+    m->reads.bytes = any_u64();
+    m->reads.content_bytes = any_u64();
+}
+
 static void make_committed(union any *m)
 {
     fill(m->committed.generation.b, 16);
@@ -335,6 +345,7 @@ MESSAGE(accept, accept)
 MESSAGE(start, start)
 MESSAGE(blocks, ram)
 MESSAGE(ack, ack)
+MESSAGE(reads, reads)
 MESSAGE(committed, committed)
 MESSAGE(word, word)
 
@@ -382,6 +393,8 @@ static const struct message {
     {"BLOCKS", sizeof(struct vc_ram), make_blocks, encode_blocks, decode_blocks, VC_WIRE_BLOCKS,
      false},
     {"ACK", sizeof(struct vc_wire_ack), make_ack, encode_ack, decode_ack, VC_WIRE_ACK, false},
+    {"READS", sizeof(struct vc_wire_reads), make_reads, encode_reads, decode_reads, VC_WIRE_READS,
+     false},
     {"COMMITTED", sizeof(struct vc_wire_committed), make_committed, encode_committed,
      decode_committed, VC_WIRE_COMMITTED, false},
     {"WORD", sizeof(struct vc_wire_word_msg), make_word, encode_word, decode_word, VC_WIRE_WORD,
@@ -422,9 +435,9 @@ static void every_message_survives_the_way_to_bytes_and_back(void **state)
             const struct message *t = &messages[i];
             size_t n = encoded(t, &m);
             struct vc_wire_frame f = {(uint32_t)n, t->type, 0, 0};
-            unsigned role = t->type == VC_WIRE_ACCEPT || t->type == VC_WIRE_ACK
-                                ? VC_WIRE_DESTINATION
-                                : VC_WIRE_SOURCE;
+            bool from_dest =
+                t->type == VC_WIRE_ACCEPT || t->type == VC_WIRE_ACK || t->type == VC_WIRE_READS;
+            unsigned role = from_dest ? VC_WIRE_DESTINATION : VC_WIRE_SOURCE;
             struct vc_err err;
 
             assert_int_equal(decode(&f, role, phase_of(t->type)), 0);

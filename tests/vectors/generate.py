@@ -189,6 +189,8 @@ def stream():
     good("return", "RETURN", data=bytes.fromhex("00010004000000 00".replace(" ", "")))
     good("credit", "CREDIT", bytes=1 << 20)
     good("stream-failed", "STREAM_FAILED", sender=DEST, code=31, text=b"QEMU hung up")
+    good("reads", "READS", elapsed=7 << 32, waiting=1 << 30, reading=3 << 32, bytes=1 << 34,
+         content=(1 << 64) - 1)
 
 
 def announce():
