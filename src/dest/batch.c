@@ -225,7 +225,8 @@ static int expand(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uin
     *body = b->body;
     if (b->h.codec == VC_WIRE_CODEC_DELTA) {
         memcpy(b->body, p, b->h.runs_bytes);
-        return 0;
+        return vc_wire_body_check(p + b->h.runs_bytes, n - b->h.runs_bytes,
+                                  b->h.body_bytes - b->h.runs_bytes, err);
     }
     rc = vc_wire_body_expand(codec, p, n, NULL, 0, b->body, b->h.body_bytes, err);
     vc_link_frame_free(vc_steal_ptr(b->frame));

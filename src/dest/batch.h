@@ -71,8 +71,8 @@ int vc_dst_batch_parse(struct vc_dst_batch *b, struct vc_link_frame *frame,
                        const struct vc_ram *ram, uint64_t features, struct vc_wire_codec *codec,
                        struct vc_err *err) VC_NODISCARD;
 /** Expands the contents of a batch of codec delta, once, before they are looked at. @prefix: the
- * base generation's pages of all runs with `old`, in order, n_old of them. VC_E_PROTOCOL: it is no
- * zstd frame, or these are not the pages that it was made with. VC_E_NOMEM. */
+ * base generation's pages of all runs with `old`, in order, n_old of them. VC_E_PROTOCOL: these are
+ * not the pages that it was made with, or it is damaged. VC_E_NOMEM. */
 int vc_dst_batch_undelta(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uint8_t *prefix,
                          size_t prefix_bytes, struct vc_err *err) VC_NODISCARD;
 

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <zstd.h>
 
+#include "base/bytes.h"
 #include "base/units.h"
 #include "wire/wire.h"
 
@@ -106,16 +107,28 @@ size_t vc_wire_body_compress(struct vc_wire_codec *c, const uint8_t *body, size_
     return k >= n ? 0 : k;
 }
 
+int vc_wire_body_check(const uint8_t *p, size_t n, size_t body_bytes, struct vc_err *err)
+{
+    /* The library takes more for a frame than the format has: skippable ones, and, as most
+     * distributions build it, those of its own past, with decoders that nobody looks after. */
+    if (n < 4 || vc_load_le(p, 4) != ZSTD_MAGICNUMBER ||
+        ZSTD_getFrameContentSize(p, n) != body_bytes || ZSTD_findFrameCompressedSize(p, n) != n ||
+        ZSTD_getDictID_fromFrame(p, n) != 0)
+        return vc_err_set(err, VC_E_PROTOCOL,
+                          "BATCH: the body is not one zstd frame of the length given");
+    return 0;
+}
+
 int vc_wire_body_expand(struct vc_wire_codec *c, const uint8_t *p, size_t n, const uint8_t *prefix,
                         size_t prefix_bytes, uint8_t *out, size_t body_bytes, struct vc_err *err)
 {
+    int rc = vc_wire_body_check(p, n, body_bytes, err);
     size_t k;
 
+    if (rc)
+        return rc;
     if (!c->d && !(c->d = ZSTD_createDCtx()))
         return vc_err_set(err, VC_E_NOMEM, "no memory for compression");
-    if (ZSTD_getFrameContentSize(p, n) != body_bytes || ZSTD_findFrameCompressedSize(p, n) != n)
-        return vc_err_set(err, VC_E_PROTOCOL,
-                          "BATCH: the body is not one zstd frame of the length given");
     /* Not ZSTD_decompress_usingDict(): a guest could write a page that is taken for a dictionary.
      */
     ZSTD_DCtx_reset(c->d, ZSTD_reset_session_only);

@@ -364,6 +364,9 @@ struct vc_wire_prefix {
  *  @prefix: NULL for none. */
 size_t vc_wire_body_compress(struct vc_wire_codec *c, const uint8_t *body, size_t n,
                              const struct vc_wire_prefix *prefix, uint8_t *out, size_t cap);
+/** Whether p[0..n) looks like one zstd frame of exactly body_bytes; VC_E_PROTOCOL. */
+int vc_wire_body_check(const uint8_t *p, size_t n, size_t body_bytes,
+                       struct vc_err *err) VC_NODISCARD;
 /** Expands a zstd frame of exactly body_bytes into out; VC_E_PROTOCOL if it is anything else.
  *  With a prefix (else NULL, 0) that can mean that it is not the one it was compressed with. */
 int vc_wire_body_expand(struct vc_wire_codec *c, const uint8_t *p, size_t n, const uint8_t *prefix,

@@ -341,6 +341,21 @@ def bad_headers():
         "bad SEAL seal")
 
 
+def with_dictionary_id(packed):
+    """The frame, but as if made with the dictionary of that number."""
+    at = 5 if packed[4] & 0x20 else 6  # behind the descriptor, and the window's if there is one
+    return packed[:4] + bytes([packed[4] | 1]) + packed[5:at] + b"\7" + packed[at:]
+
+
+def legacy(content):
+    """A frame of zstd 0.7, which libzstd may take, with the content as it is."""
+    head = struct.pack("<IBH", 0xfd2fb527, 0x60, len(content) - 256)
+    return head + b"\x40" + struct.pack(">H", len(content)) + content + b"\xc0\0\0"
+
+
+SKIPPABLE = struct.pack("<II", 0x184d2a50, 4) + b"skip"
+
+
 def bad_zstd():
     b = batch(EVERYTHING, codec=1)
     body = encode_runs(b.runs) + b"".join(r.content for r in b.runs)
@@ -353,13 +368,17 @@ def bad_zstd():
     refused("cut", packed[:-1])
     refused("trailing", packed + b"\0")
     refused("two-frames", packed + packed)
-    refused("skippable-first", struct.pack("<II", 0x184d2a50, 4) + b"skip" + packed)
+    refused("skippable-first", SKIPPABLE + packed)
+    refused("dictionary-id", with_dictionary_id(packed))
+    refused("legacy", legacy(body))
     refused("other-length", zstandard.ZstdCompressor(level=3).compress(body + b"x"))
     unstated = zstandard.ZstdCompressor(level=3, write_content_size=False)
     refused("length-not-stated", unstated.compress(body))
     damaged = bytearray(packed)
     damaged[len(packed) // 2:] = bytes(len(packed) - len(packed) // 2)
     refused("damaged", damaged)
+    b = batch([], codec=1)
+    refused("skippable-alone", SKIPPABLE)
 
 
 def bad_runs():
