@@ -31,18 +31,28 @@ class Wire:
 
     def __init__(self, fleet):
         self.f, self.keys, self.generations, self.n = fleet, {}, {}, 0
+        self.stored = {}  # of the host that was tapped last, by (generation, block, page)
 
     def tap(self, to):
-        """(recorder, address of it) before host `to`."""
+        """(recorder, address of it) before host `to`, whose store is read as it is now."""
         self.n += 1
+        self.stored = self.read_store(to)
         path = self.f.hosts[to].path(f"tap{self.n}")
         recorder = Recorder(path, self.f.vecycles[to].address.removeprefix("unix:"))
         return recorder, f"unix:{path}"
 
+    def read_store(self, host):
+        store = self.f.vecycles[host].store
+        if not (store / "vms" / self.f.vm).exists():
+            return {}
+        vm = vcstore.Vm(store, self.f.vm)
+        return {(g.id.bytes, block.name, page): content for g in vm.manifest.generations
+                for _, block, page, content in vm.pages(vm.indexes[g.id])}
+
     def follow(self, recorder):
         """The session that was recorded; all of it was legal."""
         recorder.close()
-        session = Session(self.keys, self.generations)
+        session = Session(self.keys, self.generations, lambda *page: self.stored.get(page))
         for sender, data in recorder.log:
             session.feed(sender, data)
         session.finish()

@@ -15,6 +15,9 @@ OPAQUE, SAME, ZERO, DATA, INVALIDATE, MOVED = range(1, 7)
 KINDS = {OPAQUE: "opaque", SAME: "same", ZERO: "zero", DATA: "data", INVALIDATE: "invalidate",
          MOVED: "moved"}
 NAMED, BLOCK, PAGE, AS_PAGE = 16, 32, 64, 128
+OLD = 128  # of data, where zero has AS_PAGE
+NONE, ZSTD, DELTA = range(3)  # codecs
+FEATURE_MOVED, FEATURE_DELTA = 1 << 1, 1 << 4
 SELF_CONTAINED = 1
 REC_ZERO, REC_PAGE, REC_EOS, REC_CONTINUE = 0x02, 0x08, 0x10, 0x20  # docs/internals/qemu-stream.md
 
@@ -27,6 +30,7 @@ class Run:
     page: int = 0
     named: bool = False
     as_page: bool = False
+    old: bool = False
     from_block: int = 0  # moved
     from_page: int = 0
     content: bytes = b""  # opaque, data
@@ -34,6 +38,9 @@ class Run:
     def is_pages(self):
         """Stands for PAGE records."""
         return self.kind in (SAME, DATA, MOVED) or self.kind == ZERO and self.as_page
+
+    def content_bytes(self, page_size):
+        return self.count * {OPAQUE: 1, DATA: page_size}.get(self.kind, 0)
 
     def stream_bytes(self, blocks, page_size):
         if self.kind == OPAQUE:
@@ -51,7 +58,7 @@ class Batch:
     stream_bytes: int
     seal: bytes
     runs: list = field(default_factory=list)
-    codec: int = 0
+    codec: int = NONE
     self_contained: bool = False
 
 
@@ -59,7 +66,7 @@ def encode_runs(runs):
     """The runs in the shortest form that the page allows."""
     out, block, page = bytearray(), 0, 0
     for r in runs:
-        head = r.kind | (NAMED if r.named else 0) | (AS_PAGE if r.as_page else 0)
+        head = r.kind | (NAMED if r.named else 0) | (AS_PAGE if r.as_page else 0) | (OLD if r.old else 0)
         fields = b""
         if r.kind != OPAQUE:
             if r.block != block:
@@ -75,42 +82,99 @@ def encode_runs(runs):
     return bytes(out)
 
 
-def encode_batch(b, raw_runs=None, level=3, **header):
-    """The payload of BATCH; `raw_runs` and header fields may be replaced to make bad ones."""
+def encode_batch(b, raw_runs=None, level=3, prefix=b"", **header):
+    """The payload of BATCH; `raw_runs` and header fields may be replaced to make bad ones.
+
+    `prefix`: what a delta is made against (old_pages())."""
     runs = encode_runs(b.runs) if raw_runs is None else raw_runs
-    body = runs + b"".join(r.content for r in b.runs)
+    contents = b"".join(r.content for r in b.runs)
     h = dict(sequence=b.sequence, position=b.position, stream_bytes=b.stream_bytes,
-             runs_length=len(runs), body_length=len(body), codec=b.codec,
+             runs_length=len(runs), body_length=len(runs + contents), codec=b.codec,
              flags=SELF_CONTAINED if b.self_contained else 0, zero=0, seal=b.seal)
     h.update({k: v for k, v in header.items() if k != "packed"})
     packed = header.get("packed")
     if packed is None:
-        packed = zstandard.ZstdCompressor(level=level).compress(body) if b.codec == 1 else body
+        packed = _pack(b.codec, runs, contents, level, prefix)
     return struct.pack("<QQIIIBBH16s", *(h[k] for k in (
         "sequence", "position", "stream_bytes", "runs_length", "body_length", "codec", "flags",
         "zero", "seal"))) + packed
 
 
-def unpack(codec, data, length):
-    if codec == 0:
-        if len(data) != length:
-            raise Bad("body", "the body's length is not as stated")
-        return data
+def _pack(codec, runs, contents, level, prefix):
+    if codec == ZSTD:
+        return zstandard.ZstdCompressor(level=level).compress(runs + contents)
+    if codec == DELTA:
+        return runs + zstandard.ZstdCompressor(level=level, dict_data=_raw(prefix)).compress(contents)
+    return runs + contents
+
+
+def _raw(prefix):
+    return zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+def old_pages(runs, blocks, base):
+    """What the contents of a delta were compressed with."""
+    pages = [base(blocks[r.block][0], r.page + i) for r in runs if r.old for i in range(r.count)]
+    if None in pages:
+        raise Bad("base", "OLD, where the base generation holds nothing")
+    return b"".join(pages)
+
+
+def _check_frame(data, length):
+    """One frame of zstd, and nothing else (RFC 8878, section 3.1.1)."""
     try:
-        if zstandard.get_frame_parameters(data).content_size != length:
-            raise Bad("body", "the body's length is not as stated")
-        body = zstandard.ZstdDecompressor().decompress(data, max_output_size=length + 1,
-                                                       allow_extra_data=False)
+        head, at = zstandard.get_frame_parameters(data), zstandard.frame_header_size(data)
     except zstandard.ZstdError as e:
         raise Bad("body", f"zstd: {e}") from e
-    return body
+    if data[:4] != b"\x28\xb5\x2f\xfd":
+        raise Bad("body", "a skippable frame")
+    if head.content_size != length:
+        raise Bad("body", "the body's length is not as stated")
+    if head.dict_id:
+        raise Bad("body", "a dictionary id")
+    r, last = Reader(data[at:], "body"), False
+    while not last:
+        block = r.number(3)
+        last, kind, size = block & 1, block >> 1 & 3, block >> 3
+        if kind == 3:
+            raise Bad("body", "zstd: a reserved kind of block")
+        r.take(1 if kind == 1 else size)
+    r.take(4 if head.has_checksum else 0)
+    r.end()
 
 
-def decode_batch(payload, blocks=(), page_size=4096, moved=False):
-    """`blocks`: (name, length) as in BLOCKS; `moved`: feature bit 1 is in use."""
+def _unpack(data, length, prefix=None):
+    """The content of a frame; `prefix`: of a delta, which was made with that."""
+    tool = zstandard.ZstdDecompressor(dict_data=_raw(prefix)) if prefix else zstandard.ZstdDecompressor()
+    try:
+        return tool.decompress(data, max_output_size=length + 1)
+    except zstandard.ZstdError as e:
+        if prefix:  # it may be this side's old pages that are wrong
+            raise Bad("seal", f"zstd: {e}", "SEAL") from e
+        raise Bad("body", f"zstd: {e}") from e
+
+
+def split_body(codec, data, runs_length, length):
+    """(the runs, the contents: those of a delta are still packed)."""
+    if codec == DELTA:
+        if len(data) <= runs_length or length == runs_length:
+            raise Bad("body", "a delta without contents")
+        _check_frame(data[runs_length:], length - runs_length)
+        return data[:runs_length], data[runs_length:]
+    if codec == ZSTD:
+        _check_frame(data, length)
+        data = _unpack(data, length)
+    if len(data) != length:
+        raise Bad("body", "the body's length is not as stated")
+    return data[:runs_length], data[runs_length:]
+
+
+def decode_batch(payload, blocks=(), page_size=4096, features=0, base=None):
+    """`blocks`: (name, length) as in BLOCKS; `features`: in use; `base(name, page)`: what a page of the
+    base generation is, None if it is not held."""
     r = Reader(payload)
     b = Batch(r.u64(), r.u64(), r.u32(), b"")
-    runs_length, body_length, b.codec = r.u32(), r.u32(), r.one_of(0, 1)
+    runs_length, body_length, b.codec = r.u32(), r.u32(), r.one_of(NONE, ZSTD, DELTA)
     b.self_contained = bool(flags_of(r, SELF_CONTAINED))
     r.zero(2)
     b.seal = r.take(16)
@@ -122,22 +186,38 @@ def decode_batch(payload, blocks=(), page_size=4096, moved=False):
         raise Bad("message", f"a body of {body_length} bytes")
     if runs_length > body_length:
         raise Bad("message", "runs longer than the body")
-    body = unpack(b.codec, r.take(r.left()), body_length)
-    b.runs = decode_runs(body[:runs_length], blocks, page_size)
-    if not moved and any(x.kind == MOVED for x in b.runs):
+    if b.codec == DELTA and not features & FEATURE_DELTA:
+        raise Bad("message", "a delta, which was not agreed on")
+    if b.codec == DELTA and b.self_contained:
+        raise Bad("message", "a self-contained delta")
+    runs, contents = split_body(b.codec, r.take(r.left()), runs_length, body_length)
+    b.runs = decode_runs(runs, blocks, page_size)
+    _check_runs(b, features)
+    if sum(x.stream_bytes(blocks, page_size) for x in b.runs) != b.stream_bytes:
+        raise Bad("stream", "the runs do not add up to the batch's stream bytes")
+    if sum(x.content_bytes(page_size) for x in b.runs) != body_length - runs_length:
+        raise Bad("stream", "the contents do not add up to the body")
+    if b.codec == DELTA:
+        contents = _unpack(contents, body_length - runs_length,
+                           old_pages(b.runs, blocks, base or (lambda *_: None)))
+    _fill(b, Reader(contents, "stream"), page_size)
+    return b
+
+
+def _check_runs(b, features):
+    """What the batch that they are in does not allow."""
+    if any(x.kind == MOVED for x in b.runs) and not features & FEATURE_MOVED:
         raise Bad("runs", "moved, which was not agreed on")
     if b.self_contained and any(x.kind in (SAME, MOVED) for x in b.runs):
         raise Bad("runs", "a reference in a self-contained batch")
-    _fill(b, Reader(body[runs_length:], "stream"), page_size)
-    if sum(x.stream_bytes(blocks, page_size) for x in b.runs) != b.stream_bytes:
-        raise Bad("stream", "the runs do not add up to the batch's stream bytes")
-    return b
+    if any(x.old for x in b.runs) != (b.codec == DELTA):
+        raise Bad("runs", "a delta to nothing" if b.codec == DELTA else "OLD where there is no delta")
 
 
 def _fill(b, contents, page_size):
     for r in b.runs:
         if r.kind in (OPAQUE, DATA):
-            r.content = contents.take(r.count * (page_size if r.kind == DATA else 1))
+            r.content = contents.take(r.content_bytes(page_size))
         if r.kind == DATA and any(r.content.count(0, i, i + page_size) == page_size
                                   for i in range(0, len(r.content), page_size)):
             raise Bad("body", "a page of zeroes as data")
@@ -148,12 +228,12 @@ def decode_runs(data, blocks, page_size):
     r, runs, block, page = Reader(data, "runs"), [], 0, 0
     while r.left():
         head = r.u8()
-        kind, named, as_page = head & 15, bool(head & NAMED), bool(head & AS_PAGE)
+        kind, named, high = head & 15, bool(head & NAMED), bool(head & 128)  # AS_PAGE or OLD
         if kind not in KINDS:
             raise Bad("runs", f"kind {kind}")
         if kind == OPAQUE and head != OPAQUE:
             raise Bad("runs", "flags on opaque")
-        if named and kind not in (SAME, ZERO, DATA, MOVED) or as_page and kind != ZERO:
+        if named and kind not in (SAME, ZERO, DATA, MOVED) or high and kind not in (ZERO, DATA):
             raise Bad("runs", f"flags {head:#x}")
         if head & BLOCK:
             before, block, page = block, r.varint(), 0
@@ -167,7 +247,7 @@ def decode_runs(data, blocks, page_size):
         count = r.varint()
         if not count:
             raise Bad("runs", "a run of nothing")
-        run = Run(kind, count, named=named, as_page=as_page)
+        run = Run(kind, count, named=named, as_page=high and kind == ZERO, old=high and kind == DATA)
         if kind != OPAQUE:
             _check_inside(blocks, page_size, block, page, count)
             run.block, run.page, page = block, page, page + count

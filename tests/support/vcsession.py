@@ -108,11 +108,13 @@ class Session:
     """feed() takes what each side sent, in the order in which it was seen on the way.
 
     `keys`: keys of lineages and `generations`: generations by their id, from sessions before; both
-    are added to."""
+    are added to. `stored(generation, name, page)`: what the destination's store had of them before
+    this session, None if it did not hold the page."""
 
-    def __init__(self, keys=None, generations=None):
+    def __init__(self, keys=None, generations=None, stored=None):
         self.keys = {} if keys is None else keys
         self.generations = {} if generations is None else generations
+        self.stored = stored or (lambda *_: None)
         self.sides = {s: Side(s) for s in (SOURCE, DEST)}
         self.hello, self.open, self.accept, self.start = {}, None, None, None
         self.page_size, self.blocks, self.announce_blocks = 4096, [], []
@@ -301,7 +303,7 @@ class Session:
     # ---- batches ----
 
     def _batch(self, payload):
-        b = vcbatch.decode_batch(payload, self.blocks, self.page_size, bool(self._features() & 2))
+        b = vcbatch.decode_batch(payload, self.blocks, self.page_size, self._features(), self._old)
         b.again = False
         need(b.stream_bytes <= self.accept["max_stream"], "a batch larger than accepted")
         old = self.batches.get(b.sequence)
@@ -315,6 +317,11 @@ class Session:
                  "a gap between batches")
             self.position += b.stream_bytes
         self.batches[b.sequence] = b
+
+    def _old(self, name, page):
+        """A page of the base generation, whether or not it is what the index says: what a delta is
+        made against is not checked by itself."""
+        return self.stored(self.accept["generation"], name, page) if self.base else None
 
     def _expand(self, b):
         need(self.base or all(r.kind not in (SAME, MOVED) for r in b.runs), "a reference to nothing")

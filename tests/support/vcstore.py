@@ -262,21 +262,24 @@ class Vm:
         need(len(data) == index.page_size, "a layer is too short")
         return data
 
-    def verify(self, index):
-        """Digests every held page; returns their number."""
-        digest = PageDigest(self.manifest.key)
+    def pages(self, index):
+        """(number, block, page of the block, content) of all held pages."""
         files = [open(self.directory / layer.file_name(), "rb") for layer in index.layers]
         try:
-            held = 0
             for number, block, page in index.pages():
                 if index.states[number] == HELD:
-                    data = self.content(index, files, number, block, page)
-                    need(any(data) and digest(data) == index.digest(number), f"page {number}")
-                    held += 1
-            return held
+                    yield number, block, page, self.content(index, files, number, block, page)
         finally:
             for f in files:
                 f.close()
+
+    def verify(self, index):
+        """Digests every held page; returns their number."""
+        digest, held = PageDigest(self.manifest.key), 0
+        for number, _, _, data in self.pages(index):
+            need(any(data) and digest(data) == index.digest(number), f"page {number}")
+            held += 1
+        return held
 
     def names(self):
         """Names of files that the manifest and its indexes refer to."""

@@ -72,7 +72,7 @@ def dump_batch(b):
             text += f" at {r.block} {r.page}"
         if r.kind == vcbatch.MOVED:
             text += f" from {r.from_block} {r.from_page}"
-        lines.append(text + " named" * r.named + " as_page" * r.as_page)
+        lines.append(text + " named" * r.named + " as_page" * r.as_page + " old" * r.old)
     if any(r.kind == vcbatch.MOVED for r in b.runs):
         return lines  # reserved: the runs alone
     stream, _, _ = vcbatch.expand(b, BLOCKS, PAGE_SIZE, base_page)
@@ -89,7 +89,7 @@ def seal_of(b, before):
 
 
 def _judge_batch(payload, before, features):
-    b = vcbatch.decode_batch(payload, BLOCKS, PAGE_SIZE, moved=bool(features & 2))
+    b = vcbatch.decode_batch(payload, BLOCKS, PAGE_SIZE, features, base_page)
     if seal_of(b, before) != b.seal:
         raise Bad("seal", "the seal is wrong", "SEAL")
     if vcbatch.encode_runs(b.runs) != _runs_of(payload, b.codec):
@@ -99,7 +99,7 @@ def _judge_batch(payload, before, features):
 
 def _runs_of(payload, codec):
     runs_length, body_length = struct.unpack_from("<II", payload, 20)
-    return vcbatch.unpack(codec, payload[48:], body_length)[:runs_length]
+    return vcbatch.split_body(codec, payload[48:], runs_length, body_length)[0]
 
 
 def judge(data, sender, phase, before=b"", features=0):

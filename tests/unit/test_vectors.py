@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 try:
+    import vcbatch
     import vcvectors
     import vcwire
     from vcdigest import Digest
@@ -61,6 +62,42 @@ class Vectors(unittest.TestCase):
                 if data[4] not in (vcwire.BY_NAME["RETURN"].number,
                                    vcwire.BY_NAME["ANNOUNCE"].number):
                     self.assertTrue(verdict.startswith("bad"), f"{x['name']} cut at {n}: {verdict}")
+
+
+class Deltas(unittest.TestCase):
+    """What the golden frames do not show, as their base holds every page."""
+
+    OLD = vcvectors.base_page(b"vga", 3)
+    NEW = OLD[:100] + b"what has changed" + OLD[116:]
+
+    def decoded(self, base, features=vcbatch.FEATURE_DELTA):
+        run = vcbatch.Run(vcbatch.DATA, 1, 1, 3, old=True, content=self.NEW)
+        b = vcbatch.Batch(1, 0, 8 + vcvectors.PAGE_SIZE, bytes(16), [run], vcbatch.DELTA)
+        payload = vcbatch.encode_batch(b, prefix=self.OLD)
+        self.assertLess(len(payload), 48 + 60)
+        return vcbatch.decode_batch(payload, vcvectors.BLOCKS, vcvectors.PAGE_SIZE, features, base)
+
+    def test_contents_come_from_the_old_page(self):
+        asked = []
+
+        def base(*page):
+            asked.append(page)
+            return self.OLD
+        self.assertEqual(self.decoded(base).runs[0].content, self.NEW)
+        self.assertEqual(asked, [(b"vga", 3)])
+
+    def test_old_pages_have_to_be_held(self):
+        for base in None, lambda *_: None:
+            with self.assertRaises(vcwire.Bad) as e:
+                self.decoded(base)
+            self.assertEqual((e.exception.stage, e.exception.code), ("base", "PROTOCOL"))
+
+    def test_another_old_page_gives_another_content_or_none(self):
+        for page in bytes(vcvectors.PAGE_SIZE), self.OLD[1:] + b"x":
+            try:
+                self.assertNotEqual(self.decoded(lambda *_, page=page: page).runs[0].content, self.NEW)
+            except vcwire.Bad as e:
+                self.assertEqual(e.code, "SEAL")
 
 
 class Frames(unittest.TestCase):
