@@ -592,6 +592,7 @@ static void any_run(const struct vc_ram *ram, struct vc_wire_run *r)
     r->count = 1 + any_u64() % (pages - r->page.n);
     r->named = r->kind != VC_RUN_INVALIDATE && below(2);
     r->as_page = r->kind == VC_RUN_ZERO && below(2);
+    r->old = r->kind == VC_RUN_DATA && below(2);
     if (r->kind == VC_RUN_MOVED) {
         r->from_block = r->block;
         r->from_page = vc_page(below(pages - r->count + 1));
@@ -625,11 +626,45 @@ static void runs_survive(void **state)
         r = vc_reader(bytes, w.len);
         for (unsigned i = 0; i < n; i++) {
             memset(&back, 0, sizeof(back));
-            assert_int_equal(
-                vc_wire_run_decode(&r, &from, &m.ram, VC_WIRE_FEATURE_MOVED, &back, &err), 0);
+            assert_int_equal(vc_wire_run_decode(&r, &from, &m.ram,
+                                                VC_WIRE_FEATURE_MOVED | VC_WIRE_FEATURE_DELTA,
+                                                &back, &err),
+                             0);
             assert_memory_equal(&back, &runs[i], sizeof(back));
         }
         assert_int_equal(vc_wire_run_decode(&r, &from, &m.ram, 0, &back, &err), VC_EOF);
+    }
+}
+
+/* One bit of a run's head is AS_PAGE to some kinds, OLD to others, and nothing to most. */
+static void old_is_for_data_and_has_to_be_agreed_on(void **state)
+{
+    static union any m;
+    const uint64_t features = VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_MOVED;
+    struct vc_wire_run run;
+    struct vc_err err;
+
+    (void)state;
+    make_blocks(&m);
+    m.ram.blocks[0].bytes = m.ram.page_bytes;
+    for (unsigned kind = 0; kind < 16; kind++) {
+        const uint8_t text[] = {(uint8_t)(0x80 | kind), 1, 0, 0};
+        bool legal = kind == VC_RUN_DATA || kind == VC_RUN_ZERO;
+
+        for (int agreed = 0; agreed <= 1; agreed++) {
+            struct vc_reader r = vc_reader(text, legal ? 2 : sizeof(text));
+            struct vc_wire_cursor c = {0};
+            bool taken = agreed || kind == VC_RUN_ZERO;
+
+            assert_int_equal(vc_wire_run_decode(
+                                 &r, &c, &m.ram,
+                                 agreed ? features : features & ~VC_WIRE_FEATURE_DELTA, &run, &err),
+                             legal && taken ? 0 : VC_E_PROTOCOL);
+            if (!legal || !taken)
+                continue;
+            assert_int_equal(run.old, kind == VC_RUN_DATA);
+            assert_int_equal(run.as_page, kind == VC_RUN_ZERO);
+        }
     }
 }
 
@@ -710,6 +745,187 @@ static void bodies_survive_compression(void **state)
     vc_wire_codec_free(c);
 }
 
+/* ---- bodies with a prefix ---- */
+
+enum { PAGE = 4096, MOST_PAGES = 256 };
+
+/* What the other side has too, what has become of it, and room. */
+static struct {
+    uint8_t prefix[MOST_PAGES * PAGE], body[MOST_PAGES * PAGE], back[MOST_PAGES * PAGE],
+        packed[MOST_PAGES * PAGE];
+} d;
+
+static size_t pack(struct vc_wire_codec *c, size_t n)
+{
+    const struct vc_wire_prefix prefix = {.p = d.prefix, .bytes = n};
+
+    return vc_wire_body_compress(c, d.body, n, &prefix, d.packed, n);
+}
+
+static int unpack(struct vc_wire_codec *c, size_t packed, const uint8_t *prefix, size_t n)
+{
+    struct vc_err err;
+
+    memset(d.back, 0, n);
+    return vc_wire_body_expand(c, d.packed, packed, prefix, prefix ? n : 0, d.back, n, &err);
+}
+
+static void change_a_few_bytes(size_t n)
+{
+    memcpy(d.body, d.prefix, n);
+    for (size_t at = 0; at < n; at += PAGE) {
+        d.body[at + 1000] ^= 0xff;
+        memcpy(d.body + at + 2000, "what has changed", 16);
+    }
+}
+
+static void a_changed_page_shrinks_to_what_has_changed(void **state)
+{
+    const unsigned counts[] = {1, 2, 16, 17, MOST_PAGES};
+    struct vc_wire_codec *c;
+    struct vc_err err;
+
+    (void)state;
+    assert_int_equal(vc_wire_codec_new(1, &c, &err), 0);
+    for (size_t i = 0; i < VC_ARRAY_LEN(counts); i++)
+        for (int level = 1; level <= 3; level++) {
+            size_t n = (size_t)counts[i] * PAGE, k;
+
+            vc_wire_codec_set_level(c, level);
+            fill(d.prefix, n); /* cannot be compressed by itself */
+            change_a_few_bytes(n);
+            k = pack(c, n);
+            assert_in_range(k, 1, 64 + 40 * (size_t)counts[i]);
+            assert_int_equal(unpack(c, k, d.prefix, n), 0);
+            assert_memory_equal(d.back, d.body, n);
+            /* A prefix is for one body. */
+            assert_int_equal(vc_wire_body_compress(c, d.body, n, NULL, d.packed, n), 0);
+        }
+    vc_wire_codec_free(c);
+}
+
+static void a_wrong_prefix_never_gives_the_body(void **state)
+{
+    static uint8_t other[16 * PAGE];
+    struct vc_wire_codec *c;
+    struct vc_err err;
+    size_t k;
+
+    (void)state;
+    assert_int_equal(vc_wire_codec_new(1, &c, &err), 0);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        size_t n = PAGE * (1 + below(16));
+
+        fill(d.prefix, n);
+        change_a_few_bytes(n);
+        k = pack(c, n);
+        assert_int_not_equal(k, 0);
+        memcpy(other, d.prefix, n);
+        if (below(2))
+            other[PAGE * below(n / PAGE) + 500] ^= 1; /* where nothing has changed */
+        else
+            fill(other, n);
+        if (unpack(c, k, other, n) == 0)
+            assert_memory_not_equal(d.back, d.body, n);
+        if (unpack(c, k, NULL, n) == 0)
+            assert_memory_not_equal(d.back, d.body, n);
+        /* And nothing of that is left behind. */
+        assert_int_equal(unpack(c, k, d.prefix, n), 0);
+        assert_memory_equal(d.back, d.body, n);
+    }
+    vc_wire_codec_free(c);
+}
+
+/* A page that begins as a zstd dictionary is content like any other: a guest could write it. */
+static void a_guest_cannot_write_a_dictionary(void **state)
+{
+    struct vc_wire_codec *c;
+    struct vc_err err;
+    size_t k;
+
+    (void)state;
+    assert_int_equal(vc_wire_codec_new(1, &c, &err), 0);
+    for (unsigned pages = 1; pages <= 32; pages *= 2) {
+        fill(d.prefix, pages * PAGE);
+        vc_store_le(d.prefix, 0xec30a437, 4);
+        change_a_few_bytes(pages * PAGE);
+        k = pack(c, pages * PAGE);
+        assert_in_range(k, 1, 64 + 40 * pages);
+        assert_int_equal(unpack(c, k, d.prefix, pages * PAGE), 0);
+        assert_memory_equal(d.back, d.body, pages * PAGE);
+    }
+    vc_wire_codec_free(c);
+}
+
+static void what_a_prefix_does_not_help_is_sent_as_it_is(void **state)
+{
+    struct vc_wire_codec *c;
+    struct vc_err err;
+
+    (void)state;
+    assert_int_equal(vc_wire_codec_new(1, &c, &err), 0);
+    for (unsigned pages = 1; pages <= MOST_PAGES; pages *= 4) {
+        fill(d.prefix, pages * PAGE);
+        fill(d.body, pages * PAGE);
+        assert_int_equal(pack(c, pages * PAGE), 0);
+    }
+    change_a_few_bytes(PAGE);
+    assert_int_equal(pack(c, 63), 0);
+    vc_wire_codec_free(c);
+}
+
+/* Whether it pays is tried with a page and what that was before, wherever they are. */
+static void the_sample_is_of_a_page_that_has_an_old_one(void **state)
+{
+    struct vc_wire_prefix prefix = {.p = d.prefix, .bytes = 8 * PAGE};
+    const size_t n = 40 * PAGE;
+    struct vc_wire_codec *c;
+    struct vc_err err;
+    size_t k;
+
+    (void)state;
+    assert_int_equal(vc_wire_codec_new(1, &c, &err), 0);
+    fill(d.prefix, prefix.bytes);
+    fill(d.body, n);
+    memcpy(d.body + 32 * PAGE, d.prefix, prefix.bytes);
+    d.body[33 * PAGE] ^= 1;
+    prefix.sample_at = 4 * PAGE;
+    prefix.like_at = 36 * PAGE;
+    k = vc_wire_body_compress(c, d.body, n, &prefix, d.packed, n);
+    assert_in_range(k, 1, 33 * PAGE);
+    memset(d.back, 0, n);
+    assert_int_equal(vc_wire_body_expand(c, d.packed, k, d.prefix, prefix.bytes, d.back, n, &err),
+                     0);
+    assert_memory_equal(d.back, d.body, n);
+    vc_wire_codec_free(c);
+}
+
+static void only_one_frame_of_zstd_is_a_body(void **state)
+{
+    const size_t n = 2 * PAGE;
+    struct vc_wire_codec *c;
+    struct vc_err err;
+    size_t k;
+
+    (void)state;
+    assert_int_equal(vc_wire_codec_new(1, &c, &err), 0);
+    fill(d.prefix, n);
+    change_a_few_bytes(n);
+    k = pack(c, n);
+    assert_int_equal(vc_wire_body_check(d.packed, k, n, &err), 0);
+    assert_int_equal(vc_wire_body_check(d.packed, k, n + 1, &err), VC_E_PROTOCOL);
+    assert_int_equal(vc_wire_body_check(d.packed, k, n - 1, &err), VC_E_PROTOCOL);
+    assert_int_equal(vc_wire_body_check(d.packed, k + 1, n, &err), VC_E_PROTOCOL);
+    for (size_t i = 0; i < k; i++)
+        assert_int_equal(vc_wire_body_check(d.packed, i, n, &err), VC_E_PROTOCOL);
+    for (unsigned magic = 1; magic < 256; magic++) { /* skippable ones, those of old versions */
+        d.packed[0] ^= (uint8_t)magic;
+        assert_int_equal(vc_wire_body_check(d.packed, k, n, &err), VC_E_PROTOCOL);
+        d.packed[0] ^= (uint8_t)magic;
+    }
+    vc_wire_codec_free(c);
+}
+
 static void a_batch_header_survives(void **state)
 {
     (void)state;
@@ -723,15 +939,29 @@ static void a_batch_header_survives(void **state)
         b.seq = any_u64() | 1;
         b.position = any_u64();
         b.stream_bytes = (uint32_t)below(VC_WIRE_MAX_BATCH_STREAM_BYTES + 1);
-        b.codec = (uint8_t)below(2);
+        b.codec = (uint8_t)below(3);
         b.body_bytes = (uint32_t)below(b.codec ? VC_WIRE_MAX_BATCH_BODY_BYTES + 1 : 4097);
         b.runs_bytes = (uint32_t)below(b.body_bytes + 1ull);
         b.flags = (uint8_t)below(2);
         fill(b.seal, sizeof(b.seal));
-        n += b.codec ? below(4097) : b.body_bytes;
+        if (b.codec == VC_WIRE_CODEC_DELTA) {
+            b.flags = 0;
+            b.runs_bytes %= 4096;
+            n += b.runs_bytes + 1 + below(4096 - b.runs_bytes);
+        } else {
+            n += b.codec ? below(4097) : b.body_bytes;
+        }
         vc_wire_batch_encode(payload, &b);
         assert_int_equal(vc_wire_batch_decode(payload, n, &back, &err), 0);
         assert_memory_equal(&back, &b, sizeof(b));
+        if (b.codec != VC_WIRE_CODEC_DELTA)
+            continue;
+        assert_int_equal(
+            vc_wire_batch_decode(payload, VC_WIRE_BATCH_HEADER_BYTES + b.runs_bytes, &back, &err),
+            VC_E_PROTOCOL); /* contents missing */
+        b.flags = VC_WIRE_BATCH_SELF_CONTAINED;
+        vc_wire_batch_encode(payload, &b);
+        assert_int_equal(vc_wire_batch_decode(payload, n, &back, &err), VC_E_PROTOCOL);
     }
 }
 
@@ -748,8 +978,15 @@ int main(void)
         cmocka_unit_test(repairs_survive),
         cmocka_unit_test(repaired_pages_have_the_page_size),
         cmocka_unit_test(runs_survive),
+        cmocka_unit_test(old_is_for_data_and_has_to_be_agreed_on),
         cmocka_unit_test(runs_of_noise_stay_inside_their_blocks),
         cmocka_unit_test(bodies_survive_compression),
+        cmocka_unit_test(a_changed_page_shrinks_to_what_has_changed),
+        cmocka_unit_test(a_wrong_prefix_never_gives_the_body),
+        cmocka_unit_test(a_guest_cannot_write_a_dictionary),
+        cmocka_unit_test(what_a_prefix_does_not_help_is_sent_as_it_is),
+        cmocka_unit_test(the_sample_is_of_a_page_that_has_an_old_one),
+        cmocka_unit_test(only_one_frame_of_zstd_is_a_body),
         cmocka_unit_test(a_batch_header_survives),
     };
 
