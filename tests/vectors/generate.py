@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 import vcvectors as v  # noqa: E402
 import zstandard  # noqa: E402
-from vcbatch import (DATA, INVALIDATE, MOVED, OPAQUE, SAME, ZERO, Batch, Run,  # noqa: E402
-                     encode_batch, encode_runs)
+from vcbatch import (DATA, DELTA, FEATURE_DELTA, INVALIDATE, MOVED, OPAQUE, SAME, ZERO, ZSTD,  # noqa: E402
+                     Batch, Run, encode_batch, encode_runs, old_pages)
 from vcdigest import Digest  # noqa: E402
 from vcwire import BY_NAME, DEST, SOURCE, encode, frame, varint, zigzag  # noqa: E402
 
@@ -300,6 +300,107 @@ def batches():
     bad("batch-moved-not-agreed", "BATCH", encode_batch(b))
 
 
+def touched(n, block, page):
+    """n pages of the base generation of which a few bytes have changed."""
+    old = [v.base_page(v.BLOCKS[block][0], page + i) for i in range(n)]
+    return b"".join(x[:200] + bytes([i + 1]) * 9 + x[209:1000] + b"new" + x[1003:]
+                    for i, x in enumerate(old))
+
+
+def old(count, block, page, named=False):
+    return Run(DATA, count, block, page, named=named, old=True, content=touched(count, block, page))
+
+
+ALL_KINDS = [
+    Run(OPAQUE, 23, content=b"section and its payload"),
+    Run(SAME, 2, 0, 4, named=True),
+    old(2, 0, 28),
+    Run(DATA, 1, 0, 30, content=pages_of(50, 1)),
+    Run(ZERO, 1, 0, 31),
+    Run(ZERO, 1, 0, 32, as_page=True),
+    old(1, 0, 52),
+    old(1, 1, 10, named=True),
+    Run(INVALIDATE, 3, 0, 20),
+    old(1, 0, 29, named=True),  # again, so that its old page comes twice
+    Run(OPAQUE, 1, content=b"\x7e"),
+]
+
+
+def delta(b, runs=None, **header):
+    """The payload, made with the old pages of these runs."""
+    return encode_batch(b, prefix=old_pages(runs or b.runs, v.BLOCKS, v.base_page), **header)
+
+
+def deltas():
+    seal, position = b"", 0
+    chain = [
+        ("page", [old(1, 0, 9, named=True)]),
+        ("all-kinds", ALL_KINDS),
+        ("dictionary-magic", [old(2, 0, 50, named=True)]),
+        ("other-content", [Run(DATA, 1, 1, 0, named=True, old=True, content=pages_of(90, 1))]),
+    ]
+    for sequence, (name, runs) in enumerate(chain, 1):
+        b = batch(runs, sequence, position, DELTA, before=seal)
+        payload = delta(b)
+        assert name == "all-kinds" or len(payload) < 48 + 200, f"{name}: {len(payload)} bytes"
+        add("batch-delta-" + name, frame("BATCH", payload), before=seal, features=FEATURE_DELTA)
+        seal, position = b.seal, position + b.stream_bytes
+    for name, codec in ("none", 0), ("zstd", ZSTD):  # nothing says that it has to be used
+        b = batch(EVERYTHING, codec=codec)
+        add("batch-delta-unused-" + name, frame("BATCH", encode_batch(b)), features=FEATURE_DELTA)
+
+
+def bad_deltas():
+    b = batch(ALL_KINDS, codec=DELTA)
+    runs, contents = encode_runs(b.runs), b"".join(r.content for r in b.runs)
+    whole = len(runs + contents)
+    packed = delta(b)[48 + len(runs):]
+
+    def refused(name, payload, verdict="bad PROTOCOL message", features=FEATURE_DELTA):
+        add("batch-delta-" + name, frame("BATCH", payload), verdict, features=features)
+    refused("not-agreed", delta(b), features=1)
+    refused("self-contained", delta(b, flags=1))
+    alone = batch([old(1, 0, 9, named=True)], codec=DELTA)
+    refused("self-contained-without-same", delta(alone, flags=1))
+    for codec in 0, ZSTD:
+        plain = batch(alone.runs, codec=codec)
+        refused(f"old-in-codec-{codec}", encode_batch(plain))
+        refused(f"old-in-codec-{codec}-not-agreed", encode_batch(plain), features=0)
+    refused("without-old", delta(batch(EVERYTHING, codec=DELTA), alone.runs))
+    refused("of-zeroes-alone", delta(batch([Run(ZERO, 2, 0, 0, as_page=True)], codec=DELTA), alone.runs))
+    refused("contents-missing", delta(b, packed=runs))
+    refused("contents-empty", delta(b, packed=runs + packed, body_length=len(runs)))
+    refused("cut-in-the-runs", delta(b, packed=runs[:-1]))
+    refused("runs-more", delta(b, runs_length=len(runs) + 1))
+    refused("runs-less", delta(b, runs_length=len(runs) - 1))
+    refused("body-more", delta(b, body_length=whole + 1))
+    refused("stream-more", delta(b, stream_bytes=b.stream_bytes + 1))
+
+    def frame_refused(name, data, verdict="bad PROTOCOL message"):
+        refused("frame-" + name, delta(b, packed=runs + data), verdict)
+    frame_refused("none", contents)
+    frame_refused("cut", packed[:-1])
+    frame_refused("trailing", packed + b"\0")
+    frame_refused("two", packed + packed)
+    frame_refused("skippable-first", SKIPPABLE + packed)
+    frame_refused("dictionary-id", with_dictionary_id(packed))
+    frame_refused("legacy", legacy(contents))
+    frame_refused("other-length", zstandard.ZstdCompressor().compress(contents + b"x"))
+    unstated = zstandard.ZstdCompressor(write_content_size=False)
+    frame_refused("length-not-stated", unstated.compress(contents))
+    everything = zstandard.ZstdCompressor().compress(runs + contents)
+    refused("runs-in-the-frame", delta(b, packed=everything))
+
+    # What looks right, and is not: the prefix might be to blame.
+    half = len(packed) // 2
+    frame_refused("damaged", packed[:half] + b"\xff" * 8 + packed[half + 8:], "bad SEAL seal")
+    refused("other-old-pages", delta(b, [old(5, 1, 8)]), "bad SEAL seal")
+    refused("fewer-old-pages", delta(b, b.runs[:3]), "bad SEAL seal")
+    swapped = [r for r in b.runs if r.block] + [r for r in b.runs if not r.block]
+    refused("old-pages-in-another-order", delta(b, swapped), "bad SEAL seal")
+    refused("wrong-seal", delta(b, seal=bytes(16)), "bad SEAL seal")
+
+
 def preempt():
     """Channel 1 has a chain of seals of its own."""
     seal, position = Digest(v.KEY, "seal")(v.SESSION + struct.pack("<H", 1)), 0
@@ -316,7 +417,7 @@ def bad_headers():
     def refused(name, **header):
         bad("batch-" + name, "BATCH", encode_batch(b, **header))
     refused("sequence-0", sequence=0)
-    refused("codec-2", codec=2)
+    refused("codec-3", codec=3)
     refused("unknown-flag", flags=2)
     refused("reserved", zero=1)
     refused("stream-above-4-mib", stream_bytes=(4 << 20) + 1)
@@ -422,11 +523,14 @@ def bad_runs():
     refused("moved-from-no-block", b"\6\1\3\0", 8 + v.PAGE_SIZE, features=2)
     refused("moved-from-outside", b"\6\2\1\x0f", 2 * (8 + v.PAGE_SIZE), features=2)
     refused("moved-cut", b"\6\1\1", 8 + v.PAGE_SIZE, features=2)
+    for name, raw in ("opaque", b"\x81\1"), ("same", b"\x82\1"), ("invalidate", b"\x85\1"):
+        refused(f"{name}-old", raw, 8 + v.PAGE_SIZE, features=FEATURE_DELTA)
+    refused("moved-old", b"\x86\1\0\0", 8 + v.PAGE_SIZE, features=2 | FEATURE_DELTA)
 
 
 def main():
-    for make in (frames, hello, handshake, blocks, stream, announce, end, batches, preempt, bad_headers,
-                 bad_zstd, bad_runs):
+    for make in (frames, hello, handshake, blocks, stream, announce, end, batches, deltas, preempt, bad_headers,
+                 bad_zstd, bad_deltas, bad_runs):
         make()
     v.DIRECTORY.mkdir(parents=True, exist_ok=True)
     for old in v.DIRECTORY.glob("*.bin"):
