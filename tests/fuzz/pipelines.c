@@ -6,6 +6,7 @@
  *
  * Input: a byte of options, then the stream. */
 
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -87,8 +88,12 @@ static void drop_frame(void *opaque, struct vc_link_frame *f)
 static void wait_on(int fd)
 {
     struct pollfd p = {.fd = fd, .events = POLLIN};
+    int rc;
 
-    FUZZ_ASSERT(poll(&p, 1, WAIT_S * 1000) == 1);
+    do
+        rc = poll(&p, 1, WAIT_S * 1000);
+    while (rc < 0 && errno == EINTR); /* libFuzzer has an alarm */
+    FUZZ_ASSERT(rc == 1);
 }
 
 struct ends {
