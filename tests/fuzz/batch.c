@@ -2,7 +2,7 @@
 
 /* BATCH frames, as the destination takes them in: header, compression, runs, contents. What is
  * accepted stands for exactly the bytes that it says; runs mean the same when encoded again; a body
- * means the same whether compressed or not.
+ * means the same whether compressed or not, and against old pages or not.
  *
  * Input: a byte of options, the length of a BLOCKS payload (2 bytes) and that; then either a BATCH
  * payload as it is, or (option 1) the length of the runs (2 bytes), the runs, and contents, for
@@ -19,6 +19,7 @@
 #define OPT_NO_BLOCKS 8u /* BLOCKS has not come yet */
 #define OPT_MOVED 16u    /* moved runs were agreed on */
 #define OPT_FILL 32u     /* as much content as the runs ask for */
+#define OPT_DELTA 64u    /* deltas were agreed on; with OPT_BUILD, runs with old pages get one */
 #define MAX_FILL (1u << 20)
 
 static struct vc_wire_codec *codec;
@@ -57,6 +58,7 @@ static bool has_content(const struct vc_wire_run *r)
 
 struct sums {
     uint64_t stream, body; /* bytes that they stand for; bytes of content that they need */
+    uint64_t old;          /* bytes of old pages */
 };
 
 static void sum_up(struct sums *s, const struct vc_wire_run *r, const struct vc_ram *blocks)
@@ -76,6 +78,8 @@ static void sum_up(struct sums *s, const struct vc_wire_run *r, const struct vc_
         s->stream += r->count * blocks->page_bytes;
     if (r->kind == VC_RUN_DATA)
         s->body += r->count * blocks->page_bytes;
+    if (r->old)
+        s->old += r->count * blocks->page_bytes;
 }
 
 static void check_run(const struct vc_wire_run *r, const struct vc_ram *blocks)
@@ -93,8 +97,9 @@ static void check_run(const struct vc_wire_run *r, const struct vc_ram *blocks)
 static bool run_equal(const struct vc_wire_run *a, const struct vc_wire_run *b)
 {
     return a->kind == b->kind && a->named == b->named && a->as_page == b->as_page &&
-           a->block == b->block && a->page.n == b->page.n && a->count == b->count &&
-           a->from_block == b->from_block && a->from_page.n == b->from_page.n;
+           a->old == b->old && a->block == b->block && a->page.n == b->page.n &&
+           a->count == b->count && a->from_block == b->from_block &&
+           a->from_page.n == b->from_page.n;
 }
 
 static struct sums check_runs(struct vc_reader in, const struct vc_ram *blocks, uint64_t features)
@@ -124,7 +129,36 @@ static struct sums check_runs(struct vc_reader in, const struct vc_ram *blocks, 
     return s;
 }
 
+/* The same runs without OLD; false if they are not all legal. They are just as long. */
+static bool without_old(struct vc_reader in, const struct vc_ram *blocks, uint64_t features,
+                        uint8_t *out)
+{
+    struct vc_writer w = vc_writer(out, in.len);
+    struct vc_wire_cursor from = {0}, to = {0};
+    struct vc_wire_run run;
+    struct vc_err err;
+    int rc;
+
+    while ((rc = vc_wire_run_decode(&in, &from, blocks, features, &run, &err)) == 0) {
+        run.old = false;
+        vc_wire_run_encode(&w, &to, &run);
+    }
+    FUZZ_ASSERT(rc != VC_EOF || (!w.failed && w.len == in.len));
+    return rc == VC_EOF;
+}
+
 /* ---- whole batches ---- */
+
+/* What old pages hold, one behind the other: like the contents that seeds have. */
+static uint8_t *old_pages(size_t n)
+{
+    uint8_t *p = malloc(n + 1);
+
+    FUZZ_ASSERT(p);
+    for (size_t i = 0; i < n; i++)
+        p[i] = (uint8_t)(1 + i % 199);
+    return p;
+}
 
 static void check_batch(struct vc_dst_batch *b)
 {
@@ -197,6 +231,15 @@ static struct vc_dst_batch *parse(const uint8_t *p, size_t n, const struct vc_ra
     memcpy(f->payload, p, n);
     rc = vc_dst_batch_parse(b, f, blocks, features, codec, &err);
     fuzz_check_error(rc, &err);
+    if (!rc && b->h.codec == VC_WIRE_CODEC_DELTA) {
+        size_t bytes = (size_t)b->n_old * blocks->page_bytes;
+        uint8_t *prefix = old_pages(bytes);
+
+        FUZZ_ASSERT(bytes > 0 && bytes <= b->h.stream_bytes);
+        rc = vc_dst_batch_undelta(b, codec, prefix, bytes, &err);
+        fuzz_check_error(rc, &err);
+        free(prefix);
+    }
     if (!rc)
         return b;
     FUZZ_ASSERT(rc == VC_E_PROTOCOL);
@@ -246,6 +289,40 @@ static size_t make(uint8_t *out, size_t cap, const struct vc_wire_batch *like, c
     return VC_WIRE_BATCH_HEADER_BYTES + n;
 }
 
+/* A delta against old pages stands for the same as the batch without these. */
+static void built_delta(const struct vc_wire_batch *like, struct sums *s, const uint8_t *body,
+                        size_t cap, const struct vc_ram *blocks, uint64_t features)
+{
+    struct vc_wire_batch h = *like;
+    struct vc_wire_prefix prefix = {.p = old_pages((size_t)s->old), .bytes = (size_t)s->old};
+    uint8_t *payload = malloc(cap), *plain_body = malloc(h.body_bytes + 1u);
+    size_t at = VC_WIRE_BATCH_HEADER_BYTES + h.runs_bytes, n;
+    struct vc_dst_batch *plain = NULL, *delta;
+
+    FUZZ_ASSERT(payload && plain_body);
+    memcpy(plain_body, body, h.body_bytes);
+    if (without_old(vc_reader(body, h.runs_bytes), blocks, features, plain_body))
+        plain = parse(payload, make(payload, cap, &h, plain_body, false), blocks, features);
+    n = vc_wire_body_compress(codec, body + h.runs_bytes, h.body_bytes - h.runs_bytes, &prefix,
+                              payload + at, cap - at);
+    if (n) {
+        h.codec = VC_WIRE_CODEC_DELTA;
+        vc_wire_batch_encode(payload, &h);
+        memcpy(payload + VC_WIRE_BATCH_HEADER_BYTES, body, h.runs_bytes);
+        delta = parse(payload, at + n, blocks, features);
+        FUZZ_ASSERT(!delta == (!plain || h.flags & VC_WIRE_BATCH_SELF_CONTAINED));
+        if (delta) {
+            check_batch(delta);
+            check_equal(plain, delta);
+        }
+        vc_dst_batch_unref(delta);
+    }
+    vc_dst_batch_unref(plain);
+    free(plain_body);
+    free(payload);
+    free((uint8_t *)prefix.p);
+}
+
 static void built(struct vc_reader in, const struct vc_ram *blocks, uint64_t features,
                   unsigned options)
 {
@@ -272,6 +349,9 @@ static void built(struct vc_reader in, const struct vc_ram *blocks, uint64_t fea
     plain = parse(payload, make(payload, cap, &h, body, false), blocks, features);
     if (plain)
         check_batch(plain);
+    FUZZ_ASSERT(!plain || !s.old);
+    if (s.old && s.old <= VC_WIRE_MAX_BATCH_STREAM_BYTES)
+        built_delta(&h, &s, body, cap, blocks, features);
     if (options & OPT_COMPRESS) {
         packed = parse(payload, make(payload, cap, &h, body, true), blocks, features);
         FUZZ_ASSERT(!plain == !packed);
@@ -291,7 +371,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     struct vc_reader in = vc_reader(data, n);
     unsigned options = (unsigned)fuzz_number(&in, 1);
     struct vc_reader list = fuzz_part(&in, (size_t)fuzz_number(&in, 2));
-    uint64_t features = options & OPT_MOVED ? VC_WIRE_FEATURE_MOVED : 0;
+    uint64_t features = (options & OPT_MOVED ? VC_WIRE_FEATURE_MOVED : 0) |
+                        (options & OPT_DELTA ? VC_WIRE_FEATURE_DELTA : 0);
     const struct vc_ram *blocks = options & OPT_NO_BLOCKS ? NULL : &ram;
     struct vc_err err;
 

@@ -105,14 +105,20 @@ def wire():
         save("wire", f"message-{i}", bytes([kind]) + extra + payload)
 
 
-def run(kind, count, block=None, page=None, named=False, as_page=False):
-    head = kind | named << 4 | (block is not None) << 5 | (page is not None) << 6 | as_page << 7
+def run(kind, count, block=None, page=None, named=False, as_page=False, old=False):
+    head = kind | named << 4 | (block is not None) << 5 | (page is not None) << 6 | (as_page or old) << 7
     out = bytes([head])
     if block is not None:
         out += varint(block)
     if page is not None:
         out += varint(page << 1)
     return out + varint(count)
+
+
+def ready_frame(content):
+    """A frame of zstd around content of a single value, made by hand: a block that repeats it."""
+    head = b"\x28\xb5\x2f\xfd" + b"\x60" + le(len(content) - 256, 2)
+    return head + le(len(content) << 3 | 1 << 1 | 1, 3) + content[:1]
 
 
 def batch():
@@ -123,12 +129,27 @@ def batch():
         for options in (1 | 32, 1 | 2 | 32, 1 | 4 | 32, 1 | 16 | 32):
             save("batch", f"{name}-{options}", bytes([options]) + le(len(BLOCKS), 2) + BLOCKS +
                  le(len(body), 2) + body + bytes(range(1, 200)))
+    old = run(1, 30) + run(4, 2, named=True, old=True) + run(4, 1) + run(2, 1) + run(4, 1, 1, 1, old=True)
+    for name, body, options in (("delta", old, 1 | 32 | 64), ("delta-zstd", old, 1 | 2 | 32 | 64),
+                                ("delta-self", old, 1 | 4 | 32 | 64), ("delta-none", old, 1 | 32),
+                                ("delta-unused", runs, 1 | 2 | 32 | 64),
+                                ("delta-before-blocks", old, 1 | 8 | 32 | 64),
+                                ("delta-moved", old + run(6, 1) + b"\0\0", 1 | 16 | 32 | 64)):
+        save("batch", name, bytes([options]) + le(len(BLOCKS), 2) + BLOCKS + le(len(body), 2) + body +
+             bytes(range(1, 200)))
     for many in (65, 66):
         again = (run(5, 20) + run(5, 4, 1)) + (run(5, 20, 0) + run(5, 4, 1)) * (many - 1)
         save("batch", f"invalid-{many}", b"\x21" + le(len(BLOCKS), 2) + BLOCKS + le(len(again), 2) + again)
     body = run(1, 5) + b"hello"
     header = le(1, 8) + le(0, 8) + le(5, 4) + le(2, 4) + le(len(body), 4) + b"\0\0\0\0" + bytes(16)
     save("batch", "raw", b"\0" + le(0, 2) + header + body)
+    old = run(4, 1, named=True, old=True)
+    frame = ready_frame(bytes([0x55]) * 1024)
+    header = le(1, 8) + le(0, 8) + le(15 + 1024, 4) + le(len(old), 4) + le(len(old) + 1024, 4)
+    raw = b"\x40" + le(len(BLOCKS), 2) + BLOCKS + header + b"\2\0\0\0" + bytes(16) + old
+    for name, data in (("", frame), ("-trailing", frame + b"\0"), ("-cut", frame[:-1]), ("-no-contents", b""),
+                       ("-not-zstd", bytes(range(100))), ("-beyond", frame[:-2] + b"\xff\xff")):
+        save("batch", f"raw-delta{name}", raw + data)
 
 
 # ---- whole sessions ----
@@ -149,8 +170,14 @@ def known_page(page, version):
     return random_bytes(page * 1000 + version, 1024)
 
 
-def returning_stream():
-    """A VM whose pages the hosts of hosts.c hold, but for some."""
+def touched_page(page, version):
+    """The page, but for a few bytes."""
+    content = known_page(page, version)
+    return content[:100] + b"what has changed" + content[116:]
+
+
+def returning_stream(touched=()):
+    """A VM whose pages the hosts of hosts.c hold, but for some, and some that have changed a bit."""
     def ram(offset, content, name=None):
         return streams.record_head(0x08, offset, name) + content
     out = streams.config("versatilepb", 10) + streams.command(1) + streams.start(1, 2, "ram", 4)
@@ -158,7 +185,8 @@ def returning_stream():
     out += str8("vga.vram") + be(4 * 1024, 8) + be(0x10, 8) + streams.footer(2) + streams.part(2, 2)
     for i in range(16):
         version = 9 if i == 3 else 2 if i % 5 == 0 else 1
-        out += ram(i * 1024, known_page(i, version), None if i else "pc.ram")
+        content = (touched_page if i in touched else known_page)(i, version)
+        out += ram(i * 1024, content, None if i else "pc.ram")
     out += streams.zero(16 * 1024) + ram(17 * 1024, bytes(1024)) + be(0x10, 8) + streams.footer(2)
     out += streams.part(3, 2) + ram(1024, known_page(101, 7), "vga.vram") + be(0x10, 8)
     return out + streams.footer(2) + streams.TAIL
@@ -170,6 +198,10 @@ def pipelines():
             save("pipelines", name, b"\3" + data)
     for options in range(4):
         save("pipelines", f"returning-{options}", bytes([options]) + returning_stream())
+    for base in 1, 2:
+        for delta in 0, 4:
+            save("pipelines", f"touched-{base | delta}", bytes([base | delta]) +
+                 returning_stream((0, 1, 4, 5, 6, 15)))
     save("pipelines", "empty", b"\0")
 
 
@@ -214,6 +246,24 @@ def session_dest():
              elements(*begin, BLOCKS_, same, some, *end))
         save("session_dest", f"repair-{base}", bytes([options | 16, 0]) +
              elements(*begin, BLOCKS_, same, heard(REPAIR), REPAIRED, some, *end))
+    content = b"".join(touched_page(i, 2 if i % 5 == 0 else 1) for i in (0, 1, 4))
+    old = run(4, 2, named=True, old=True) + run(4, 1, page=2, old=True)
+    whole = run(4, 2, named=True) + run(4, 1, page=2)
+
+    def changed(flags, runs):
+        return BATCH, bytes([flags]) + le(len(runs), 2) + runs + content
+    for name, options, parts in (
+            ("whole", 0, (changed(8, old), same, some, *end)),
+            ("unsealed", 0, (changed(8 | 4, old), heard(RESEND), changed(1, whole), some, *end)),
+            ("damaged", 16, (changed(8, old), heard(RESEND), some)),
+            ("unknown-page", 0, (sealed(run(4, 1, page=18, old=True), 8), heard(ERROR))),
+            ("zero-page", 0, (sealed(run(4, 1, page=16, old=True), 8), heard(ERROR))),
+            ("old-without", 0, (changed(0, old), heard(ERROR))),
+            ("self", 0, (changed(8 | 1, old), heard(ERROR)))):
+        save("session_dest", f"delta-{name}", bytes([1 | 2 << 2 | 32 | options, 0]) +
+             elements(*begin, BLOCKS_, *parts))
+    save("session_dest", "delta-without-base", b"\x21\0" +
+         elements(*begin, BLOCKS_, changed(8, old), heard(ERROR)))
     save("session_dest", "pong", bytes([0, 8]) + rp(2, be(1, 4)) + elements(*begin, opaque, heard(RETURN)))
     save("session_dest", "failed", bytes([0, 8]) + rp(1, be(1, 4)) + elements(*begin, opaque, heard(RETURN)))
     save("session_dest", "word", b"\0\0" + elements(HELLO, (OPEN, ID + ID + b"\3\0" + bytes(6)),
@@ -232,6 +282,10 @@ def session_source():
             options = bytes([store | base << 2])
             save("session_source", f"whole-{store}-{base}", options + head +
                  elements(*begin, *end))
+    touched = returning_stream((0, 1, 4))
+    for name, again in ("delta", ()), ("delta-again", (RESEND, heard(BATCH))):
+        save("session_source", name, b"\5" + le(len(touched), 2) + touched +
+             elements(*begin, heard(EOF), *again, *end[1:]))
     save("session_source", "repair", b"\1" + head + elements(
         *begin, heard(EOF), REPAIR, heard(REPAIRED), RESEND, heard(BATCH), *end[1:]))
     save("session_source", "repair-twice", b"\1" + head + elements(*begin, heard(EOF), REPAIR, REPAIR, *end))

@@ -30,6 +30,7 @@
 #define FLAG_SELF 1u
 #define FLAG_COMPRESS 2u
 #define FLAG_SPOIL 4u /* a wrong seal; the next batch takes its place */
+#define FLAG_DELTA 8u /* against the pages of OLD runs; spoilt, against what they became */
 
 #define MAX_EXPECTED (1u << 20)
 #define MAX_CONTENT (256u << 10)
@@ -121,7 +122,8 @@ static void sum_up(const struct state *st, struct vc_reader runs, uint64_t *stre
     struct vc_err err;
 
     *stream = *content = 0;
-    while (vc_wire_run_decode(&runs, &c, st->ram.n_blocks ? &st->ram : NULL, 0, &r, &err) == 0) {
+    while (vc_wire_run_decode(&runs, &c, st->ram.n_blocks ? &st->ram : NULL, VC_WIRE_FEATURE_DELTA,
+                              &r, &err) == 0) {
         bool whole = r.kind == VC_RUN_SAME || r.kind == VC_RUN_DATA || r.as_page;
 
         if (r.kind == VC_RUN_INVALIDATE)
@@ -138,6 +140,45 @@ static void sum_up(const struct state *st, struct vc_reader runs, uint64_t *stre
     }
 }
 
+/* Reads pages of the checkpoint. False: it does not hold them. */
+static bool read_base(const struct state *st, const struct vc_wire_run *run, uint8_t *to)
+{
+    int block = vc_ram_find(vc_gen_ram(gen), st->ram.blocks[run->block].name);
+    struct vc_err err;
+
+    if (block < 0 || st->ram.page_bytes != FUZZ_PAGE_BYTES ||
+        run->page.n + run->count > vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)block))
+        return false;
+    for (uint64_t k = 0; k < run->count; k++)
+        if (vc_gen_lookup(gen, (uint32_t)block, vc_page(run->page.n + k), NULL) != VC_PAGE_HELD)
+            return false;
+    return vc_gen_read(gen, (uint32_t)block, run->page, run->count, to, &err) == 0;
+}
+
+/* What a delta of these runs is made against; zeroes where the checkpoint does not hold it. Of no
+ * length: too much. */
+static size_t read_old(const struct state *st, struct vc_reader runs, uint8_t *to, size_t cap)
+{
+    struct vc_wire_cursor c = {0};
+    struct vc_wire_run r;
+    struct vc_err err;
+    size_t n = 0;
+
+    while (st->ram.n_blocks &&
+           vc_wire_run_decode(&runs, &c, &st->ram, VC_WIRE_FEATURE_DELTA, &r, &err) == 0) {
+        uint64_t bytes = r.count * st->ram.page_bytes;
+
+        if (!r.old)
+            continue;
+        if (bytes > cap - n)
+            return 0;
+        if (!read_base(st, &r, to + n))
+            memset(to + n, 0, bytes);
+        n += bytes;
+    }
+    return n;
+}
+
 /* Fills in pages of the checkpoint and all digests, as the session has to. */
 static bool resolve(const struct state *st, struct vc_dst_batch *b)
 {
@@ -145,24 +186,15 @@ static bool resolve(const struct state *st, struct vc_dst_batch *b)
 
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_dst_run *run = &b->runs[i];
-        int block = -1;
 
-        if (run->run.kind == VC_RUN_SAME) {
-            block = vc_ram_find(vc_gen_ram(gen), st->ram.blocks[run->run.block].name);
-            if (block < 0 || st->ram.page_bytes != FUZZ_PAGE_BYTES)
-                return false;
-        } else if (run->run.kind != VC_RUN_DATA) {
+        if (run->run.kind != VC_RUN_SAME && run->run.kind != VC_RUN_DATA)
             continue;
-        }
+        if (run->run.kind == VC_RUN_SAME &&
+            !read_base(st, &run->run, (uint8_t *)b->pages[run->first].content))
+            return false;
         for (uint64_t k = 0; k < run->run.count; k++) {
             struct vc_dst_page *p = &b->pages[run->first + k];
-            struct vc_page at = vc_page(run->run.page.n + k);
 
-            if (block >= 0 &&
-                (at.n >= vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)block) ||
-                 vc_gen_lookup(gen, (uint32_t)block, at, NULL) != VC_PAGE_HELD ||
-                 vc_gen_read(gen, (uint32_t)block, at, 1, (uint8_t *)p->content, &err)))
-                return false;
             FUZZ_ASSERT(
                 vc_digest_pages(pages, &p->content, 1, st->ram.page_bytes, &p->digest, &err) == 0);
         }
@@ -182,8 +214,9 @@ static void expect(struct state *st, const struct vc_dst_batch *b)
     }
 }
 
-/* Seals the batch that is in `payload`. */
-static void seal(struct state *st, uint8_t *payload, size_t n, struct vc_wire_batch *h, bool spoil)
+/* Seals the batch that is in `payload`. @old: what it was made against, if it is a delta. */
+static void seal(struct state *st, uint8_t *payload, size_t n, struct vc_wire_batch *h,
+                 const struct vc_wire_prefix *old, bool spoil)
 {
     struct vc_link_frame *f = vc_link_frame_new(VC_WIRE_BATCH, 0, (uint32_t)n);
     struct vc_dst_batch *b = vc_dst_batch_new();
@@ -192,7 +225,10 @@ static void seal(struct state *st, uint8_t *payload, size_t n, struct vc_wire_ba
 
     FUZZ_ASSERT(f && b);
     memcpy(f->payload, payload, n);
-    if (vc_dst_batch_parse(b, f, st->ram.n_blocks ? &st->ram : NULL, 0, codec, &err) == 0 &&
+    if (vc_dst_batch_parse(b, f, st->ram.n_blocks ? &st->ram : NULL, VC_WIRE_FEATURE_DELTA, codec,
+                           &err) == 0 &&
+        (h->codec != VC_WIRE_CODEC_DELTA ||
+         vc_dst_batch_undelta(b, codec, old->p, old->bytes, &err) == 0) &&
         resolve(st, b)) {
         FUZZ_ASSERT(vc_dst_batch_seal(b, seals, &st->seal, &sealed, &err) == 0);
         memcpy(h->seal, sealed.b, sizeof(h->seal));
@@ -208,14 +244,30 @@ static void seal(struct state *st, uint8_t *payload, size_t n, struct vc_wire_ba
     vc_dst_batch_unref(b);
 }
 
+/* Puts the body into the frame as the flags say. Returns its length there. */
+static size_t pack(struct vc_wire_batch *h, unsigned flags, const struct vc_wire_prefix *old,
+                   const uint8_t *body, uint8_t *out, size_t cap)
+{
+    size_t runs = old->bytes ? h->runs_bytes : 0, n = 0;
+
+    if (flags & (FLAG_COMPRESS | FLAG_DELTA))
+        n = vc_wire_body_compress(codec, body + runs, h->body_bytes - runs, old->bytes ? old : NULL,
+                                  out + runs, cap - runs);
+    h->codec = !n ? VC_WIRE_CODEC_NONE : old->bytes ? VC_WIRE_CODEC_DELTA : VC_WIRE_CODEC_ZSTD;
+    memcpy(out, body, n ? runs : h->body_bytes);
+    return n ? runs + n : h->body_bytes;
+}
+
 static void send_batch(struct state *st, struct vc_reader in)
 {
+    static uint8_t old_pages[MAX_CONTENT];
+    struct vc_wire_prefix old = {.p = old_pages};
     unsigned flags = (unsigned)fuzz_number(&in, 1);
     struct vc_reader runs = fuzz_part(&in, (size_t)fuzz_number(&in, 2)), rest = fuzz_rest(&in);
     uint64_t stream, content;
     struct vc_wire_batch h = {.seq = st->seq, .position = st->position};
     uint8_t *body, *payload;
-    size_t cap, n = 0;
+    size_t cap, n;
 
     sum_up(st, runs, &stream, &content);
     content = VC_MIN(content, (uint64_t)MAX_CONTENT);
@@ -230,15 +282,14 @@ static void send_batch(struct state *st, struct vc_reader in)
     memcpy(body, runs.data, runs.len);
     for (size_t i = 0; i < content && rest.len; i++)
         body[runs.len + i] = rest.data[i % rest.len];
-    if (flags & FLAG_COMPRESS)
-        n = vc_wire_body_compress(codec, body, h.body_bytes, NULL,
-                                  payload + VC_WIRE_BATCH_HEADER_BYTES,
-                                  cap - VC_WIRE_BATCH_HEADER_BYTES);
-    h.codec = n ? VC_WIRE_CODEC_ZSTD : VC_WIRE_CODEC_NONE;
-    if (!n)
-        memcpy(payload + VC_WIRE_BATCH_HEADER_BYTES, body, n = h.body_bytes);
+    if (flags & FLAG_DELTA)
+        old.bytes = read_old(st, runs, old_pages, sizeof(old_pages));
+    if (flags & FLAG_SPOIL)
+        memcpy(old_pages, body + runs.len, VC_MIN(old.bytes, content));
+    n = pack(&h, flags, &old, body, payload + VC_WIRE_BATCH_HEADER_BYTES,
+             cap - VC_WIRE_BATCH_HEADER_BYTES);
     vc_wire_batch_encode(payload, &h);
-    seal(st, payload, VC_WIRE_BATCH_HEADER_BYTES + n, &h, flags & FLAG_SPOIL);
+    seal(st, payload, VC_WIRE_BATCH_HEADER_BYTES + n, &h, &old, flags & FLAG_SPOIL);
     fuzz_send(&st->peer, VC_WIRE_BATCH, payload, VC_WIRE_BATCH_HEADER_BYTES + n);
     free(body);
     free(payload);
