@@ -9,7 +9,8 @@
 #include "session/session.h"
 
 /** What both roles offer in HELLO. */
-#define VC_SESSION_FEATURES (VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_CHANNELS)
+#define VC_SESSION_FEATURES \
+    (VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_CHANNELS | VC_WIRE_FEATURE_DELTA)
 
 /* Private to src/session: what both sides do alike. */
 

@@ -67,6 +67,10 @@ def roots_agree(session, result):
                                                committed=True, root=session.generation.root())
 
 
+def has_deltas(session):
+    return any(b.codec == vcbatch.DELTA for b in session.batches.values())
+
+
 def proxied(wire, to):
     """Through a proxy, the wire and the destination's socket being recorded."""
     f = wire.f
@@ -97,6 +101,7 @@ def test_a_proxied_stream_can_be_read_off_the_wire(fleet):
         assert session.stream() == bytes(given.forward), "the wire says something else"
         assert session.returned == given.backward and session.shut_status() == 0
         assert session.position == result["stream_bytes"]
+        assert has_deltas(session) == (base > 0)
         roots_agree(session, result)
     assert result["pages"]["same"] > 7000
     f.check_guest()
@@ -121,9 +126,13 @@ def store_agrees(wire, host, session):
 def test_a_driven_vm_and_its_checkpoints_over_three_hosts(fleet):
     f = fleet(3, namespaces=False)
     f.boot_linux(128, 30)
+    f.guest.command("text /file 4 1")
     wire = Wire(f)
     for to, base in (1, 0), (2, 0), (0, 2), (2, 1):
         at = f.at
+        if base == 2:
+            # In the memory that the file had before: most of it is as host 0 knows it until then.
+            f.guest.command("text /file 4 2")
         recorder, address = wire.tap(to)
         dest = f.incoming(to)
         result = f.vecycle().migrate(f.qemu, address, dest.name)
@@ -132,6 +141,7 @@ def test_a_driven_vm_and_its_checkpoints_over_three_hosts(fleet):
         session.stream()
         assert session.start["base_kind"] == result["base"] == base
         assert bool(session.announced) == (base == 2)
+        assert has_deltas(session) == (base > 0)
         assert (result["pages"]["same"] > 5000) == (base > 0)
         assert "WORD" in session.sides[SOURCE].seen and "WORD_DONE" in session.sides[DEST].seen
         roots_agree(session, result)
@@ -195,6 +205,7 @@ def test_a_preempt_connection_can_be_read_off_the_wire(fleet):
         at = f.at
         session, result = preempted(wire, to)
         assert session.start["base_kind"] == result["base"] == base
+        assert has_deltas(session) == (base > 0)
         assert session.side_channel.ended and session.side_channel.stream
         assert not session.side_channel.outstanding
         roots_agree(session, result)
