@@ -9,8 +9,9 @@
 #include "session/session.h"
 
 /** What both roles offer in HELLO. */
-#define VC_SESSION_FEATURES \
-    (VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_CHANNELS | VC_WIRE_FEATURE_DELTA)
+#define VC_SESSION_FEATURES                                                        \
+    (VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_CHANNELS | VC_WIRE_FEATURE_DELTA | \
+     VC_WIRE_FEATURE_READS)
 
 /* Private to src/session: what both sides do alike. */
 

@@ -167,6 +167,8 @@ static int on_reads(struct vc_source *s, const struct vc_link_frame *f, struct v
 
     if (rc)
         return rc;
+    if (!s->o.reads)
+        return vc_err_set(err, VC_E_PROTOCOL, "READS: it was not agreed on");
     if (m.elapsed_ns < s->reuse.last.elapsed_ns || m.waiting_ns < s->reuse.last.waiting_ns ||
         m.reading_ns < s->reuse.last.reading_ns || m.bytes < s->reuse.last.bytes ||
         m.content_bytes < s->reuse.last.content_bytes)

@@ -251,6 +251,7 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .shared_gen = base == VC_WIRE_BASE_PING_PONG ? from->gen : NULL,
         .local_gen = from->gen,
         .delta = true,
+        .reads = true,
         .needs_return_path = true,
         .store_patience_ms = patience_ms,
         .on_frame = drop_frame,
