@@ -137,6 +137,7 @@ static void start(struct ends *e, const uint8_t *stream, size_t n, unsigned opti
     struct vc_source_options s = {
         .qemu_fd = e->source_qemu[0],
         .delta = options & OPT_DELTA,
+        .reads = true,
         .link = e->links[0],
         .session = session,
         .lineage = fuzz_lineage,
