@@ -16,6 +16,8 @@ static const char magic[8] = "vchandov";
 #define SLOT_AT(seq) (((seq)&1) * 4096u)
 #define TEXT_BYTES 256u
 #define ZERO_BYTES 175u
+/* No record is written so often: the number behind a larger one might be smaller. */
+#define MAX_SEQ (1ull << 63)
 
 static void encode(const struct vc_handover *h, uint64_t seq, uint8_t slot[SLOT_BYTES])
 {
@@ -67,8 +69,8 @@ static bool decode(const uint8_t slot[SLOT_BYTES], struct vc_handover *h, uint64
     *seq = vc_read_u64(&r);
     vc_read_copy(&r, h->session.b, 16);
     h->since_unix = vc_read_u64(&r);
-    *legal = version == VC_STORE_VERSION && state <= VC_HANDOVER_VOID && read_text(&r, h->peer) &&
-             read_text(&r, h->socket);
+    *legal = version == VC_STORE_VERSION && *seq < MAX_SEQ && state <= VC_HANDOVER_VOID &&
+             read_text(&r, h->peer) && read_text(&r, h->socket);
     suspend = vc_read_u8(&r);
     *legal =
         *legal && suspend <= 1 && read_text(&r, h->tls_hostname) && vc_read_zero(&r, ZERO_BYTES);

@@ -290,7 +290,7 @@ static unsigned read_vm(enum vc_vm_open mode)
     rc = vc_handover_get(vm, &h, &err);
     fuzz_check_error(rc, &err);
     if (!rc) {
-        FUZZ_ASSERT(h.state <= VC_HANDOVER_SETTLED);
+        FUZZ_ASSERT(h.state <= VC_HANDOVER_VOID);
         FUZZ_ASSERT(memchr(h.peer, 0, sizeof(h.peer)) && memchr(h.socket, 0, sizeof(h.socket)));
         FUZZ_ASSERT(memchr(h.tls_hostname, 0, sizeof(h.tls_hostname)));
     }
