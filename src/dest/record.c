@@ -1,17 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include <stdlib.h>
-
 #include "dest/pipeline.h"
 
 /* The recording stage: writes this host's new generation from verified batches. What is written is
  * a function of the runs alone, so the source's generation is the same. Trouble with the store
  * gives the generation up and never the migration. */
-
-struct record {
-    struct vc_dest *d;
-    bool have_ram;
-    int map[VC_MAX_BLOCKS]; /* block of the stream -> block of the base generation, or -1 */
-};
 
 void vc_dest_check_store(struct vc_dest *d)
 {
@@ -22,25 +14,9 @@ void vc_dest_check_store(struct vc_dest *d)
             vc_dst_batch_unref(vc_dst_batch_of_record(n));
 }
 
-/* Whether the base generation has the page already, so that it need not be written. */
-static bool held(const struct record *r, uint16_t block, uint64_t page, const struct vc_dst_page *p)
-{
-    const struct vc_gen *gen = r->d->o.gen;
-    struct vc_digest d;
-    int b;
-
-    if (p->same)
-        return true;
-    if (!gen || (b = r->map[block]) < 0)
-        return false;
-    return page < vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)b) &&
-           vc_gen_lookup(gen, (uint32_t)b, vc_page(page), &d) == VC_PAGE_HELD &&
-           vc_digest_equal(&d, &p->digest);
-}
-
 #define PUT_GROUP 256
 
-static int put(struct record *r, uint16_t block, uint64_t page, const struct vc_dst_page *p,
+static int put(struct vc_txn *t, uint16_t block, uint64_t page, const struct vc_dst_page *p,
                uint64_t n, struct vc_err *err)
 {
     const uint8_t *contents[PUT_GROUP];
@@ -54,7 +30,7 @@ static int put(struct record *r, uint16_t block, uint64_t page, const struct vc_
             contents[i] = p[i].content;
             digests[i] = p[i].digest;
         }
-        rc = vc_txn_put(r->d->recorder.txn, block, vc_page(page), k, contents, digests, err);
+        rc = vc_txn_put(t, block, vc_page(page), k, contents, digests, err);
         if (rc)
             return rc;
         page += k;
@@ -64,25 +40,23 @@ static int put(struct record *r, uint16_t block, uint64_t page, const struct vc_
     return 0;
 }
 
-/* Pages of one run in stretches that the base has, and that it has not. A page that had to be
- * repaired is one that the base's files have no more, whatever its index says. */
-static int record_pages(struct record *r, const struct vc_dst_batch *b,
+/* Pages of one run in stretches that were read from the base, and that were not: what was sent is
+ * written, though the base's index may have the same digest, since nobody has looked into its
+ * files. */
+static int record_pages(struct vc_txn *t, const struct vc_dst_batch *b,
                         const struct vc_dst_run *run, struct vc_err *err)
 {
     const struct vc_dst_page *p = &b->pages[run->first];
-    bool repairable = run->run.kind == VC_RUN_SAME;
     uint64_t i = 0;
 
     while (i < run->run.count) {
         uint64_t page = run->run.page.n + i, n = 1;
-        bool same = repairable ? p[i].same : held(r, run->run.block, page, &p[i]);
         int rc;
 
-        while (i + n < run->run.count &&
-               same == (repairable ? p[i + n].same : held(r, run->run.block, page + n, &p[i + n])))
+        while (i + n < run->run.count && p[i].same == p[i + n].same)
             n++;
-        rc = same ? vc_txn_same(r->d->recorder.txn, run->run.block, vc_page(page), n, err)
-                  : put(r, run->run.block, page, &p[i], n, err);
+        rc = p[i].same ? vc_txn_same(t, run->run.block, vc_page(page), n, err)
+                       : put(t, run->run.block, page, &p[i], n, err);
         if (rc)
             return rc;
         i += n;
@@ -90,15 +64,14 @@ static int record_pages(struct record *r, const struct vc_dst_batch *b,
     return 0;
 }
 
-static int record_batch(struct record *r, const struct vc_dst_batch *b, struct vc_err *err)
+/* *have_ram: the transaction knows the RAM. */
+static int record_batch(struct vc_txn *t, const struct vc_dst_batch *b, bool *have_ram,
+                        struct vc_err *err)
 {
-    struct vc_txn *t = r->d->recorder.txn;
     int rc = 0;
 
-    if (b->ram && !r->have_ram) {
-        r->have_ram = true;
-        if (r->d->o.gen)
-            vc_ram_map(b->ram, vc_gen_ram(r->d->o.gen), r->map);
+    if (b->ram && !*have_ram) {
+        *have_ram = true;
         rc = vc_txn_set_ram(t, b->ram, err);
     }
     for (uint32_t i = 0; i < b->n_runs && !rc; i++) {
@@ -113,7 +86,7 @@ static int record_batch(struct record *r, const struct vc_dst_batch *b, struct v
             break;
         case VC_RUN_SAME:
         case VC_RUN_DATA:
-            rc = record_pages(r, b, run, err);
+            rc = record_pages(t, b, run, err);
             break;
         default:
             break;
@@ -124,24 +97,19 @@ static int record_batch(struct record *r, const struct vc_dst_batch *b, struct v
 
 void *vc_dest_record_main(void *arg)
 {
-    struct record *r = calloc(1, sizeof(*r));
     struct vc_dest *d = arg;
     struct vc_queue_node *node;
+    bool have_ram = false;
 
-    if (r)
-        r->d = d;
     while (vc_recorder_next(&d->recorder, &node)) {
         struct vc_dst_batch *b = vc_dst_batch_of_record(node);
+        struct vc_txn *t = vc_recorder_begin(&d->recorder);
         struct vc_err err = VC_ERR_INIT;
-        int rc = 0;
+        int rc = t && !b->is_eof ? record_batch(t, b, &have_ram, &err) : 0;
 
-        if (vc_recorder_begin(&d->recorder) && !b->is_eof)
-            rc = r ? record_batch(r, b, &err)
-                   : vc_err_set(&err, VC_E_NOMEM, "no memory for the recorder");
         vc_dst_batch_unref(b);
         vc_recorder_done(&d->recorder, rc, &err);
     }
     vc_recorder_end(&d->recorder);
-    free(r);
     return NULL;
 }

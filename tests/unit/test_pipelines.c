@@ -459,6 +459,28 @@ static void damaged_pages_are_repaired_from_the_window(void **state)
     host_fini(&b);
 }
 
+/* What arrives is not taken to be in a file that nobody has looked into. */
+static void pages_that_were_sent_take_the_place_of_damaged_ones(void **state)
+{
+    struct memory m;
+    struct host a, b;
+    struct outcome o;
+
+    (void)state;
+    host_init(&a);
+    host_init(&b);
+    some_memory(&m, PAGES);
+    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+    assert_good_outcome(&o);
+    assert_true(damage(a.dir) > 10);
+    o = migrate(&b, &a, &m, VC_WIRE_BASE_NONE);
+    assert_good_outcome(&o);
+    assert_int_equal(o.source.pages_same, 0);
+    verify_host(&a, 0);
+    host_fini(&a);
+    host_fini(&b);
+}
+
 /* Some pages change by a few bytes each. Some of these are the first ones, which damage() damages;
  * returns how many. */
 static unsigned touch(struct memory *m)
@@ -633,6 +655,7 @@ int main(void)
         cmocka_unit_test(a_return_sends_only_what_changed),
         cmocka_unit_test(a_third_host_is_told_by_announcement),
         cmocka_unit_test(damaged_pages_are_repaired_from_the_window),
+        cmocka_unit_test(pages_that_were_sent_take_the_place_of_damaged_ones),
         cmocka_unit_test(a_changed_page_costs_what_has_changed_in_it),
         cmocka_unit_test(damage_under_a_delta_costs_a_batch_at_most),
         cmocka_unit_test(a_wrong_belief_fails_the_seal_and_is_sent_again),
