@@ -63,7 +63,6 @@ static struct vc_link_frame *batch_frame(struct channel *c, struct vc_wire_batch
     struct vc_wire_cursor cursor = {0};
     uint8_t *body = c->body + VC_WIRE_RUN_MAX_BYTES;
     struct vc_link_frame *f;
-    size_t packed;
 
     if (n)
         vc_wire_run_encode(&w, &cursor, &(struct vc_wire_run){.kind = VC_RUN_OPAQUE, .count = n});
@@ -72,21 +71,15 @@ static struct vc_link_frame *batch_frame(struct channel *c, struct vc_wire_batch
     h->stream_bytes = n;
     h->runs_bytes = (uint32_t)w.len;
     h->body_bytes = (uint32_t)w.len + n;
-    h->codec = VC_WIRE_CODEC_ZSTD;
     h->flags = VC_WIRE_BATCH_SELF_CONTAINED;
     memcpy(h->seal, c->seal.b, sizeof(h->seal));
     f = vc_link_frame_new(VC_WIRE_BATCH, VC_WIRE_CHANNEL_PREEMPT,
                           VC_WIRE_BATCH_HEADER_BYTES + h->body_bytes);
     if (!f)
         return NULL;
-    packed = vc_wire_body_compress(c->codec, body, h->body_bytes, NULL,
-                                   f->payload + VC_WIRE_BATCH_HEADER_BYTES, h->body_bytes);
-    if (!packed) {
-        h->codec = VC_WIRE_CODEC_NONE;
-        memcpy(f->payload + VC_WIRE_BATCH_HEADER_BYTES, body, h->body_bytes);
-        packed = h->body_bytes;
-    }
-    f->bytes = (uint32_t)(VC_WIRE_BATCH_HEADER_BYTES + packed);
+    f->bytes =
+        VC_WIRE_BATCH_HEADER_BYTES +
+        (uint32_t)vc_wire_body_pack(c->codec, body, h, f->payload + VC_WIRE_BATCH_HEADER_BYTES);
     vc_wire_batch_encode(f->payload, h);
     return f;
 }

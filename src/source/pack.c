@@ -104,20 +104,10 @@ static size_t pack(struct vc_packer *p, const struct vc_src_batch *b, enum vc_sr
 {
     size_t n = 0;
 
-    if (level) {
-        vc_wire_codec_set_level(p->codec, level);
-        if (form == VC_SRC_DELTA && b->old_bytes)
-            n = pack_delta(p, b, h, out);
-        if (n)
-            return n;
-        h->codec = VC_WIRE_CODEC_ZSTD;
-        n = vc_wire_body_compress(p->codec, p->body, h->body_bytes, NULL, out, h->body_bytes);
-        if (n)
-            return n;
-    }
-    h->codec = VC_WIRE_CODEC_NONE;
-    memcpy(out, p->body, h->body_bytes);
-    return h->body_bytes;
+    vc_wire_codec_set_level(p->codec, level);
+    if (level && form == VC_SRC_DELTA) /* else old pages need not be read */
+        n = pack_delta(p, b, h, out);
+    return n ? n : vc_wire_body_pack(p->codec, p->body, h, out);
 }
 
 struct vc_link_frame *vc_packer_frame(struct vc_packer *p, const struct vc_src_batch *b,

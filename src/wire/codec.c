@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <stdlib.h>
+#include <string.h>
 #include <zstd.h>
 
 #include "base/bytes.h"
@@ -99,12 +100,24 @@ size_t vc_wire_body_compress(struct vc_wire_codec *c, const uint8_t *body, size_
 {
     size_t k;
 
-    if (n < COMPRESS_MIN_BYTES || (!c->c && !(c->c = ZSTD_createCCtx())))
+    if (!c->level || n < COMPRESS_MIN_BYTES || (!c->c && !(c->c = ZSTD_createCCtx())))
         return 0;
     if (!looks_compressible(c, body, n, prefix))
         return 0;
     k = compress(c, prefix ? prefix->p : NULL, prefix ? prefix->bytes : 0, body, n, out, cap);
     return k >= n ? 0 : k;
+}
+
+size_t vc_wire_body_pack(struct vc_wire_codec *c, const uint8_t *body, struct vc_wire_batch *h,
+                         uint8_t *out)
+{
+    size_t n = vc_wire_body_compress(c, body, h->body_bytes, NULL, out, h->body_bytes);
+
+    h->codec = n ? VC_WIRE_CODEC_ZSTD : VC_WIRE_CODEC_NONE;
+    if (n)
+        return n;
+    memcpy(out, body, h->body_bytes);
+    return h->body_bytes;
 }
 
 int vc_wire_body_check(const uint8_t *p, size_t n, size_t body_bytes, struct vc_err *err)

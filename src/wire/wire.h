@@ -348,7 +348,7 @@ struct vc_wire_codec;
 /** @level: zstd level of the compressing side. */
 int vc_wire_codec_new(int level, struct vc_wire_codec **out, struct vc_err *err) VC_NODISCARD;
 void vc_wire_codec_free(struct vc_wire_codec *c);
-/** From the next body on. */
+/** From the next body on; 0: none is compressed. */
 void vc_wire_codec_set_level(struct vc_wire_codec *c, int level);
 /** Most bytes that a body of n bytes can become. */
 size_t vc_wire_body_bound(size_t n);
@@ -364,6 +364,10 @@ struct vc_wire_prefix {
  *  @prefix: NULL for none. */
 size_t vc_wire_body_compress(struct vc_wire_codec *c, const uint8_t *body, size_t n,
                              const struct vc_wire_prefix *prefix, uint8_t *out, size_t cap);
+/** Puts the body of h->body_bytes into out, which has as much room: compressed, or as it is where
+ *  that is no longer. Sets h->codec; returns the bytes. */
+size_t vc_wire_body_pack(struct vc_wire_codec *c, const uint8_t *body, struct vc_wire_batch *h,
+                         uint8_t *out);
 /** Whether p[0..n) looks like one zstd frame of exactly body_bytes; VC_E_PROTOCOL. */
 int vc_wire_body_check(const uint8_t *p, size_t n, size_t body_bytes,
                        struct vc_err *err) VC_NODISCARD;
