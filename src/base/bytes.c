@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "base/bytes.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 uint64_t vc_read_varint(struct vc_reader *r)
@@ -77,4 +78,18 @@ void vc_write_str8(struct vc_writer *w, const char *text)
     }
     vc_write_u8(w, (uint8_t)n);
     vc_write_bytes(w, text, n);
+}
+
+bool vc_buf_reserve(struct vc_buf *b, size_t n)
+{
+    uint8_t *more;
+
+    if (n <= b->cap)
+        return true;
+    more = realloc(b->p, n);
+    if (!more)
+        return false;
+    b->p = more;
+    b->cap = n;
+    return true;
 }

@@ -158,6 +158,15 @@ void vc_write_bytes(struct vc_writer *w, const void *p, size_t n);
 /** u8 length and the bytes; fails if the text is longer than 255. */
 void vc_write_str8(struct vc_writer *w, const char *text);
 
+/** Room that lives on from use to use: fresh memory costs more than filling it. Zero-initialise;
+ * free with free(p). */
+struct vc_buf {
+    uint8_t *p;
+    size_t cap;
+};
+/** Makes it at least so large; what is in it stays. False: no memory, and it is as it was. */
+bool vc_buf_reserve(struct vc_buf *b, size_t n) VC_NODISCARD;
+
 /** Maps a signed difference to an unsigned varint and back. */
 static inline uint64_t vc_zigzag(int64_t v)
 {

@@ -5,6 +5,7 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "dest/pipeline.h"
+#include "dest/reads.h"
 #include "link/link.h"
 #include "link/seal.h"
 
@@ -21,22 +22,16 @@ struct resolve {
     struct vc_dest *d;
     struct vc_digester *pages, *seals;
     struct vc_wire_codec *codec;
-    uint8_t *prefix; /* old pages of a batch; kept from batch to batch */
-    size_t prefix_cap;
+    struct vc_buf prefix;  /* old pages of a batch */
     struct vc_digest seal; /* of the last batch */
     uint64_t next_seq, position;
-    struct vc_wire_reads reads, reported; /* how the time goes; when the source was last told */
-    uint64_t begun_ns;                    /* 0: no batch yet */
-    bool reads_much;                      /* reading has taken much of the time once */
+    struct vc_dst_reads reads;
     bool have_ram;
     int map[VC_MAX_BLOCKS]; /* block of the stream -> block of the base generation, or -1 */
     struct vc_err err;
 };
 
 #define DIGEST_GROUP 64
-/** READS is sent so often, once reading has taken more than this part of the time. */
-#define REPORT_NS (100 * VC_NS_PER_MS)
-#define REPORT_SHARE 4
 /** How many dead-peer times the answer to REPAIR or RESEND may take: a batch on a slow link. */
 #define ANSWER_DEAD_PEER_TIMES 6u
 
@@ -161,8 +156,8 @@ static int read_base(struct resolve *r, const struct vc_wire_run *run, uint8_t *
             return vc_err_set(&r->err, VC_E_PROTOCOL, "BATCH: a reference to pages not held here");
     begun = vc_now_ns();
     rc = vc_gen_read(gen, (uint32_t)block, run->page, run->count, to, &err);
-    r->reads.reading_ns += vc_now_ns() - begun;
-    r->reads.bytes += run->count * r->d->ram.page_bytes;
+    r->reads.now.reading_ns += vc_now_ns() - begun;
+    r->reads.now.bytes += run->count * r->d->ram.page_bytes;
     if (!rc)
         return 0;
     vc_log_err(r->d->o.log, VC_LOG_WARNING, "the checkpoint cannot be read", &err);
@@ -190,25 +185,19 @@ static int undelta(struct resolve *r, struct vc_dst_batch *b)
     struct vc_err err = VC_ERR_INIT;
     int rc;
 
-    if (bytes > r->prefix_cap) {
-        uint8_t *more = realloc(r->prefix, bytes);
-
-        if (!more)
-            return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
-        r->prefix = more;
-        r->prefix_cap = bytes;
-    }
+    if (!vc_buf_reserve(&r->prefix, bytes))
+        return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_wire_run *run = &b->runs[i].run;
 
         if (!run->old)
             continue;
-        rc = read_base(r, run, r->prefix + n, NULL);
+        rc = read_base(r, run, r->prefix.p + n, NULL);
         if (rc)
             return rc;
         n += run->count * b->ram->page_bytes;
     }
-    rc = vc_dst_batch_undelta(b, r->codec, r->prefix, n, &err);
+    rc = vc_dst_batch_undelta(b, r->codec, r->prefix.p, n, &err);
     if (rc == VC_E_PROTOCOL)
         return VC_MISMATCH;
     if (rc)
@@ -411,7 +400,7 @@ static int on_batch(struct resolve *r, struct vc_link_frame *f)
         return rc;
     r->next_seq++;
     r->position += b->h.stream_bytes;
-    r->reads.content_bytes += b->ram ? (uint64_t)b->n_pages * b->ram->page_bytes : 0;
+    r->reads.now.content_bytes += b->ram ? (uint64_t)b->n_pages * b->ram->page_bytes : 0;
     count(r->d, b);
     return pass_on(r->d, b);
 }
@@ -462,38 +451,15 @@ static int on_frame(struct resolve *r, struct vc_link_frame *f)
     return rc;
 }
 
-/* Tells the source how the time has gone, if reading has much to do with it. */
-static void report_reads(struct resolve *r)
-{
-    struct vc_wire_reads *now = &r->reads, *last = &r->reported;
-    uint8_t payload[VC_WIRE_READS_BYTES];
-    struct vc_writer w = vc_writer(payload, sizeof(payload));
-    uint64_t elapsed;
-
-    if (!r->begun_ns || !now->bytes || !(r->d->o.features & VC_WIRE_FEATURE_READS))
-        return;
-    now->elapsed_ns = vc_now_ns() - r->begun_ns;
-    elapsed = now->elapsed_ns - last->elapsed_ns;
-    if (elapsed < REPORT_NS)
-        return;
-    r->reads_much |= now->reading_ns - last->reading_ns > elapsed / REPORT_SHARE;
-    if (r->reads_much) {
-        vc_wire_reads_encode(&w, now);
-        /* A link that is down is noticed elsewhere. */
-        (void)!vc_link_send_small(r->d->o.link, VC_WIRE_READS, 0, payload, sizeof(payload));
-    }
-    *last = *now;
-}
-
 static int next_frame(struct resolve *r, struct vc_queue_node **node)
 {
     uint64_t begun = vc_now_ns();
     int rc = vc_queue_pop(&r->d->frames, UINT64_MAX, node);
 
-    if (r->begun_ns)
-        r->reads.waiting_ns += vc_now_ns() - begun;
+    if (r->reads.begun_ns)
+        r->reads.now.waiting_ns += vc_now_ns() - begun;
     else if (r->have_ram)
-        r->begun_ns = vc_now_ns();
+        r->reads.begun_ns = vc_now_ns();
     return rc;
 }
 
@@ -517,7 +483,8 @@ void *vc_dest_resolve_main(void *arg)
 
     while (!rc && next_frame(&r, &node) == 0) {
         rc = on_frame(&r, (struct vc_link_frame *)node);
-        report_reads(&r);
+        if (r.d->o.features & VC_WIRE_FEATURE_READS)
+            vc_dst_reads_tell(&r.reads, r.d->o.link);
     }
     if (rc < 0) {
         vc_dest_abort(r.d, &r.err); /* first: the link's end is no cause */
@@ -528,6 +495,6 @@ void *vc_dest_resolve_main(void *arg)
     vc_digester_free(r.pages);
     vc_digester_free(r.seals);
     vc_wire_codec_free(r.codec);
-    free(r.prefix);
+    free(r.prefix.p);
     return NULL;
 }

@@ -23,23 +23,8 @@ int vc_packer_init(struct vc_packer *p, const struct vc_gen *gen, const int *map
 void vc_packer_fini(struct vc_packer *p)
 {
     vc_wire_codec_free(p->codec);
-    free(p->body);
-    free(p->prefix);
-}
-
-/* Buffers live on from batch to batch: fresh memory costs more than filling it. */
-static bool reserve(uint8_t **buf, size_t *cap, size_t n)
-{
-    uint8_t *more;
-
-    if (n <= *cap)
-        return true;
-    more = realloc(*buf, n);
-    if (!more)
-        return false;
-    *buf = more;
-    *cap = n;
-    return true;
+    free(p->body.p);
+    free(p->prefix.p);
 }
 
 /* Reads what the pages of OLD runs were. False: there is nothing, or it cannot be read. */
@@ -50,7 +35,7 @@ static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b,
     size_t content = 0, n = 0;
     struct vc_err err = VC_ERR_INIT;
 
-    if (!b->old_bytes || p->gen_failed || !reserve(&p->prefix, &p->prefix_cap, b->old_bytes))
+    if (!b->old_bytes || p->gen_failed || !vc_buf_reserve(&p->prefix, b->old_bytes))
         return false;
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_wire_run *r = &b->runs[i].run;
@@ -60,7 +45,7 @@ static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b,
                 out->sample_at = n;
                 out->like_at = content;
             }
-            if (vc_gen_read(p->gen, (uint32_t)p->map[r->block], r->page, r->count, p->prefix + n,
+            if (vc_gen_read(p->gen, (uint32_t)p->map[r->block], r->page, r->count, p->prefix.p + n,
                             &err)) {
                 vc_log_err(p->log, VC_LOG_WARNING,
                            "changed pages are sent whole: the checkpoint cannot be read", &err);
@@ -73,7 +58,7 @@ static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b,
                    : r->kind == VC_RUN_DATA ? r->count * page_bytes
                                             : 0;
     }
-    out->p = p->prefix;
+    out->p = p->prefix.p;
     out->bytes = n;
     return true;
 }
@@ -89,7 +74,7 @@ static size_t pack_delta(struct vc_packer *p, const struct vc_src_batch *b, stru
 
     if (!read_prefix(p, b, &prefix))
         return 0;
-    n = vc_wire_body_compress(p->codec, p->body + h->runs_bytes, contents, &prefix,
+    n = vc_wire_body_compress(p->codec, p->body.p + h->runs_bytes, contents, &prefix,
                               out + h->runs_bytes, contents);
     if (!n)
         return 0;
@@ -107,7 +92,7 @@ static size_t pack(struct vc_packer *p, const struct vc_src_batch *b, enum vc_sr
     vc_wire_codec_set_level(p->codec, level);
     if (level && form == VC_SRC_DELTA) /* else old pages need not be read */
         n = pack_delta(p, b, h, out);
-    return n ? n : vc_wire_body_pack(p->codec, p->body, h, out);
+    return n ? n : vc_wire_body_pack(p->codec, p->body.p, h, out);
 }
 
 struct vc_link_frame *vc_packer_frame(struct vc_packer *p, const struct vc_src_batch *b,
@@ -123,11 +108,11 @@ struct vc_link_frame *vc_packer_frame(struct vc_packer *p, const struct vc_src_b
     };
     struct vc_link_frame *f;
 
-    if (!reserve(&p->body, &p->body_cap, cap + 1))
+    if (!vc_buf_reserve(&p->body, cap + 1))
         return NULL;
     /* A delta's body has the same length: OLD is a bit of a run's head. */
     h.body_bytes = (uint32_t)vc_src_batch_body(b, form == VC_SRC_DELTA ? VC_SRC_PLAIN : form,
-                                               page_bytes, p->body, cap, &h.runs_bytes);
+                                               page_bytes, p->body.p, cap, &h.runs_bytes);
     memcpy(h.seal, b->seal.b, sizeof(h.seal));
     f = vc_link_frame_new(VC_WIRE_BATCH, 0, VC_WIRE_BATCH_HEADER_BYTES + h.body_bytes);
     if (!f)

@@ -15,9 +15,8 @@ struct vc_packer {
     const int *map;           /* block of the stream -> block of `gen`, or -1; borrowed */
     const struct vc_log *log; /* borrowed */
     struct vc_wire_codec *codec;
-    bool gen_failed; /* it could not be read: no more deltas */
-    uint8_t *body, *prefix;
-    size_t body_cap, prefix_cap;
+    bool gen_failed;            /* it could not be read: no more deltas */
+    struct vc_buf body, prefix; /* of a batch */
 };
 
 int vc_packer_init(struct vc_packer *p, const struct vc_gen *gen, const int *map,

@@ -169,11 +169,8 @@ static int on_reads(struct vc_source *s, const struct vc_link_frame *f, struct v
         return rc;
     if (!s->o.reads)
         return vc_err_set(err, VC_E_PROTOCOL, "READS: it was not agreed on");
-    if (m.elapsed_ns < s->reuse.last.elapsed_ns || m.waiting_ns < s->reuse.last.waiting_ns ||
-        m.reading_ns < s->reuse.last.reading_ns || m.bytes < s->reuse.last.bytes ||
-        m.content_bytes < s->reuse.last.content_bytes)
+    if (!vc_reuse_report(&s->reuse, vc_now_ns(), &m))
         return vc_err_set(err, VC_E_PROTOCOL, "READS: less than before");
-    vc_reuse_report(&s->reuse, vc_now_ns(), &m);
     atomic_store(&s->reuse_share, s->reuse.share);
     if (s->reuse.share != before)
         vc_log(s->o.log, VC_LOG_DEBUG,

@@ -53,23 +53,16 @@ static void attempt(struct vc_reuse *r, unsigned share, double rate)
     change(r, share);
 }
 
-void vc_reuse_report(struct vc_reuse *r, uint64_t now_ns, const struct vc_wire_reads *m)
+static bool is_later(const struct vc_wire_reads *m, const struct vc_wire_reads *before)
 {
-    uint64_t elapsed = m->elapsed_ns - r->begun.elapsed_ns;
-    uint64_t bytes = m->content_bytes - r->begun.content_bytes;
-    double reading, rate;
+    return m->elapsed_ns >= before->elapsed_ns && m->waiting_ns >= before->waiting_ns &&
+           m->reading_ns >= before->reading_ns && m->bytes >= before->bytes &&
+           m->content_bytes >= before->content_bytes;
+}
 
-    r->last = *m;
-    if (r->settling && bytes >= VC_REUSE_UNDER_WAY_BYTES) {
-        r->settling = false;
-        r->begun = *m;
-        return;
-    }
-    if (r->settling || elapsed < VC_REUSE_WINDOW_NS || bytes < VC_REUSE_WINDOW_BYTES)
-        return;
-    reading = (double)(m->reading_ns - r->begun.reading_ns) / (double)elapsed;
-    rate = (double)bytes * 1e9 / (double)elapsed;
-    r->begun = *m;
+/* What a window has shown. @reading: part of the time. */
+static void judge(struct vc_reuse *r, uint64_t now_ns, double reading, double rate)
+{
     if (r->before)
         end_attempt(r, now_ns, rate);
     if (r->settling)
@@ -78,6 +71,29 @@ void vc_reuse_report(struct vc_reuse *r, uint64_t now_ns, const struct vc_wire_r
         attempt(r, r->share / 2, rate);
     else if (reading < HALF_IDLE && r->share < VC_REUSE_ALL && now_ns >= r->held_until_ns[MORE])
         attempt(r, r->share * 2, rate);
+}
+
+bool vc_reuse_report(struct vc_reuse *r, uint64_t now_ns, const struct vc_wire_reads *m)
+{
+    uint64_t elapsed, bytes;
+    double reading;
+    bool settling = r->settling;
+
+    if (!is_later(m, &r->last))
+        return false;
+    r->last = *m;
+    elapsed = m->elapsed_ns - r->begun.elapsed_ns;
+    bytes = m->content_bytes - r->begun.content_bytes;
+    reading = (double)(m->reading_ns - r->begun.reading_ns);
+    if (bytes < (settling ? VC_REUSE_UNDER_WAY_BYTES : VC_REUSE_WINDOW_BYTES) ||
+        (!settling && elapsed < VC_REUSE_WINDOW_NS))
+        return true;
+    r->begun = *m;
+    if (settling)
+        r->settling = false;
+    else
+        judge(r, now_ns, reading / (double)elapsed, (double)bytes * 1e9 / (double)elapsed);
+    return true;
 }
 
 bool vc_reuse_takes(unsigned share, struct vc_page page)

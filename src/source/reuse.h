@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/compiler.h"
 #include "base/units.h"
 #include "wire/wire.h"
 
@@ -43,8 +44,9 @@ struct vc_reuse {
 };
 
 void vc_reuse_init(struct vc_reuse *r);
-/** A report came. */
-void vc_reuse_report(struct vc_reuse *r, uint64_t now_ns, const struct vc_wire_reads *m);
+/** A report came. False: some number in it is less than in the one before. */
+bool vc_reuse_report(struct vc_reuse *r, uint64_t now_ns,
+                     const struct vc_wire_reads *m) VC_NODISCARD;
 /** Whether a page that the destination holds is to be taken from there. */
 bool vc_reuse_takes(unsigned share, struct vc_page page);
 

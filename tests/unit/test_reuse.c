@@ -58,7 +58,7 @@ static double run(const struct way *w, double *sent)
         m.waiting_ns += (uint64_t)(waiting * REPORT_NS);
         m.content_bytes += (uint64_t)n;
         m.bytes += (uint64_t)(n * effective / VC_REUSE_ALL);
-        vc_reuse_report(&r, now, &m);
+        assert_true(vc_reuse_report(&r, now, &m));
         if (r.share != share)
             changes_at = m.content_bytes + UNDER_WAY;
         if (m.content_bytes >= changes_at)
@@ -106,6 +106,23 @@ static void a_disk_that_keeps_up_is_read(void **state)
     assert_true(sent == 0);
 }
 
+static void a_report_of_less_is_refused(void **state)
+{
+    struct vc_wire_reads m = {20, 10, 5, 4096, 8192};
+    uint64_t *numbers[] = {&m.elapsed_ns, &m.waiting_ns, &m.reading_ns, &m.bytes, &m.content_bytes};
+    struct vc_reuse r;
+
+    (void)state;
+    vc_reuse_init(&r);
+    assert_true(vc_reuse_report(&r, S, &m));
+    for (unsigned i = 0; i < VC_ARRAY_LEN(numbers); i++) {
+        --*numbers[i];
+        assert_false(vc_reuse_report(&r, S, &m));
+        ++*numbers[i];
+        assert_true(vc_reuse_report(&r, S, &m));
+    }
+}
+
 static void shares_are_what_they_say(void **state)
 {
     (void)state;
@@ -124,6 +141,7 @@ int main(void)
         cmocka_unit_test(reuse_is_never_slower_than_sending),
         cmocka_unit_test(a_link_that_is_no_faster_is_left_alone),
         cmocka_unit_test(a_disk_that_keeps_up_is_read),
+        cmocka_unit_test(a_report_of_less_is_refused),
         cmocka_unit_test(shares_are_what_they_say),
     };
 
