@@ -324,6 +324,38 @@ static void verify_host(struct host *h, uint64_t bad)
 
 /* ---- promises ---- */
 
+/* Two hosts, and a VM that has gone from the first to the second. */
+static struct outcome first_visit(struct host *a, struct host *b, const struct memory *m)
+{
+    struct outcome o;
+
+    host_init(a);
+    host_init(b);
+    o = migrate(a, b, m, VC_WIRE_BASE_NONE);
+    assert_good_outcome(&o);
+    return o;
+}
+
+/* There and back: an even round goes home. */
+static struct outcome return_visit(struct host *a, struct host *b, const struct memory *m,
+                                   int round)
+{
+    struct outcome o = round % 2 ? migrate(a, b, m, VC_WIRE_BASE_PING_PONG)
+                                 : migrate(b, a, m, VC_WIRE_BASE_PING_PONG);
+
+    assert_good_outcome(&o);
+    return o;
+}
+
+/* What both hold is right, and they are done with. */
+static void end_well(struct host *a, struct host *b)
+{
+    verify_host(a, 0);
+    verify_host(b, 0);
+    host_fini(a);
+    host_fini(b);
+}
+
 static void both_hosts_hold_the_same_after_a_first_visit(void **state)
 {
     struct memory m;
@@ -331,17 +363,11 @@ static void both_hosts_hold_the_same_after_a_first_visit(void **state)
     struct outcome o;
 
     (void)state;
-    host_init(&a);
-    host_init(&b);
     some_memory(&m, PAGES);
-    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
-    assert_good_outcome(&o);
+    o = first_visit(&a, &b, &m);
     assert_int_equal(o.source.pages_same, 0);
     assert_true(o.source.pages_data > PAGES / 2);
-    verify_host(&a, 0);
-    verify_host(&b, 0);
-    host_fini(&a);
-    host_fini(&b);
+    end_well(&a, &b);
 }
 
 static void a_return_sends_only_what_changed(void **state)
@@ -351,24 +377,16 @@ static void a_return_sends_only_what_changed(void **state)
     struct outcome o;
 
     (void)state;
-    host_init(&a);
-    host_init(&b);
     some_memory(&m, PAGES);
-    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
-    assert_good_outcome(&o);
+    o = first_visit(&a, &b, &m);
     for (int round = 0; round < 12; round++) { /* more than a generation has layers */
         for (unsigned i = 0; i < PAGES; i += 64)
             m.version[i] = 10 + (uint32_t)round;
-        o = round % 2 ? migrate(&a, &b, &m, VC_WIRE_BASE_PING_PONG)
-                      : migrate(&b, &a, &m, VC_WIRE_BASE_PING_PONG);
-        assert_good_outcome(&o);
+        o = return_visit(&a, &b, &m, round);
         assert_true(o.source.pages_data >= PAGES / 64);
         assert_true(o.source.pages_data < PAGES / 16);
     }
-    verify_host(&a, 0);
-    verify_host(&b, 0);
-    host_fini(&a);
-    host_fini(&b);
+    end_well(&a, &b);
 }
 
 static void a_third_host_is_told_by_announcement(void **state)
@@ -378,12 +396,9 @@ static void a_third_host_is_told_by_announcement(void **state)
     struct outcome o;
 
     (void)state;
-    host_init(&a);
-    host_init(&b);
     host_init(&c);
     some_memory(&m, PAGES);
-    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
-    assert_good_outcome(&o);
+    o = first_visit(&a, &b, &m);
     o = migrate(&b, &c, &m, VC_WIRE_BASE_NONE);
     assert_good_outcome(&o);
     m.version[7] = 77;
@@ -442,16 +457,12 @@ static void damaged_pages_are_repaired_from_the_window(void **state)
     unsigned n;
 
     (void)state;
-    host_init(&a);
-    host_init(&b);
     some_memory(&m, PAGES);
-    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
-    assert_good_outcome(&o);
+    o = first_visit(&a, &b, &m);
     n = damage(a.dir);
     assert_true(n > 10);
     verify_host(&a, n);
-    o = migrate(&b, &a, &m, VC_WIRE_BASE_PING_PONG);
-    assert_good_outcome(&o);
+    o = return_visit(&a, &b, &m, 0);
     assert_true(o.dest.repaired_pages >= n);
     assert_int_equal(o.dest.repaired_pages, o.source.repaired_pages);
     verify_host(&a, 0);
@@ -467,11 +478,8 @@ static void pages_that_were_sent_take_the_place_of_damaged_ones(void **state)
     struct outcome o;
 
     (void)state;
-    host_init(&a);
-    host_init(&b);
     some_memory(&m, PAGES);
-    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
-    assert_good_outcome(&o);
+    o = first_visit(&a, &b, &m);
     assert_true(damage(a.dir) > 10);
     o = migrate(&b, &a, &m, VC_WIRE_BASE_NONE);
     assert_good_outcome(&o);
@@ -502,27 +510,19 @@ static void a_changed_page_costs_what_has_changed_in_it(void **state)
     unsigned n;
 
     (void)state;
-    host_init(&a);
-    host_init(&b);
     some_memory(&m, PAGES);
     for (unsigned i = 0; i < PAGES; i++)
         m.version[i] = 1; /* cannot be compressed */
-    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
-    assert_good_outcome(&o);
+    o = first_visit(&a, &b, &m);
     assert_true(o.wire_bytes > (uint64_t)PAGES * PAGE);
     for (int round = 0; round < 4; round++) {
         n = touch(&m);
-        o = round % 2 ? migrate(&a, &b, &m, VC_WIRE_BASE_PING_PONG)
-                      : migrate(&b, &a, &m, VC_WIRE_BASE_PING_PONG);
-        assert_good_outcome(&o);
+        o = return_visit(&a, &b, &m, round);
         assert_true(o.source.pages_data >= n);
         assert_true(o.wire_bytes < (uint64_t)n * PAGE / 20);
         assert_int_equal(o.dest.resent_batches, 0);
     }
-    verify_host(&a, 0);
-    verify_host(&b, 0);
-    host_fini(&a);
-    host_fini(&b);
+    end_well(&a, &b);
 }
 
 /* What a delta is made against is not checked by itself. At the source a damaged byte is only one
@@ -537,21 +537,14 @@ static void damage_under_a_delta_costs_a_batch_at_most(void **state)
         struct host a, b;
         struct outcome o;
 
-        host_init(&a);
-        host_init(&b);
         some_memory(&m, PAGES);
-        o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
-        assert_good_outcome(&o);
+        o = first_visit(&a, &b, &m);
         touch(&m);
         assert_true(damage(side == DEST ? a.dir : b.dir) > 10);
-        o = migrate(&b, &a, &m, VC_WIRE_BASE_PING_PONG);
-        assert_good_outcome(&o);
+        o = return_visit(&a, &b, &m, 0);
         assert_int_equal(o.dest.resent_batches > 0, side == DEST);
         assert_int_equal(o.dest.resent_batches, o.source.resent_batches);
-        verify_host(&a, 0);
-        verify_host(&b, 0);
-        host_fini(&a);
-        host_fini(&b);
+        end_well(&a, &b);
     }
 }
 
@@ -564,15 +557,12 @@ static void a_wrong_belief_fails_the_seal_and_is_sent_again(void **state)
     struct outcome o;
 
     (void)state;
-    host_init(&a);
-    host_init(&b);
     host_init(&c);
     some_memory(&m, PAGES);
     other = m;
     for (unsigned i = 1; i < PAGES; i += 100)
         other.version[i] = 999;
-    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
-    assert_good_outcome(&o);
+    o = first_visit(&a, &b, &m);
     o = migrate(&c, &a, &other, VC_WIRE_BASE_NONE); /* a holds something else now */
     assert_good_outcome(&o);
     o = migrate(&b, &a, &m, VC_WIRE_BASE_PING_PONG);
@@ -612,10 +602,7 @@ static void a_disk_that_hangs_costs_the_checkpoint_and_not_the_migration(void **
     m.passes = 1;
     o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
     assert_good_outcome(&o);
-    verify_host(&a, 0);
-    verify_host(&b, 0);
-    host_fini(&a);
-    host_fini(&b);
+    end_well(&a, &b);
 }
 
 /* The link is as fast as memory here: it carries part of what is on the slow disk. */
@@ -626,23 +613,18 @@ static void a_slow_disk_gets_help_from_the_link(void **state)
     struct outcome o;
 
     (void)state;
-    host_init(&a);
-    host_init(&b);
     some_memory(&m, PAGES);
-    o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
-    assert_good_outcome(&o);
+    o = first_visit(&a, &b, &m);
     m.passes = 12;
     a.io.read = read_slowly;
-    o = migrate(&b, &a, &m, VC_WIRE_BASE_PING_PONG);
-    assert_good_outcome(&o);
+    o = return_visit(&a, &b, &m, 0);
     assert_true(o.source.pages_data > PAGES / 2);
     assert_true(o.source.pages_same > 2 * PAGES);
-    /* Nothing of it is new, and nothing is written once more. */
+    /* What was sent so is new to neither host. */
     a.io.read = vc_io_kernel.read;
     verify_host(&a, 0);
     m.passes = 1;
-    o = migrate(&a, &b, &m, VC_WIRE_BASE_PING_PONG);
-    assert_good_outcome(&o);
+    o = return_visit(&a, &b, &m, 1);
     assert_int_equal(o.source.pages_data, 0);
     host_fini(&a);
     host_fini(&b);
