@@ -58,12 +58,9 @@ static inline void put_memory_page(struct buf *b, const struct memory *m, unsign
     fill_page(put(b, PAGE), page, m->version[page]);
 }
 
-/* A whole precopy stream: passes over everything, then some pages again, among them those that
- * @later (may be NULL) has other versions of. */
-static inline void put_migration(struct buf *b, const struct memory *m, const struct memory *later)
+/* The beginning of a stream, up to the list of blocks. */
+static inline void put_setup(struct buf *b, const struct memory *m)
 {
-    bool named = true;
-
     put_header(b);
     put_config(b, "pc-i440fx-7.2");
     put_command(b, 1, NULL, 0); /* OPEN_RETURN_PATH */
@@ -71,6 +68,15 @@ static inline void put_migration(struct buf *b, const struct memory *m, const st
     put_be(b, ((uint64_t)m->pages * PAGE) | 4, 8);
     put_block(b, "pc.ram", (uint64_t)m->pages * PAGE);
     put_ram_end(b);
+}
+
+/* A whole precopy stream: passes over everything, then some pages again, among them those that
+ * @later (may be NULL) has other versions of. */
+static inline void put_migration(struct buf *b, const struct memory *m, const struct memory *later)
+{
+    bool named = true;
+
+    put_setup(b, m);
     for (unsigned pass = 0; pass < m->passes; pass++) {
         put_part(b, 2, RAM_ID);
         for (unsigned i = 0; i < m->pages; i++)

@@ -424,13 +424,7 @@ static void put_until_switch(struct buf *b, const struct memory *m)
     uint64_t ranges[FATED_PAGES][2];
     unsigned n = 0;
 
-    put_header(b);
-    put_config(b, "pc-i440fx-7.2");
-    put_command(b, 1, NULL, 0); /* OPEN_RETURN_PATH */
-    put_start(b, 1, RAM_ID, "ram", 4);
-    put_be(b, ((uint64_t)m->pages * PAGE) | 4, 8);
-    put_block(b, "pc.ram", (uint64_t)m->pages * PAGE);
-    put_ram_end(b);
+    put_setup(b, m);
     put_part(b, 2, RAM_ID);
     put_fates(b, m, ~0u);
     put_ram_end(b);

@@ -264,31 +264,28 @@ static void outside(const struct world *w, const char *name, char out[100])
     snprintf(out, 100, "%s/%s", w->outside, name);
 }
 
-static void link_to_file(const struct world *w, const char *at)
+static void link_to(const struct world *w, const char *name, const char *at)
 {
     char to[100];
 
     unlink(at);
-    outside(w, "file", to);
+    outside(w, name, to);
     assert_int_equal(symlink(to, at), 0);
+}
+
+static void link_to_file(const struct world *w, const char *at)
+{
+    link_to(w, "file", at);
 }
 
 static void link_to_directory(const struct world *w, const char *at)
 {
-    char to[100];
-
-    unlink(at);
-    outside(w, "tree", to);
-    assert_int_equal(symlink(to, at), 0);
+    link_to(w, "tree", at);
 }
 
 static void link_to_nothing(const struct world *w, const char *at)
 {
-    char to[100];
-
-    unlink(at);
-    outside(w, "new", to);
-    assert_int_equal(symlink(to, at), 0);
+    link_to(w, "new", at);
 }
 
 static void second_name(const struct world *w, const char *at)

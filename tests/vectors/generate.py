@@ -378,16 +378,8 @@ def bad_deltas():
 
     def frame_refused(name, data, verdict="bad PROTOCOL message"):
         refused("frame-" + name, delta(b, packed=runs + data), verdict)
-    frame_refused("none", contents)
-    frame_refused("cut", packed[:-1])
-    frame_refused("trailing", packed + b"\0")
-    frame_refused("two", packed + packed)
-    frame_refused("skippable-first", SKIPPABLE + packed)
-    frame_refused("dictionary-id", with_dictionary_id(packed))
-    frame_refused("legacy", legacy(contents))
-    frame_refused("other-length", zstandard.ZstdCompressor().compress(contents + b"x"))
-    unstated = zstandard.ZstdCompressor(write_content_size=False)
-    frame_refused("length-not-stated", unstated.compress(contents))
+    for name, data in not_one_frame(packed, contents, "two"):
+        frame_refused(name, data)
     everything = zstandard.ZstdCompressor().compress(runs + contents)
     refused("runs-in-the-frame", delta(b, packed=everything))
 
@@ -457,6 +449,20 @@ def legacy(content):
 SKIPPABLE = struct.pack("<II", 0x184d2a50, 4) + b"skip"
 
 
+def not_one_frame(packed, content, two):
+    """(name, data): what is not the one zstd frame of this content."""
+    yield "none", content
+    yield "cut", packed[:-1]
+    yield "trailing", packed + b"\0"
+    yield two, packed + packed
+    yield "skippable-first", SKIPPABLE + packed
+    yield "dictionary-id", with_dictionary_id(packed)
+    yield "legacy", legacy(content)
+    yield "other-length", zstandard.ZstdCompressor(level=3).compress(content + b"x")
+    unstated = zstandard.ZstdCompressor(level=3, write_content_size=False)
+    yield "length-not-stated", unstated.compress(content)
+
+
 def bad_zstd():
     b = batch(EVERYTHING, codec=1)
     body = encode_runs(b.runs) + b"".join(r.content for r in b.runs)
@@ -465,16 +471,8 @@ def bad_zstd():
     def refused(name, data):
         bad("batch-zstd-" + name, "BATCH", encode_batch(b, packed=data))
     refused("nothing", b"")
-    refused("none", body)
-    refused("cut", packed[:-1])
-    refused("trailing", packed + b"\0")
-    refused("two-frames", packed + packed)
-    refused("skippable-first", SKIPPABLE + packed)
-    refused("dictionary-id", with_dictionary_id(packed))
-    refused("legacy", legacy(body))
-    refused("other-length", zstandard.ZstdCompressor(level=3).compress(body + b"x"))
-    unstated = zstandard.ZstdCompressor(level=3, write_content_size=False)
-    refused("length-not-stated", unstated.compress(body))
+    for name, data in not_one_frame(packed, body, "two-frames"):
+        refused(name, data)
     damaged = bytearray(packed)
     damaged[len(packed) // 2:] = bytes(len(packed) - len(packed) // 2)
     refused("damaged", damaged)
