@@ -6,12 +6,14 @@
 #include "source/source.h"
 
 /* Private to src/session: the source's side of one migration, shared by source.c (begin, prepare,
- * finish, confirm) and perform.c (while the stream flows). */
+ * the whole), perform.c (while the stream flows) and finish.c (finish, confirm). */
 
 struct vc_qmp;
 
 /** Downtime limit given to QEMU while reuse makes its estimate of the bandwidth meaningless. */
 #define VC_CAUTIOUS_LIMIT_MS 5
+/** Until WORD is answered, and until QEMU closes a stream that is complete. */
+#define VC_FINISH_TIMEOUT_MS 30000
 
 struct vc_migration {
     const struct vc_source_session *o;
@@ -57,6 +59,16 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
 /** The same for a proxy, which is told by the stream alone. */
 int vc_migration_follow(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
 
+/* ---- finish.c ---- */
+
+/** Records the state durably, if a record was begun; trouble is logged. A store that hangs is not
+ *  waited for: the record says LEAVING then, and an agent that reads it asks QEMU what became of
+ * the migration. */
+void vc_migration_record(struct vc_migration *m, enum vc_handover_state state);
+/** What a generation's manifest says of this migration. */
+void vc_migration_describe(const struct vc_migration *m, struct vc_txn_note *note);
+/** Commits this host's generation, and compares it with the other host's. */
+void vc_migration_commit(struct vc_migration *m);
 /** Records that the VM is the destination's, has it continued there, and records that it was. */
 int vc_migration_give_word(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
 

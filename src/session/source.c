@@ -17,7 +17,6 @@
 #define DEFAULT_LIMIT_MS 300
 /** "Unlimited" for max-bandwidth: 1 TiB/s. */
 #define UNLIMITED_BANDWIDTH (1ull << 40)
-#define WORD_TIMEOUT_MS 30000
 
 static bool is_plaintext(const struct vc_migration *m)
 {
@@ -299,121 +298,12 @@ static void begin_handover(struct vc_migration *m)
     m->recorded = vc_holding_record(&m->holding, &h);
 }
 
-/* ---- finish: the word ---- */
-
-/* A store that hangs is not waited for: the record says LEAVING then, and an agent that reads it
- * asks QEMU what became of the migration. */
-static void record(struct vc_migration *m, enum vc_handover_state state)
-{
-    struct vc_err err = VC_ERR_INIT;
-    struct vc_source_status st;
-
-    vc_source_status(m->pipeline, &st);
-    if (st.store_stuck)
-        vc_log(m->o->log, VC_LOG_ERROR, "the handover is not recorded: the store hangs");
-    else if (m->recorded && vc_handover_set(m->holding.vm, state, &err))
-        vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", &err);
-}
-
-/* The answer to WORD. 0: *done is filled in; anything else: it is not known what it is. */
-static int await_word_done(struct vc_migration *m, struct vc_wire_status *done, struct vc_err *err)
-{
-    bool stays = m->o->suspend || m->user_paused || (m->o->recover && !m->owes_word);
-    struct vc_wire_word_msg word = {.word = stays ? VC_WIRE_WORD_SUSPEND : VC_WIRE_WORD_CONTINUE,
-                                    .session = m->session};
-    struct vc_link_frame *f;
-    int rc = VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, err);
-
-    if (!rc)
-        rc = vc_inbox_get(&m->inbox, WORD_TIMEOUT_MS, &f);
-    if (rc)
-        return rc;
-    rc = f->type == VC_WIRE_WORD_DONE
-             ? vc_wire_status_decode(f->payload, f->bytes, done, err)
-             : vc_err_set(err, VC_E_PROTOCOL, "%s came where WORD_DONE was expected",
-                          vc_wire_type_name(f->type));
-    vc_link_frame_free(f);
-    return rc;
-}
-
-/* The destination's QEMU died before the VM ran there: the one here is the only one. */
-static int take_back(struct vc_migration *m, const char *why, struct vc_err *err)
-{
-    int rc = vc_qmp_simple(m->qmp, "cont", err);
-
-    if (rc)
-        return vc_err_set_hint(err, VC_E_UNSETTLED, "`vecycle resolve` settles it",
-                               "the destination lost the VM (%.80s), and it cannot be continued "
-                               "here",
-                               why);
-    record(m, VC_HANDOVER_SETTLED);
-    return vc_err_set(err, VC_E_DEST_QEMU, "%.160s; the VM runs on here", why);
-}
-
-int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)
-{
-    struct vc_wire_status done = {0};
-
-    record(m, VC_HANDOVER_LEFT); /* if it cannot be recorded, the word counts more */
-    if (await_word_done(m, &done, err))
-        return vc_err_set_hint(
-            err, VC_E_UNSETTLED, "the agent settles it when it can, or `vecycle resolve --retry`",
-            "the migration is complete, but '%.80s' was lost before it confirmed "
-            "that the VM runs",
-            vc_link_peer(m->link));
-    if (done.code == -VC_E_DEST_QEMU && !vc_migration_has_switched(m) && !m->o->recover)
-        return take_back(m, done.text, err);
-    if (done.code)
-        return vc_err_set_hint(err, VC_E_UNSETTLED, "`vecycle resolve` settles it",
-                               "the destination could not continue the VM: %.140s", done.text);
-    if (m->paused_ns)
-        m->result->downtime_ms = (vc_now_ns() - m->paused_ns) / VC_NS_PER_MS;
-    m->word_given = true;
-    record(m, VC_HANDOVER_SETTLED);
-    return 0;
-}
-
-/* ---- confirm: checkpoints ---- */
-
-static void describe(const struct vc_migration *m, struct vc_txn_note *note)
-{
-    struct vc_source_status st;
-
-    vc_source_status(m->pipeline, &st);
-    *note = (struct vc_txn_note){
-        .same_pages = st.pages_same,
-        .data_pages = st.pages_data,
-        .role = 1,
-        .peer = m->result->peer,
-    };
-}
-
-static void commit(struct vc_migration *m)
-{
-    struct vc_session_result *r = m->result;
-    struct vc_txn *txn = vc_source_join(m->pipeline);
-    struct vc_source_status st;
-    struct vc_err err = VC_ERR_INIT;
-    struct vc_txn_note note;
-    uint8_t root[VC_ROOT_BYTES];
-
-    describe(m, &note);
-    vc_source_status(m->pipeline, &st);
-    if (txn && !st.ram_known) { /* the recovery of a postcopy, of which RAM cannot be told */
-        vc_txn_abort(txn);
-    } else if (txn) {
-        r->committed = vc_txn_commit(txn, &note, root, &err) == 0;
-        if (!r->committed)
-            vc_log_err(m->o->log, VC_LOG_WARNING, "no checkpoint is kept here", &err);
-    }
-    vc_session_confirm(m->link, &m->inbox, &m->holding, &m->generation, r->committed ? root : NULL,
-                       &r->confirmed, m->o->log);
-}
+/* ---- the whole ---- */
 
 /* Waits until QEMU has closed the stream behind `completed`. */
 static void await_stream_end(struct vc_migration *m)
 {
-    uint64_t deadline = vc_now_ns() + WORD_TIMEOUT_MS * VC_NS_PER_MS;
+    uint64_t deadline = vc_now_ns() + VC_FINISH_TIMEOUT_MS * VC_NS_PER_MS;
     struct vc_source_status st;
 
     for (;;) {
@@ -429,8 +319,6 @@ static void await_stream_end(struct vc_migration *m)
         vc_source_abort(m->pipeline, &err);
     }
 }
-
-/* ---- the whole ---- */
 
 static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
 {
@@ -476,7 +364,7 @@ static int wind_up(struct vc_migration *m, int rc, struct vc_err *err)
             VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, &ignored))
             vc_log(m->o->log, VC_LOG_DEBUG, "the destination does not hear of the end");
         if (m->recorded && !m->completed)
-            record(m, VC_HANDOVER_SETTLED);
+            vc_migration_record(m, VC_HANDOVER_SETTLED);
     }
     if (m->link)
         vc_link_fail(m->link, err);
@@ -509,7 +397,7 @@ static void keep(struct vc_migration *m, const struct vc_err *why)
     struct vc_txn_note note;
 
     vc_source_abort(m->pipeline, why);
-    describe(m, &note);
+    vc_migration_describe(m, &note);
     vc_session_keep(vc_source_join(m->pipeline), &note, m->o->log);
 }
 
@@ -542,7 +430,7 @@ static int run(struct vc_migration *m, struct vc_err *err)
     m->result->phase = VC_PHASE_COMMIT;
     vc_migration_report(m);
     await_stream_end(m);
-    commit(m);
+    vc_migration_commit(m);
     return 0;
 }
 
