@@ -16,8 +16,9 @@
 #define MAX_LISTENERS 8
 #define MAX_SESSIONS 64
 /* Beside these, peers and clients that have not got past the opening, TLS handshake included, which
- * takes an honest one a moment: whoever fills all places must keep coming back faster than that. */
-#define MAX_UNOPENED 16
+ * takes an honest one a moment: whoever fills all places must keep coming back faster than that. As
+ * many as may run can come at once, when a host is evacuated, and none of them is sent away. */
+#define MAX_UNOPENED MAX_SESSIONS
 
 struct agent;
 

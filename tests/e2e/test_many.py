@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from vctest.gate import SHUT, Gate
+from vctest.gate import HELLO, SHUT, Gate
 from vctest.proc import wait_for
 from vctest.qemu import Qemu, new_uuid
 
 MANY = 32
 RAM_MIB, USED_MIB = 16, 8
-DESTINATION = False
+SOURCE, DESTINATION = True, False
 MIB = 1 << 20
 # docs/internals/threads.md, "What a session takes": these VMs' streams fill no queue.
 AGENT_BYTES = 32 * MIB
@@ -74,15 +74,21 @@ def many(fleet, tmp_path):
     f.gate.close()
 
 
+def wait_held(f, started):
+    wait_for(lambda: f.gate.n_held == MANY or not all(p.alive() for p, _ in started), 120,
+             "all to have come to the same point")
+    assert f.gate.n_held == MANY, [p.messages() for p, _ in started if not p.alive()]
+
+
 def test_many_sessions_at_once_arrive_in_bounded_memory_and_leave_nothing(many):
     f = many
     before = counts(f)
-    f.gate.hold(SHUT, DESTINATION)  # so that the last one meets the first one
+    f.gate.hold(HELLO, SOURCE)  # so that none is past the opening before all have come
     started = [f.vecycle().start_migrate(vm.source, f.gate.address, vm.name, ["--dead-peer", "60"])
                for vm in f.vms]
-    wait_for(lambda: f.gate.n_held == MANY or not all(p.alive() for p, _ in started), 120,
-             "all to be on their way at once")
-    assert f.gate.n_held == MANY, [p.messages() for p, _ in started if not p.alive()]
+    wait_held(f, started)
+    f.gate.hold(SHUT, DESTINATION)  # so that the last one meets the first one
+    wait_held(f, started)
     during = counts(f)
     for (fds, threads), (fds_then, threads_then) in zip(before, during):
         assert fds_then >= fds + MANY and threads_then >= threads + MANY

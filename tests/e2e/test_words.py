@@ -335,7 +335,7 @@ def test_a_destination_that_never_accepts(fleet, cancel):
 def test_idle_connections_do_not_shut_others_out(gated):
     f = gated()
     idle = []
-    for path in [f.vecycles[1].address.removeprefix("unix:"), f.vecycles[0].control] * 30:
+    for path in [f.vecycles[1].address.removeprefix("unix:"), f.vecycles[0].control] * 70:
         s = socket.socket(socket.AF_UNIX)
         s.connect(path)
         idle.append(s)

@@ -40,6 +40,7 @@ class Gate:
         self.held = None        # (frame types, from the source?) that do not get through now
         self.aside = False
         self.n_held = 0         # connections on which such a frame waits
+        self.n_holds = 0
         self.pings = {True: 0, False: 0}  # that got through, from the source and to it; 2 s apart
         self.is_held = threading.Event()
         self.changed = threading.Condition()
@@ -61,6 +62,8 @@ class Gate:
         self.aside = aside
         with self.changed:
             self.held = frame_types if isinstance(frame_types, set) else {frame_types}, from_source
+            self.n_holds += 1
+            self.n_held = 0
             self.changed.notify_all()
 
     def release(self):
@@ -128,10 +131,11 @@ class Gate:
                 self.is_held.set()
                 if self.aside:
                     return False
+                mine = self.n_holds
                 self.n_held += 1
-                while self._is_held(kind, body, from_source):
+                while mine == self.n_holds and self._is_held(kind, body, from_source):
                     self.changed.wait()
-                self.n_held -= 1
+                self.n_held -= mine == self.n_holds
         return True
 
     def _carry(self, source, sink, from_source):
