@@ -58,10 +58,12 @@ def test_a_guest_that_dirties_memory_hard_stays_consistent(fleet, namespaces):
 def test_the_boot_sector_finds_its_memory_right_all_the_way(fleet):
     f = fleet()
     f.boot_selfcheck(delay=2000)
+    # What the guest writes must not keep a busy machine from ever coming to an end.
+    limit = ["--downtime-limit", "5000"]
     for to in 1, 0, 1:
-        f.migrate(to, compare=False)
+        f.migrate(to, limit, compare=False)
         f.guest.wait_passes(3)
-    r = f.migrate(0)
+    r = f.migrate(0, limit)
     assert r["confirmed"]
     f.check_guest()
 

@@ -20,6 +20,7 @@ def proxied(f, to, tee=False, wait=True):
         uri = src.path("tee.sock")
         relays.insert(0, Relay(uri, listen))
     f.qemu.migrate_plain(f"unix:{uri}")
+    f.qemu.let_converge()
     f.qemu.wait_migrated()
     assert p.wait() == 0, p.messages()
     for r in relays:

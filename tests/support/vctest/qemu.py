@@ -89,6 +89,16 @@ class Qemu:
             return info if info["status"] == "completed" else None
         return wait_for(done, timeout, f"{self.name} to be migrated")
 
+    def let_converge(self, rounds=2):
+        """After so many rounds, whatever the guest writes meanwhile: a machine that has much else to
+        do moves memory slower than a guest dirties it."""
+        def done():
+            info = self.qmp.execute("query-migrate")
+            return (info["status"] in ("completed", "failed")
+                    or info.get("ram", {}).get("dirty-sync-count", 0) > rounds)
+        wait_for(done, 120, f"{self.name} to be migrated for {rounds} rounds")
+        self.qmp.execute("migrate-set-parameters", downtime_limit=60000)
+
     def stop(self):
         self.serial.close()
         self.qmp.close()
