@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "source/reuse.h"
 
-/* Of the destination's time: its disk is waited for; it could read twice as much. */
+/* Of the destination's time: its disk is waited for. */
 #define WAITED_FOR 0.8
-#define HALF_IDLE 0.45
+/* Of its disk's time twice as much may take, to be tried. */
+#define IN_TIME 0.9
 /* So much faster must it be to read less. The first time that gives up half of what reuse saves. */
 #define WORTH_HALF 1.5
 #define WORTH 1.15
 /* So fast must it be still if more is read, which saves bytes. */
 #define NO_SLOWER 0.95
+/* So many windows may an attempt to read less take, while the disk is waited for still. */
+#define MAX_WINDOWS 3
 
 enum { LESS, MORE };
 
@@ -60,39 +63,69 @@ static bool is_later(const struct vc_wire_reads *m, const struct vc_wire_reads *
            m->content_bytes >= before->content_bytes;
 }
 
-/* What a window has shown. @reading: part of the time. */
-static void judge(struct vc_reuse *r, uint64_t now_ns, double reading, double rate)
+/* How fast the disk is: what it did lately counts more. */
+static void note_reading(struct vc_reuse *r, const struct vc_wire_reads *from,
+                         const struct vc_wire_reads *to)
 {
-    if (r->before)
+    r->read_bytes = r->read_bytes / 2 + (double)(to->bytes - from->bytes);
+    r->read_ns = r->read_ns / 2 + (double)(to->reading_ns - from->reading_ns);
+}
+
+/* Whether twice as much could be read without being waited for, at this rate. */
+static bool could_read_more(const struct vc_reuse *r, double rate)
+{
+    double disk = r->read_bytes * 1e9 / r->read_ns;
+
+    return r->share < VC_REUSE_ALL && rate * 2 * r->share / VC_REUSE_ALL < disk * IN_TIME;
+}
+
+/* What a window up to @m has shown. False: it says too little, and goes on. */
+static bool judge(struct vc_reuse *r, uint64_t now_ns, const struct vc_wire_reads *m)
+{
+    double elapsed = (double)(m->elapsed_ns - r->begun.elapsed_ns);
+    double reading = (double)(m->reading_ns - r->begun.reading_ns) / elapsed;
+    double rate = (double)(m->content_bytes - r->begun.content_bytes) * 1e9 / elapsed;
+
+    if (r->before) {
+        /* The disk is what is waited for, so the link could take more: only chance says that less
+         * to read is no faster. */
+        if (r->share < r->before && reading > WAITED_FOR && !pays(r, rate) &&
+            ++r->windows < MAX_WINDOWS)
+            return false;
         end_attempt(r, now_ns, rate);
+    }
+    note_reading(r, &r->begun, m);
     if (r->settling)
-        return;
+        return true;
     if (reading > WAITED_FOR && r->share > 1 && now_ns >= r->held_until_ns[LESS])
         attempt(r, r->share / 2, rate);
-    else if (reading < HALF_IDLE && r->share < VC_REUSE_ALL && now_ns >= r->held_until_ns[MORE])
+    else if (could_read_more(r, rate) && now_ns >= r->held_until_ns[MORE])
         attempt(r, r->share * 2, rate);
+    return true;
 }
 
 bool vc_reuse_report(struct vc_reuse *r, uint64_t now_ns, const struct vc_wire_reads *m)
 {
-    uint64_t elapsed, bytes;
-    double reading;
     bool settling = r->settling;
+    unsigned times = r->windows + 1;
+    uint64_t bytes;
 
     if (!is_later(m, &r->last))
         return false;
     r->last = *m;
-    elapsed = m->elapsed_ns - r->begun.elapsed_ns;
+    if (!r->begun.elapsed_ns) /* before, it had yet to begin */
+        r->begun = *m;
     bytes = m->content_bytes - r->begun.content_bytes;
-    reading = (double)(m->reading_ns - r->begun.reading_ns);
-    if (bytes < (settling ? VC_REUSE_UNDER_WAY_BYTES : VC_REUSE_WINDOW_BYTES) ||
-        (!settling && elapsed < VC_REUSE_WINDOW_NS))
+    if (settling ? bytes < VC_REUSE_UNDER_WAY_BYTES
+                 : bytes < times * VC_REUSE_WINDOW_BYTES ||
+                       m->elapsed_ns - r->begun.elapsed_ns < times * VC_REUSE_WINDOW_NS)
         return true;
-    r->begun = *m;
     if (settling)
         r->settling = false;
-    else
-        judge(r, now_ns, reading / (double)elapsed, (double)bytes * 1e9 / (double)elapsed);
+    else if (!judge(r, now_ns, m))
+        return true;
+    r->windows = 0;
+    r->begun = *m;
     return true;
 }
 
