@@ -34,6 +34,7 @@ struct vc_dst_batch {
     struct vc_queue_node emit_node; /* first */
     struct vc_queue_node record_node;
     atomic_uint refs;
+    struct vc_dst_batch *next; /* while it waits in the resolving stage */
 
     bool is_eof;              /* not a batch: the source's stream ends here */
     const struct vc_ram *ram; /* NULL before BLOCKS */

@@ -134,6 +134,8 @@ int vc_dest_start(const struct vc_dest_options *o, struct vc_dest **out, struct 
     }
     d->o = *o;
     d->qemu_fd = -1;
+    if (o->gen)
+        vc_gen_read_sparsely(o->gen);
     vc_dst_channel_init(&d->side);
     pthread_mutex_init(&d->mu, NULL);
     vc_cond_init(&d->changed);

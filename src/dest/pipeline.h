@@ -14,9 +14,9 @@
 #include "store/recorder.h"
 
 /* Private to src/dest: the object that the stages share. The stages are receive.c (link to queue),
- * resolve.c (frames to verified batches), emit.c (batches to QEMU, and QEMU's return path),
- * record.c (batches to the store), announce.c (what this host has); channel.c has a connection to
- * QEMU to itself. */
+ * resolve.c, with ahead.c and repair.c (frames to verified batches), emit.c (batches to QEMU, and
+ * QEMU's return path), record.c (batches to the store), announce.c (what this host has); channel.c
+ * has a connection to QEMU to itself. */
 
 /** Verified stream bytes that may wait for QEMU, and for the disk. */
 #define VC_DEST_EMIT_BYTES (8u << 20)

@@ -4,8 +4,8 @@
 
 #include "base/bytes.h"
 #include "base/clock.h"
-#include "dest/pipeline.h"
-#include "dest/reads.h"
+#include "dest/resolve.h"
+#include "digest/digest.h"
 #include "link/link.h"
 #include "link/seal.h"
 
@@ -18,127 +18,14 @@
  * that this side would rebuild something else than the source read: the batch is asked for again,
  * self-contained; if that fails too, there is nothing left to trust. */
 
-struct resolve {
-    struct vc_dest *d;
-    struct vc_digester *pages, *seals;
-    struct vc_wire_codec *codec;
-    struct vc_buf prefix;  /* old pages of a batch */
-    struct vc_digest seal; /* of the last batch */
-    uint64_t next_seq, position;
-    struct vc_dst_reads reads;
-    bool have_ram;
-    int map[VC_MAX_BLOCKS]; /* block of the stream -> block of the base generation, or -1 */
-    struct vc_err err;
-};
-
 #define DIGEST_GROUP 64
-/** How many dead-peer times the answer to REPAIR or RESEND may take: a batch on a slow link. */
-#define ANSWER_DEAD_PEER_TIMES 6u
-
-/* ---- asking the source ---- */
-
-static void await(struct vc_dest *d, uint64_t seq)
-{
-    VC_LOCKED(&d->mu);
-
-    d->awaited_seq = seq;
-    if (!seq) {
-        vc_link_frame_free(d->mail);
-        d->mail = NULL;
-    }
-    pthread_cond_broadcast(&d->changed);
-}
-
-/* 0; VC_CLOSED: the pipeline is torn down; VC_E_PEER_LOST: the source lives, but does not answer.
- * Answers pass everything else on the wire, so that a time can be named. */
-static int next_mail(struct resolve *r, struct vc_link_frame **out)
-{
-    struct vc_dest *d = r->d;
-    uint32_t limit_ms = ANSWER_DEAD_PEER_TIMES * vc_link_dead_peer_ms(d->o.link);
-    uint64_t deadline = vc_now_ns() + limit_ms * VC_NS_PER_MS;
-    VC_LOCKED(&d->mu);
-
-    while (!d->mail && !d->stop)
-        if (!vc_cond_wait_until(&d->changed, &d->mu, deadline) && !d->mail && !d->stop)
-            return vc_err_set(&r->err, VC_E_PEER_LOST,
-                              "peer '%s' has not answered a request for %u ms",
-                              vc_link_peer(d->o.link), limit_ms);
-    if (d->stop)
-        return VC_CLOSED;
-    *out = d->mail;
-    d->mail = NULL;
-    pthread_cond_broadcast(&d->changed);
-    return 0;
-}
-
-/* Puts the pages of one REPAIRED frame in place; *left counts down. */
-static int take_repair(struct resolve *r, struct vc_dst_batch *b, const struct vc_link_frame *f,
-                       const uint32_t *asked, uint32_t n_asked, uint32_t *left)
-{
-    uint32_t page_bytes = b->ram->page_bytes;
-    struct vc_wire_repaired m;
-    int rc;
-
-    if (f->type != VC_WIRE_REPAIRED)
-        return vc_err_set(&r->err, VC_E_PROTOCOL, "a batch was sent again instead of repaired");
-    rc = vc_wire_repaired_decode(f->payload, f->bytes, page_bytes, &m, &r->err);
-    if (rc)
-        return rc;
-    for (uint32_t i = 0; i < m.n; i++) {
-        const uint8_t *entry = m.entries + (size_t)i * (4 + page_bytes);
-        uint32_t ordinal = (uint32_t)vc_load_le(entry, 4);
-        uint32_t next = n_asked - *left;
-        struct vc_dst_page *p;
-
-        if (!*left || asked[next] != ordinal)
-            return vc_err_set(&r->err, VC_E_PROTOCOL, "REPAIRED: page %u was not asked for",
-                              ordinal);
-        p = &b->pages[ordinal];
-        memcpy((uint8_t *)p->content, entry + 4, page_bytes); /* room in b->same */
-        p->same = false;
-        --*left;
-        rc = vc_digest_pages(r->pages, &p->content, 1, page_bytes, &p->digest, &r->err);
-        if (rc)
-            return rc;
-    }
-    return 0;
-}
-
-/* Asks for the pages with these ordinals, and waits for them. */
-static int repair(struct resolve *r, struct vc_dst_batch *b, const uint32_t *ordinals, uint32_t n)
-{
-    struct vc_link_frame *ask = vc_link_frame_new(VC_WIRE_REPAIR, 0, 12 + 4 * n);
-    struct vc_writer w;
-    uint32_t left = n;
-    int rc = 0;
-
-    if (!ask)
-        return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a repair");
-    vc_log(r->d->o.log, VC_LOG_WARNING,
-           "%u pages of the checkpoint are damaged and are fetched from the source", n);
-    w = vc_writer(ask->payload, ask->bytes);
-    vc_wire_repair_encode(&w, b->h.seq, ordinals, n);
-    await(r->d, b->h.seq);
-    if (vc_link_send(r->d->o.link, ask, true))
-        rc = VC_CLOSED;
-    while (!rc && left) {
-        vc_auto_frame struct vc_link_frame *f = NULL;
-
-        rc = next_mail(r, &f);
-        if (!rc)
-            rc = take_repair(r, b, f, ordinals, n, &left);
-    }
-    await(r->d, 0);
-    vc_count(&r->d->n.repaired_pages, n - left);
-    return rc;
-}
 
 /* ---- pages of the base generation ---- */
 
 /* Reads the pages that a run refers to. *digests (may be NULL): what the index has of them. 0;
  * VC_E_PROTOCOL: the base generation does not hold them; VC_MISMATCH: the store does not give them.
  */
-static int read_base(struct resolve *r, const struct vc_wire_run *run, uint8_t *to,
+static int read_base(struct vc_dst_resolve *r, const struct vc_wire_run *run, uint8_t *to,
                      struct vc_digest *digests)
 {
     const struct vc_gen *gen = r->d->o.gen;
@@ -166,7 +53,7 @@ static int read_base(struct resolve *r, const struct vc_wire_run *run, uint8_t *
 
 /* Reads the pages of a *same* run and notes their digests as the index has them. What cannot be
  * read is left as zeroes, whose digest is no page's in an index, so that it will be repaired. */
-static int read_same(struct resolve *r, struct vc_dst_batch *b, const struct vc_dst_run *run,
+static int read_same(struct vc_dst_resolve *r, struct vc_dst_batch *b, const struct vc_dst_run *run,
                      struct vc_digest *expected)
 {
     uint8_t *to = (uint8_t *)b->pages[run->first].content;
@@ -179,7 +66,7 @@ static int read_same(struct resolve *r, struct vc_dst_batch *b, const struct vc_
 }
 
 /* Reads what a delta was made against, and expands it. VC_MISMATCH: it cannot be, here. */
-static int undelta(struct resolve *r, struct vc_dst_batch *b)
+static int undelta(struct vc_dst_resolve *r, struct vc_dst_batch *b)
 {
     size_t bytes = (size_t)b->n_old * b->ram->page_bytes, n = 0;
     struct vc_err err = VC_ERR_INIT;
@@ -210,7 +97,7 @@ struct group {
     uint32_t at[DIGEST_GROUP], n;
 };
 
-static int digest_group(struct resolve *r, struct vc_dst_batch *b, struct group *g)
+static int digest_group(struct vc_dst_resolve *r, struct vc_dst_batch *b, struct group *g)
 {
     struct vc_digest digests[DIGEST_GROUP];
     int rc = vc_digest_pages(r->pages, g->contents, g->n, b->ram->page_bytes, digests, &r->err);
@@ -222,7 +109,7 @@ static int digest_group(struct resolve *r, struct vc_dst_batch *b, struct group 
 }
 
 /* Digests all pages of the batch, those of zeroes apart. */
-static int digest_all(struct resolve *r, struct vc_dst_batch *b)
+static int digest_all(struct vc_dst_resolve *r, struct vc_dst_batch *b)
 {
     struct group g = {.n = 0};
     int rc = 0;
@@ -243,7 +130,8 @@ static int digest_all(struct resolve *r, struct vc_dst_batch *b)
 }
 
 /* Compares what was read with what the index says, and has the rest repaired. */
-static int check_same(struct resolve *r, struct vc_dst_batch *b, const struct vc_digest *expected)
+static int check_same(struct vc_dst_resolve *r, struct vc_dst_batch *b,
+                      const struct vc_digest *expected)
 {
     vc_auto_free uint32_t *bad = NULL;
     uint32_t n = 0;
@@ -255,10 +143,10 @@ static int check_same(struct resolve *r, struct vc_dst_batch *b, const struct vc
             return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a repair");
         bad[n++] = i;
     }
-    return n ? repair(r, b, bad, n) : 0;
+    return n ? vc_dst_repair(r, b, bad, n) : 0;
 }
 
-static int resolve_same(struct resolve *r, struct vc_dst_batch *b)
+static int resolve_same(struct vc_dst_resolve *r, struct vc_dst_batch *b)
 {
     vc_auto_free struct vc_digest *expected = NULL;
     int rc = 0;
@@ -278,20 +166,13 @@ static int resolve_same(struct resolve *r, struct vc_dst_batch *b)
 
 /* ---- batches ---- */
 
-/* Parses, fills in and seals one BATCH frame, which is taken. 0: the seal is right; VC_MISMATCH. */
-static int build(struct resolve *r, struct vc_link_frame *f, struct vc_dst_batch **out)
+/* Fills a batch in and checks its seal. 0: it is right; VC_MISMATCH. */
+static int build(struct vc_dst_resolve *r, struct vc_dst_batch *b)
 {
-    struct vc_dst_batch *b = vc_dst_batch_new();
     struct vc_digest seal;
-    int rc;
+    int rc = 0;
 
-    if (!b) {
-        vc_link_frame_free(f);
-        return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
-    }
-    rc = vc_dst_batch_parse(b, f, r->have_ram ? &r->d->ram : NULL, r->d->o.features, r->codec,
-                            &r->err);
-    if (!rc && (b->h.seq != r->next_seq || b->h.position != r->position))
+    if (b->h.seq != r->next_seq || b->h.position != r->position)
         rc = vc_err_set(&r->err, VC_E_PROTOCOL, "BATCH: number %llu at %llu, expected %llu at %llu",
                         (unsigned long long)b->h.seq, (unsigned long long)b->h.position,
                         (unsigned long long)r->next_seq, (unsigned long long)r->position);
@@ -303,40 +184,23 @@ static int build(struct resolve *r, struct vc_link_frame *f, struct vc_dst_batch
         rc = vc_dst_batch_seal(b, r->seals, &r->seal, &seal, &r->err);
     if (!rc && memcmp(seal.b, b->h.seal, sizeof(seal.b)) != 0)
         rc = VC_MISMATCH;
-    if (rc) {
-        vc_dst_batch_unref(b);
-        return rc;
-    }
-    r->seal = seal;
-    *out = b;
-    return 0;
+    if (!rc)
+        r->seal = seal;
+    return rc;
 }
 
-/* The batch once more, without references. */
-static int build_again(struct resolve *r, struct vc_dst_batch **out)
+/* The batch once more, without references, in the place of *b. */
+static int build_again(struct vc_dst_resolve *r, struct vc_dst_batch **b)
 {
-    uint8_t payload[8];
     struct vc_link_frame *f;
     int rc;
 
-    vc_log(r->d->o.log, VC_LOG_WARNING, "batch %llu failed its seal and is asked for again",
-           (unsigned long long)r->next_seq);
-    vc_store_le(payload, r->next_seq, 8);
-    await(r->d, r->next_seq);
-    if (vc_link_send_small(r->d->o.link, VC_WIRE_RESEND, 0, payload, sizeof(payload))) {
-        await(r->d, 0);
-        return VC_CLOSED;
-    }
-    rc = next_mail(r, &f);
-    await(r->d, 0);
-    if (rc)
-        return rc;
-    if (f->type != VC_WIRE_BATCH) {
-        vc_link_frame_free(f);
-        return vc_err_set(&r->err, VC_E_PROTOCOL, "a page was sent instead of a batch");
-    }
-    vc_count(&r->d->n.resent_batches, 1);
-    rc = build(r, f, out);
+    vc_dst_batch_unref(vc_steal_ptr(*b));
+    rc = vc_dst_ask_again(r, &f);
+    if (!rc)
+        rc = vc_dst_parse(r, f, b);
+    if (!rc)
+        rc = build(r, *b);
     return rc != VC_MISMATCH
                ? rc
                : vc_err_set_hint(&r->err, VC_E_SEAL, "the checkpoints are dropped; migrate again",
@@ -389,15 +253,17 @@ static int pass_on(struct vc_dest *d, struct vc_dst_batch *b)
     return 0;
 }
 
-static int on_batch(struct resolve *r, struct vc_link_frame *f)
+/* Takes the batch. */
+static int on_batch(struct vc_dst_resolve *r, struct vc_dst_batch *b)
 {
-    struct vc_dst_batch *b;
-    int rc = build(r, f, &b);
+    int rc = build(r, b);
 
     if (rc == VC_MISMATCH)
         rc = build_again(r, &b);
-    if (rc)
+    if (rc) {
+        vc_dst_batch_unref(b);
         return rc;
+    }
     r->next_seq++;
     r->position += b->h.stream_bytes;
     r->reads.now.content_bytes += b->ram ? (uint64_t)b->n_pages * b->ram->page_bytes : 0;
@@ -405,7 +271,7 @@ static int on_batch(struct resolve *r, struct vc_link_frame *f)
     return pass_on(r->d, b);
 }
 
-static int on_blocks(struct resolve *r, const struct vc_link_frame *f)
+static int on_blocks(struct vc_dst_resolve *r, const struct vc_link_frame *f)
 {
     struct vc_dest *d = r->d;
     int rc;
@@ -425,45 +291,30 @@ static int on_blocks(struct resolve *r, const struct vc_link_frame *f)
     return 0;
 }
 
-/* Takes the frame. */
-static int on_frame(struct resolve *r, struct vc_link_frame *f)
+static int on_eof(struct vc_dst_resolve *r)
 {
-    struct vc_dst_batch *eof;
-    int rc = 0;
+    struct vc_dst_batch *eof = vc_dst_batch_new();
 
-    switch (f->type) {
-    case VC_WIRE_BATCH:
-        return on_batch(r, f);
-    case VC_WIRE_BLOCKS:
-        rc = on_blocks(r, f);
-        break;
-    default: /* EOF */
-        eof = vc_dst_batch_new();
-        if (!eof) {
-            rc = vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
-            break;
-        }
-        eof->is_eof = true;
-        rc = pass_on(r->d, eof);
-        break;
-    }
-    vc_link_frame_free(f);
-    return rc;
+    if (!eof)
+        return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
+    eof->is_eof = true;
+    return pass_on(r->d, eof);
 }
 
-static int next_frame(struct resolve *r, struct vc_queue_node **node)
+static int take_one(struct vc_dst_resolve *r)
 {
-    uint64_t begun = vc_now_ns();
-    int rc = vc_queue_pop(&r->d->frames, UINT64_MAX, node);
+    vc_auto_frame struct vc_link_frame *f = NULL;
+    struct vc_dst_batch *b;
+    int rc = vc_dst_next(r, &b, &f);
 
-    if (r->reads.begun_ns)
-        r->reads.now.waiting_ns += vc_now_ns() - begun;
-    else if (r->have_ram)
-        r->reads.begun_ns = vc_now_ns();
-    return rc;
+    if (rc)
+        return rc;
+    if (b)
+        return on_batch(r, b);
+    return f->type == VC_WIRE_BLOCKS ? on_blocks(r, f) : on_eof(r);
 }
 
-static int prepare(struct resolve *r)
+static int prepare(struct vc_dst_resolve *r)
 {
     const struct vc_dest_options *o = &r->d->o;
     int rc = vc_digester_new(o->lineage.algo, VC_DIGEST_PAGE, o->lineage.key, &r->pages, &r->err);
@@ -477,13 +328,12 @@ static int prepare(struct resolve *r)
 
 void *vc_dest_resolve_main(void *arg)
 {
-    struct resolve r = {.d = arg, .next_seq = 1, .err = VC_ERR_INIT};
-    struct vc_queue_node *node;
+    struct vc_dst_resolve r = {.d = arg, .next_seq = 1, .err = VC_ERR_INIT};
     int rc = prepare(&r);
 
-    while (!rc && next_frame(&r, &node) == 0) {
-        rc = on_frame(&r, (struct vc_link_frame *)node);
-        if (r.d->o.features & VC_WIRE_FEATURE_READS)
+    while (!rc) {
+        rc = take_one(&r);
+        if (!rc && (r.d->o.features & VC_WIRE_FEATURE_READS))
             vc_dst_reads_tell(&r.reads, r.d->o.link);
     }
     if (rc < 0) {
@@ -496,5 +346,6 @@ void *vc_dest_resolve_main(void *arg)
     vc_digester_free(r.seals);
     vc_wire_codec_free(r.codec);
     free(r.prefix.p);
+    vc_dst_drop_ahead(&r);
     return NULL;
 }

@@ -36,10 +36,10 @@
 struct vc_reuse {
     unsigned
         share; /* 1..VC_REUSE_ALL: a little is always read, so that it shows how fast that is */
-    unsigned before;    /* what it was before the attempt that is going on; 0: none is */
-    double rate_before; /* contents in bytes/s, then */
-    unsigned windows;   /* that an attempt has taken already */
-    bool settling;      /* what comes was decided upon before `share` changed */
+    unsigned before;            /* what it was before the attempt that is going on; 0: none is */
+    double rate_before;         /* contents in bytes/s, then */
+    unsigned windows;           /* that an attempt has taken already */
+    bool settling;              /* what comes was decided upon before `share` changed */
     double read_bytes, read_ns; /* lately, by the disk */
     uint64_t held_until_ns[2], hold_ns[2]; /* attempts to read less, and more */
     struct vc_wire_reads last, begun;      /* the last report, and that at the window's begin */

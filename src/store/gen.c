@@ -120,23 +120,32 @@ enum vc_page_state vc_gen_lookup(const struct vc_gen *g, uint32_t block, struct 
     return (enum vc_page_state)g->index.state[i];
 }
 
+/* How many of n pages, one at least, lie in a row in one file: at *at of *layer. */
+static size_t extent(const struct vc_index *ix, uint32_t block, uint64_t page, size_t n,
+                     uint32_t *layer, uint64_t *at)
+{
+    uint32_t next_layer;
+    size_t k = 1;
+
+    *at = vc_index_offset(ix, block, page, layer);
+    while (k < n &&
+           vc_index_offset(ix, block, page + k, &next_layer) == *at + k * ix->ram.page_bytes &&
+           next_layer == *layer)
+        k++;
+    return k;
+}
+
 int vc_gen_read(const struct vc_gen *g, uint32_t block, struct vc_page page, size_t n, uint8_t *buf,
                 struct vc_err *err)
 {
-    const struct vc_index *ix = &g->index;
-    uint32_t page_bytes = ix->ram.page_bytes;
+    uint32_t page_bytes = g->index.ram.page_bytes;
 
     for (size_t i = 0; i < n;) {
-        uint32_t layer, next_layer;
-        uint64_t at = vc_index_offset(ix, block, page.n + i, &layer);
-        size_t k = 1;
-        int rc;
+        uint32_t layer;
+        uint64_t at;
+        size_t k = extent(&g->index, block, page.n + i, n - i, &layer, &at);
+        int rc = g->io->read(g->io, g->fds[layer], buf + i * page_bytes, k * page_bytes, at);
 
-        while (i + k < n &&
-               vc_index_offset(ix, block, page.n + i + k, &next_layer) == at + k * page_bytes &&
-               next_layer == layer)
-            k++;
-        rc = g->io->read(g->io, g->fds[layer], buf + i * page_bytes, k * page_bytes, at);
         if (rc == 0)
             return vc_err_set(err, VC_E_CORRUPT, "a checkpoint file is cut off");
         if (rc < 0)
@@ -144,6 +153,45 @@ int vc_gen_read(const struct vc_gen *g, uint32_t block, struct vc_page page, siz
         i += k;
     }
     return 0;
+}
+
+/* More may be left undone in one call: as much as the device reads ahead, by default
+ * (mm/readahead.c, force_page_cache_ra(); Documentation/ABI/stable/sysfs-block, read_ahead_kb). */
+#define PREFETCH_BYTES (128u << 10)
+
+void vc_gen_prefetch(const struct vc_gen *g, uint32_t block, struct vc_page page, uint64_t n)
+{
+    const struct vc_index *ix = &g->index;
+    uint64_t pages = vc_ram_block_pages(&ix->ram, block), end, p;
+
+    if (page.n >= pages)
+        return;
+    end = page.n + VC_MIN(n, pages - page.n);
+    for (p = page.n; p < end;) {
+        uint32_t layer;
+        uint64_t at;
+        size_t k = 0, bytes;
+
+        while (p + k < end && vc_gen_lookup(g, block, vc_page(p + k), NULL) == VC_PAGE_HELD)
+            k++;
+        if (!k) {
+            p++;
+            continue;
+        }
+        k = extent(ix, block, p, k, &layer, &at);
+        p += k;
+        bytes = k * ix->ram.page_bytes;
+        for (size_t i = 0; i < bytes; i += PREFETCH_BYTES)
+            posix_fadvise(g->fds[layer], (off_t)(at + i),
+                          (off_t)VC_MIN(bytes - i, (size_t)PREFETCH_BYTES), POSIX_FADV_WILLNEED);
+    }
+}
+
+void vc_gen_read_sparsely(const struct vc_gen *g)
+{
+    for (size_t k = 0; k < VC_STORE_MAX_LAYERS; k++)
+        if (g->fds[k] >= 0)
+            posix_fadvise(g->fds[k], 0, 0, POSIX_FADV_RANDOM);
 }
 
 /* ---- verifying ---- */

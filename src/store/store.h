@@ -145,6 +145,14 @@ enum vc_page_state vc_gen_lookup(const struct vc_gen *g, uint32_t block, struct 
 int vc_gen_read(const struct vc_gen *g, uint32_t block, struct vc_page page, size_t n, uint8_t *buf,
                 struct vc_err *err) VC_NODISCARD;
 
+/** Has the kernel begin to read those of n consecutive pages that are HELD, if there are so many.
+ *  A hint: nothing is waited for, or fails. Any thread. */
+void vc_gen_prefetch(const struct vc_gen *g, uint32_t block, struct vc_page page, uint64_t n);
+/** From now on vc_gen_read() reads what it is asked for and no more: the kernel does not read
+ *  ahead, which on a slow disk is time lost where not all pages in a row are wanted. To be called
+ *  before the first page is read. Any thread. */
+void vc_gen_read_sparsely(const struct vc_gen *g);
+
 /* ---- writing a generation ---- */
 
 /** Begins a new generation of a VM opened with WRITE or CREATE. @id: zero is VC_E_STORE. @base:

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "base/clock.h"
+#include "dest/resolve.h"
+#include "link/link.h"
+
+/* Frames are taken some way ahead of what is done with them, as far as they are there, and the disk
+ * is told what they refer to: it reads that, in the order of the stream, while batches before are
+ * digested. The kernel's own reading ahead is off (vc_gen_read_sparsely()): it would read what is
+ * sent as well. */
+
+/* Stream bytes of the batches that are taken ahead. */
+#define AHEAD_BYTES (4u << 20)
+
+int vc_dst_parse(struct vc_dst_resolve *r, struct vc_link_frame *f, struct vc_dst_batch **out)
+{
+    struct vc_dst_batch *b = vc_dst_batch_new();
+    int rc;
+
+    if (!b) {
+        vc_link_frame_free(f);
+        return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
+    }
+    rc = vc_dst_batch_parse(b, f, r->have_ram ? &r->d->ram : NULL, r->d->o.features, r->codec,
+                            &r->err);
+    if (rc)
+        vc_dst_batch_unref(b);
+    else
+        *out = b;
+    return rc;
+}
+
+/* Has the disk begin with what the batch refers to. Whether that is there is checked later. */
+static void prefetch(const struct vc_dst_resolve *r, const struct vc_dst_batch *b)
+{
+    const struct vc_gen *gen = r->d->o.gen;
+
+    if (!gen || !(b->n_same || b->n_old))
+        return;
+    for (uint32_t i = 0; i < b->n_runs; i++) {
+        const struct vc_wire_run *run = &b->runs[i].run;
+
+        if ((run->kind == VC_RUN_SAME || run->old) && r->map[run->block] >= 0)
+            vc_gen_prefetch(gen, (uint32_t)r->map[run->block], run->page, run->count);
+    }
+}
+
+static int append(struct vc_dst_resolve *r, struct vc_link_frame *f)
+{
+    struct vc_dst_batch *b;
+    int rc;
+
+    if (f->type != VC_WIRE_BATCH) {
+        r->behind = f;
+        return 0;
+    }
+    rc = vc_dst_parse(r, f, &b);
+    if (rc)
+        return rc;
+    prefetch(r, b);
+    if (r->ahead)
+        r->ahead_last->next = b;
+    else
+        r->ahead = b;
+    r->ahead_last = b;
+    r->ahead_bytes += b->h.stream_bytes;
+    return 0;
+}
+
+static int wait_for_frame(struct vc_dst_resolve *r, struct vc_queue_node **node)
+{
+    uint64_t begun = vc_now_ns();
+    int rc = vc_queue_pop(&r->d->frames, UINT64_MAX, node);
+
+    if (r->reads.begun_ns)
+        r->reads.now.waiting_ns += vc_now_ns() - begun;
+    else if (r->have_ram)
+        r->reads.begun_ns = vc_now_ns();
+    return rc;
+}
+
+int vc_dst_next(struct vc_dst_resolve *r, struct vc_dst_batch **b, struct vc_link_frame **f)
+{
+    *b = NULL;
+    *f = NULL;
+    while (!r->behind && r->ahead_bytes < AHEAD_BYTES) {
+        struct vc_queue_node *node;
+        int rc = r->ahead ? vc_queue_pop(&r->d->frames, 0, &node) : wait_for_frame(r, &node);
+
+        if (rc && r->ahead)
+            break;
+        if (!rc)
+            rc = append(r, (struct vc_link_frame *)node);
+        if (rc)
+            return rc;
+    }
+    if (!r->ahead) {
+        *f = vc_steal_ptr(r->behind);
+        return 0;
+    }
+    *b = r->ahead;
+    r->ahead = (*b)->next;
+    (*b)->next = NULL;
+    r->ahead_bytes -= (*b)->h.stream_bytes;
+    return 0;
+}
+
+void vc_dst_drop_ahead(struct vc_dst_resolve *r)
+{
+    while (r->ahead) {
+        struct vc_dst_batch *b = r->ahead;
+
+        r->ahead = b->next;
+        vc_dst_batch_unref(b);
+    }
+    vc_link_frame_free(r->behind);
+}
