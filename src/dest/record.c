@@ -105,7 +105,7 @@ void *vc_dest_record_main(void *arg)
         struct vc_dst_batch *b = vc_dst_batch_of_record(node);
         struct vc_txn *t = vc_recorder_begin(&d->recorder);
         struct vc_err err = VC_ERR_INIT;
-        int rc = t && !b->is_eof ? record_batch(t, b, &have_ram, &err) : 0;
+        int rc = t ? record_batch(t, b, &have_ram, &err) : 0;
 
         vc_dst_batch_unref(b);
         vc_recorder_done(&d->recorder, rc, &err);

@@ -298,6 +298,7 @@ static int on_eof(struct vc_dst_resolve *r)
     if (!eof)
         return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
     eof->is_eof = true;
+    eof->ram = r->have_ram ? &r->d->ram : NULL; /* it may have come last */
     return pass_on(r->d, eof);
 }
 
