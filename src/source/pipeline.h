@@ -70,9 +70,10 @@ void vc_source_notify(struct vc_source *s);
 /** Whether the pipeline is being torn down. Any thread. */
 bool vc_source_stopping(struct vc_source *s);
 
-/** The acknowledged batch and all before it leave the window. VC_E_PROTOCOL if it was never sent.
- */
-int vc_source_window_ack(struct vc_source *s, uint64_t seq, struct vc_err *err) VC_NODISCARD;
+/** The acknowledged batch and all before it leave the window. VC_E_PROTOCOL if it is not there, or
+ *  ends elsewhere. */
+int vc_source_window_ack(struct vc_source *s, const struct vc_wire_ack *ack,
+                         struct vc_err *err) VC_NODISCARD;
 /** A reference to a batch in the window, or NULL. */
 struct vc_src_batch *vc_source_window_find(struct vc_source *s, uint64_t seq);
 

@@ -153,7 +153,7 @@ static int on_ack(struct vc_source *s, const struct vc_link_frame *f, struct vc_
         return rc;
     if (f->channel)
         return vc_src_channel_ack(s, f->channel, &m, err);
-    rc = vc_source_window_ack(s, m.seq, err);
+    rc = vc_source_window_ack(s, &m, err);
     if (!rc)
         vc_source_notify(s);
     return rc;

@@ -150,19 +150,31 @@ void *vc_source_send_main(void *arg)
     return NULL;
 }
 
-int vc_source_window_ack(struct vc_source *s, uint64_t seq, struct vc_err *err)
+/* The batch in the window, or NULL. */
+static struct vc_src_batch *find_locked(struct vc_source *s, uint64_t seq)
 {
-    struct vc_src_batch *done = NULL, **tail = &done;
+    struct vc_src_batch *b = s->window_head;
+
+    while (b && b->seq != seq)
+        b = b->next_sent;
+    return b;
+}
+
+int vc_source_window_ack(struct vc_source *s, const struct vc_wire_ack *ack, struct vc_err *err)
+{
+    struct vc_src_batch *done = NULL, **tail = &done, *last;
     int rc = 0;
 
     {
         VC_LOCKED(&s->mu);
         uint64_t now = vc_now_ns();
 
-        if (!s->window_tail || seq > s->window_tail->seq || seq < s->window_head->seq)
-            rc = vc_err_set(err, VC_E_PROTOCOL, "ACK: batch %llu is not outstanding",
-                            (unsigned long long)seq);
-        while (!rc && s->window_head && s->window_head->seq <= seq) {
+        last = find_locked(s, ack->seq);
+        if (!last || last->position + last->stream_bytes != ack->position)
+            rc = vc_err_set(err, VC_E_PROTOCOL,
+                            "ACK: no batch %llu that ends at %llu is outstanding",
+                            (unsigned long long)ack->seq, (unsigned long long)ack->position);
+        while (!rc && s->window_head && s->window_head->seq <= ack->seq) {
             struct vc_src_batch *b = s->window_head;
 
             vc_flow_acked(&s->flow, now, &b->mark);
@@ -190,9 +202,7 @@ int vc_source_window_ack(struct vc_source *s, uint64_t seq, struct vc_err *err)
 struct vc_src_batch *vc_source_window_find(struct vc_source *s, uint64_t seq)
 {
     VC_LOCKED(&s->mu);
+    struct vc_src_batch *b = find_locked(s, seq);
 
-    for (struct vc_src_batch *b = s->window_head; b; b = b->next_sent)
-        if (b->seq == seq)
-            return vc_src_batch_ref(b);
-    return NULL;
+    return b ? vc_src_batch_ref(b) : NULL;
 }

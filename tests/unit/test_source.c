@@ -176,12 +176,62 @@ static void a_page_that_came_in_pieces_counts(void **state)
     end(&s);
 }
 
+static struct vc_wire_batch next_batch(struct vc_link *dest)
+{
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_wire_batch b = {0};
+
+    while (!b.seq) {
+        vc_auto_frame struct vc_link_frame *f = NULL;
+
+        assert_int_equal(vc_link_recv(dest, &f, &err), 0);
+        if (f->type == VC_WIRE_BATCH)
+            assert_int_equal(vc_wire_batch_decode(f->payload, f->bytes, &b, &err), 0);
+    }
+    return b;
+}
+
+static void an_acknowledgement_of_another_position_is_refused(void **state)
+{
+    struct vc_source_status st = {0};
+    struct vc_err err = VC_ERR_INIT;
+    uint8_t payload[16];
+    struct vc_writer w = vc_writer(payload, sizeof(payload));
+    struct vc_wire_batch b;
+    struct vc_wire_ack ack;
+    struct vc_link *dest;
+    struct scene s;
+
+    (void)state;
+    begin(&s);
+    assert_int_equal(vc_link_new(s.peer, VC_WIRE_DESTINATION, 0, &dest, &err), 0);
+    s.peer = NULL;
+    vc_link_set_phase(dest, VC_WIRE_PHASE_STREAM);
+    b = next_batch(dest);
+    ack = (struct vc_wire_ack){b.seq, b.position + b.stream_bytes - 1};
+    vc_wire_ack_encode(&w, &ack);
+    assert_int_equal(vc_link_send_small(dest, VC_WIRE_ACK, 0, payload, sizeof(payload)), 0);
+    while (!st.failed) {
+        struct pollfd p = {.fd = vc_source_event_fd(s.source), .events = POLLIN};
+
+        assert_int_equal(poll(&p, 1, TIMEOUT_MS), 1);
+        vc_source_clear(s.source);
+        vc_source_status(s.source, &st);
+    }
+    vc_source_error(s.source, &err);
+    assert_int_equal(err.code, VC_E_PROTOCOL);
+    assert_non_null(strstr(err.message, "is outstanding"));
+    vc_link_free(dest);
+    end(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_first_pass_ends_when_every_page_has_come),
         cmocka_unit_test(the_first_pass_ends_when_a_page_comes_again),
         cmocka_unit_test(a_page_that_came_in_pieces_counts),
+        cmocka_unit_test(an_acknowledgement_of_another_position_is_refused),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
