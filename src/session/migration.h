@@ -46,6 +46,7 @@ struct vc_migration {
     bool user_paused;   /* somebody paused the guest, not the migration */
     bool postcopy_asked, word_given;
     bool owes_word; /* recover: the interrupted session had not given it */
+    bool resumed;   /* recover: QEMU has been seen to go on */
 };
 
 /** Copies what the pipeline knows into the result, and samples the rate of the intake. */

@@ -267,6 +267,13 @@ static int ask_qemu(struct vc_migration *m, const struct vc_source_status *st, u
         rc = who_stopped_it(m, err);
     if (!rc && (m->completed || vc_now_ns() >= *next_query)) {
         rc = check_migration(m, err);
+        /* A QEMU that resumes has connected, and says so only once it has its other connection. */
+        if (rc == VC_E_POSTCOPY && m->o->recover && !m->resumed) {
+            *err = VC_ERR_INIT;
+            rc = 0;
+        } else {
+            m->resumed = true;
+        }
         *next_query = vc_now_ns() + TICK_MS * VC_NS_PER_MS;
     }
     if (!rc && !m->completed)

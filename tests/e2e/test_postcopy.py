@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from vctest.gate import BATCH, WORD, Gate
+from vctest.gate import BATCH, WORD, Gate, LateQmp
 from vctest.proc import wait_for
 
 POSTCOPY = ("return-path", "events", "postcopy-ram")
@@ -144,9 +144,8 @@ def set_link(f, state):
     f.hosts[1].run(["ip", "link", "set", "eth0", state])
 
 
-@OPTIONS
-def test_an_interrupted_postcopy_is_recovered(fleet, namespaces, option):
-    f = fleet(rate="100mbit")
+def interrupt(f, option):
+    """A postcopy whose link fails after the switch; the destination's QEMU."""
     f.boot_linux(256, 100)
     dest = f.incoming(1)
     p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name, [option])
@@ -162,6 +161,13 @@ def test_an_interrupted_postcopy_is_recovered(fleet, namespaces, option):
     assert f.qemu.status() != "running"
     wait_for(lambda: "interrupted" in f.vecycles[1].log.read_text(), 60, "the other agent to notice")
     set_link(f, "up")
+    return dest
+
+
+@OPTIONS
+def test_an_interrupted_postcopy_is_recovered(fleet, namespaces, option):
+    f = fleet(rate="100mbit")
+    dest = interrupt(f, option)
     r = f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name, ok=False)
     assert r["status"] == 12 and "--recover" in r["messages"], r
     r = f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name, ["--recover"])
@@ -170,6 +176,18 @@ def test_an_interrupted_postcopy_is_recovered(fleet, namespaces, option):
     f.check_guest()
     f.migrate(0)
     f.check_guest()
+
+
+def test_a_qemu_that_is_slow_to_resume_is_waited_for(fleet, namespaces):
+    f = fleet(rate="100mbit")
+    dest = interrupt(f, "--postcopy")
+    late = LateQmp(f.hosts[0].path("late.qmp"), f.qemu.qmp_path)
+    f.qemu.qmp_path = late.listen
+    f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name, ["--recover"])
+    assert late.n_late < LateQmp.n_late, "it was not late"
+    f.arrived(1, dest)
+    f.check_guest()
+    late.close()
 
 
 def test_a_source_qemu_that_dies_after_the_switch_is_no_success(fleet, namespaces):

@@ -160,6 +160,9 @@ class QmpGate(Gate):
     def hold(self, command):
         super().hold(command, True)
 
+    def _change(self, data, from_source):
+        return data
+
     def _carry(self, source, sink, from_source):
         rest = b""
         try:
@@ -171,9 +174,21 @@ class QmpGate(Gate):
                 for line in lines:
                     if not fds:
                         self._may_pass(json.loads(line).get("execute"), line, from_source)
-                socket.send_fds(sink, [data], fds)
+                socket.send_fds(sink, [self._change(data, from_source)], fds)
                 for fd in fds:
                     os.close(fd)
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             pass
+
+
+class LateQmp(QmpGate):
+    """Of a QEMU that says for some time that its migration is paused, though it resumes it."""
+
+    n_late = 3  # answers
+
+    def _change(self, data, from_source):
+        if from_source or not self.n_late or b'"postcopy-recover"' not in data:
+            return data
+        self.n_late -= 1
+        return data.replace(b'"postcopy-recover"', b'"postcopy-paused"')
