@@ -190,20 +190,10 @@ static int parse(struct vc_ingest *in, bool flush)
         in->parsed += item.bytes;
         if (item.kind == VC_QS_OPAQUE) {
             rc = process_group(in);
-            /* Blocks are announced after the bytes that list them, other events before theirs:
-             * either way at this place of the stream. */
-            if (!rc && (item.events & ~VC_QS_EV_RAM))
-                rc = events(in, &(struct vc_qs_item){
-                                    .events = item.events & ~(unsigned)VC_QS_EV_RAM,
-                                    .block = item.block,
-                                    .page = item.page,
-                                    .count = item.count,
-                                    .package_bytes = item.package_bytes,
-                                });
+            if (!rc && item.events)
+                rc = events(in, &item);
             if (!rc)
                 rc = vc_runs_opaque(in, p, item.bytes);
-            if (!rc && (item.events & VC_QS_EV_RAM))
-                rc = events(in, &(struct vc_qs_item){.events = VC_QS_EV_RAM});
         } else {
             if (item.events)
                 rc = process_group(in);

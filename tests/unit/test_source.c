@@ -29,7 +29,7 @@ static void drop_frame(void *opaque, struct vc_link_frame *f)
     vc_link_frame_free(f);
 }
 
-static void begin(struct scene *s)
+static void begin_on(struct scene *s, const char *machine)
 {
     struct vc_source_options o = {
         .session = {"a session"},
@@ -52,7 +52,7 @@ static void begin(struct scene *s)
     assert_int_equal(vc_source_start(&o, &s->source, &err), 0);
 
     put_header(&b);
-    put_config(&b, "pc-i440fx-7.2");
+    put_config(&b, machine);
     put_command(&b, 1, NULL, 0); /* OPEN_RETURN_PATH */
     put_start(&b, 1, RAM_ID, "ram", 4);
     put_be(&b, (PAGES * 4096) | 4, 8);
@@ -61,6 +61,23 @@ static void begin(struct scene *s)
     put_part(&b, 2, RAM_ID);
     assert_int_equal(vc_write_full(s->qemu, b.d, b.n), 0);
     buf_free(&b);
+}
+
+static void begin(struct scene *s)
+{
+    begin_on(s, "pc-i440fx-7.2");
+}
+
+/* The wire is the test's from here on. */
+static struct vc_link *be_destination(struct scene *s)
+{
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_link *dest;
+
+    assert_int_equal(vc_link_new(s->peer, VC_WIRE_DESTINATION, 0, &dest, &err), 0);
+    s->peer = NULL;
+    vc_link_set_phase(dest, VC_WIRE_PHASE_STREAM);
+    return dest;
 }
 
 static void end(struct scene *s)
@@ -204,9 +221,7 @@ static void an_acknowledgement_of_another_position_is_refused(void **state)
 
     (void)state;
     begin(&s);
-    assert_int_equal(vc_link_new(s.peer, VC_WIRE_DESTINATION, 0, &dest, &err), 0);
-    s.peer = NULL;
-    vc_link_set_phase(dest, VC_WIRE_PHASE_STREAM);
+    dest = be_destination(&s);
     b = next_batch(dest);
     ack = (struct vc_wire_ack){b.seq, b.position + b.stream_bytes - 1};
     vc_wire_ack_encode(&w, &ack);
@@ -225,12 +240,66 @@ static void an_acknowledgement_of_another_position_is_refused(void **state)
     end(&s);
 }
 
+/* Whether the batch has runs of pages, all of them legal. @ram: NULL before BLOCKS. */
+static bool has_pages(const struct vc_link_frame *f, const struct vc_ram *ram)
+{
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_wire_cursor c = {0};
+    struct vc_wire_batch b;
+    struct vc_wire_run run;
+    struct vc_reader r;
+    bool pages = false;
+    int rc;
+
+    assert_int_equal(vc_wire_batch_decode(f->payload, f->bytes, &b, &err), 0);
+    assert_int_equal(b.codec, VC_WIRE_CODEC_NONE);
+    r = vc_reader(f->payload + VC_WIRE_BATCH_HEADER_BYTES, b.runs_bytes);
+    while ((rc = vc_wire_run_decode(&r, &c, ram, 0, &run, &err)) == 0)
+        pages |= run.kind != VC_RUN_OPAQUE;
+    assert_int_equal(rc, VC_EOF);
+    return pages;
+}
+
+/* The size of a page is in no record of this machine's: the blocks are known once records have
+ * shown it, and the first of these may be one whose page is not known. */
+static void blocks_go_before_the_first_page(void **state)
+{
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_ram ram = {0};
+    struct vc_link *dest;
+    struct buf b = {0};
+    struct scene s;
+    bool pages = false;
+
+    (void)state;
+    begin_on(&s, "versatilepb");
+    dest = be_destination(&s);
+    put_record(&b, 0x02, 0, "pc.ram");
+    put_fill(&b, 7, 1);
+    for (unsigned i = 1; i < PAGES; i++)
+        put_zero(&b, i * 4096, NULL);
+    put_be(&b, 0x10, 8); /* RAM_SAVE_FLAG_EOS */
+    say(&s, &b);
+    while (!pages) {
+        vc_auto_frame struct vc_link_frame *f = NULL;
+
+        assert_int_equal(vc_link_recv(dest, &f, &err), 0);
+        if (f->type == VC_WIRE_BLOCKS)
+            assert_int_equal(vc_wire_blocks_decode(f->payload, f->bytes, &ram, &err), 0);
+        if (f->type == VC_WIRE_BATCH)
+            pages = has_pages(f, ram.n_blocks ? &ram : NULL);
+    }
+    vc_link_free(dest);
+    end(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_first_pass_ends_when_every_page_has_come),
         cmocka_unit_test(the_first_pass_ends_when_a_page_comes_again),
         cmocka_unit_test(a_page_that_came_in_pieces_counts),
+        cmocka_unit_test(blocks_go_before_the_first_page),
         cmocka_unit_test(an_acknowledgement_of_another_position_is_refused),
     };
 
