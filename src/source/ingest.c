@@ -188,19 +188,15 @@ static int parse(struct vc_ingest *in, bool flush)
         if (item.kind == VC_QS_NEED)
             break;
         in->parsed += item.bytes;
-        if (item.kind == VC_QS_OPAQUE) {
+        if (item.kind == VC_QS_OPAQUE || item.events)
             rc = process_group(in);
-            if (!rc && item.events)
-                rc = events(in, &item);
-            if (!rc)
-                rc = vc_runs_opaque(in, p, item.bytes);
-        } else {
-            if (item.events)
-                rc = process_group(in);
-            if (!rc && item.events)
-                rc = events(in, &item);
+        if (!rc && item.events)
+            rc = events(in, &item);
+        if (!rc && item.kind == VC_QS_OPAQUE) {
+            rc = vc_runs_opaque(in, p, item.bytes);
+        } else if (!rc) {
             in->group[in->n_group++] = (struct vc_ingest_item){.qs = item, .p = p};
-            if (!rc && in->n_group == VC_INGEST_GROUP)
+            if (in->n_group == VC_INGEST_GROUP)
                 rc = process_group(in);
         }
         if (rc)
