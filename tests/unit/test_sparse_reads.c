@@ -1,34 +1,19 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include <fcntl.h>
+#include "test_store.h"
+
 #include <glob.h>
 #include <poll.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/clock.h"
-#include "base/fdio.h"
-#include "store/store.h"
 
 /* What is read from disk is what was asked for: vc_gen_read_sparsely(), vc_gen_prefetch(). Needs a
  * file system with a disk, whose pages the kernel can drop. */
 
 #define PAGE 4096u
-#define RUN_PAGES 256u
+#define RURAM_PAGES 256u
 #define N_RUNS 64u
-#define N_PAGES (RUN_PAGES * N_RUNS)
-
-static const struct vc_id vm_id = {"sparse reads' VM"};
-static const struct vc_lineage lineage = {
-    .id = {"a lineage's id."}, .algo = VC_DIGEST_GMAC, .key = "a key that no guest knows"};
+#define RAM_PAGES (RURAM_PAGES * N_RUNS)
 
 struct place {
     char dir[64];
@@ -38,26 +23,26 @@ struct place {
     uint8_t *map; /* of the image: what of it is in the page cache */
 };
 
-static void write_generation(struct place *p, struct vc_id *id)
+static void write_generation(struct place *p)
 {
-    static uint8_t content[RUN_PAGES][PAGE];
-    static const struct vc_digest digests[RUN_PAGES] = {{{1}}};
+    static uint8_t content[RURAM_PAGES][PAGE];
+    static const struct vc_digest digests[RURAM_PAGES] = {{{1}}};
     struct vc_ram ram = {.page_bytes = PAGE, .n_blocks = 1};
-    static const struct vc_txn_note note = {.role = 1, .peer = "peer"};
-    const uint8_t *contents[RUN_PAGES];
+    const uint8_t *contents[RURAM_PAGES];
     struct vc_txn *t;
+    struct vc_id id;
     struct vc_err err;
 
-    ram.blocks[0] = (struct vc_block){"pc.ram", (uint64_t)N_PAGES * PAGE};
-    assert_true(vc_id_random(id));
-    assert_int_equal(vc_txn_begin(p->vm, id, NULL, &t, &err), 0);
+    ram.blocks[0] = (struct vc_block){"pc.ram", (uint64_t)RAM_PAGES * PAGE};
+    assert_true(vc_id_random(&id));
+    assert_int_equal(vc_txn_begin(p->vm, &id, NULL, &t, &err), 0);
     assert_int_equal(vc_txn_set_ram(t, &ram, &err), 0);
-    for (unsigned i = 0; i < RUN_PAGES; i++)
+    for (unsigned i = 0; i < RURAM_PAGES; i++)
         contents[i] = content[i];
     for (unsigned r = 0; r < N_RUNS; r++) {
         memset(content, 1 + (int)r, sizeof(content));
         assert_int_equal(
-            vc_txn_put(t, 0, vc_page(r * RUN_PAGES), RUN_PAGES, contents, digests, &err), 0);
+            vc_txn_put(t, 0, vc_page(r * RURAM_PAGES), RURAM_PAGES, contents, digests, &err), 0);
     }
     assert_int_equal(vc_txn_commit(t, &note, NULL, &err), 0);
 }
@@ -67,24 +52,21 @@ static int setup(void **state)
     struct place *p = calloc(1, sizeof(*p));
     char pattern[128];
     glob_t found;
-    struct vc_id id;
-    struct vc_err err;
     int fd;
 
     assert_non_null(p);
     strcpy(p->dir, "/var/tmp/vc-sparse-XXXXXX");
     assert_non_null(mkdtemp(p->dir));
-    assert_int_equal(vc_store_open(p->dir, true, 0, &p->store, &err), 0);
-    assert_int_equal(vc_vm_open(p->store, &vm_id, VC_VM_CREATE, &p->vm, &err), 0);
-    assert_int_equal(vc_vm_set_lineage(p->vm, &lineage, &err), 0);
-    write_generation(p, &id);
-    assert_int_equal(vc_gen_open(p->vm, &id, &p->gen, &err), 0);
+    p->store = open_store(p->dir);
+    p->vm = open_vm(p->store, VC_VM_CREATE);
+    write_generation(p);
+    p->gen = open_gen(p->vm, vc_vm_complete(p->vm));
     snprintf(pattern, sizeof(pattern), "%s/vms/*/*.image", p->dir);
     assert_int_equal(glob(pattern, 0, NULL, &found), 0);
     fd = open(found.gl_pathv[0], O_RDONLY | O_CLOEXEC);
     assert_true(fd >= 0);
     globfree(&found);
-    p->map = mmap(NULL, (size_t)N_PAGES * PAGE, PROT_READ, MAP_SHARED, fd, 0);
+    p->map = mmap(NULL, (size_t)RAM_PAGES * PAGE, PROT_READ, MAP_SHARED, fd, 0);
     assert_ptr_not_equal(p->map, MAP_FAILED);
     assert_int_equal(fsync(fd), 0);
     assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
@@ -96,26 +78,24 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     struct place *p = *state;
-    char command[128];
 
-    munmap(p->map, (size_t)N_PAGES * PAGE);
+    munmap(p->map, (size_t)RAM_PAGES * PAGE);
     vc_gen_close(p->gen);
     vc_vm_close(p->vm);
     vc_store_close(p->store);
-    snprintf(command, sizeof(command), "rm -rf %s", p->dir);
-    assert_int_equal(system(command), 0);
+    remove_tree(p->dir);
     free(p);
     return 0;
 }
 
 static unsigned cached(const struct place *p, unsigned run)
 {
-    uint8_t *at = p->map + (size_t)run * RUN_PAGES * PAGE;
-    unsigned char in[RUN_PAGES];
+    uint8_t *at = p->map + (size_t)run * RURAM_PAGES * PAGE;
+    unsigned char in[RURAM_PAGES];
     unsigned n = 0;
 
-    assert_int_equal(mincore(at, (size_t)RUN_PAGES * PAGE, in), 0);
-    for (unsigned i = 0; i < RUN_PAGES; i++)
+    assert_int_equal(mincore(at, (size_t)RURAM_PAGES * PAGE, in), 0);
+    for (unsigned i = 0; i < RURAM_PAGES; i++)
         n += in[i] & 1;
     return n;
 }
@@ -133,18 +113,19 @@ static void need_a_disk(const struct place *p)
 static void what_lies_between_is_not_read(void **state)
 {
     struct place *p = *state;
-    uint8_t *buf = malloc((size_t)RUN_PAGES * PAGE);
+    uint8_t *buf = malloc((size_t)RURAM_PAGES * PAGE);
     struct vc_err err;
 
     assert_non_null(buf);
     need_a_disk(p);
     vc_gen_read_sparsely(p->gen);
     for (unsigned run = 0; run < N_RUNS; run += 2) {
-        assert_int_equal(vc_gen_read(p->gen, 0, vc_page(run * RUN_PAGES), RUN_PAGES, buf, &err), 0);
+        assert_int_equal(vc_gen_read(p->gen, 0, vc_page(run * RURAM_PAGES), RURAM_PAGES, buf, &err),
+                         0);
         assert_int_equal(buf[0], 1 + run);
     }
     for (unsigned run = 0; run < N_RUNS; run++)
-        assert_int_equal(cached(p, run), run % 2 ? 0 : RUN_PAGES);
+        assert_int_equal(cached(p, run), run % 2 ? 0 : RURAM_PAGES);
     free(buf);
 }
 
@@ -155,13 +136,13 @@ static void what_is_announced_is_read_and_no_more(void **state)
 
     need_a_disk(p);
     vc_gen_read_sparsely(p->gen);
-    vc_gen_prefetch(p->gen, 0, vc_page(8 * RUN_PAGES), RUN_PAGES);
-    vc_gen_prefetch(p->gen, 0, vc_page(N_PAGES - RUN_PAGES), 1ull << 60);
+    vc_gen_prefetch(p->gen, 0, vc_page(8 * RURAM_PAGES), RURAM_PAGES);
+    vc_gen_prefetch(p->gen, 0, vc_page(RAM_PAGES - RURAM_PAGES), 1ull << 60);
     vc_gen_prefetch(p->gen, 0, vc_page(1ull << 60), 1);
-    while (cached(p, 8) + cached(p, N_RUNS - 1) < 2 * RUN_PAGES && vc_now_ns() < deadline)
+    while (cached(p, 8) + cached(p, N_RUNS - 1) < 2 * RURAM_PAGES && vc_now_ns() < deadline)
         poll(NULL, 0, 1);
     for (unsigned run = 0; run < N_RUNS; run++)
-        assert_int_equal(cached(p, run), run == 8 || run == N_RUNS - 1 ? RUN_PAGES : 0);
+        assert_int_equal(cached(p, run), run == 8 || run == N_RUNS - 1 ? RURAM_PAGES : 0);
 }
 
 int main(void)
