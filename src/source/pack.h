@@ -8,6 +8,7 @@
  * one thread. */
 
 struct vc_gen;
+struct vc_lineage;
 struct vc_link_frame;
 
 struct vc_packer {
@@ -15,12 +16,15 @@ struct vc_packer {
     const int *map;           /* block of the stream -> block of `gen`, or -1; borrowed */
     const struct vc_log *log; /* borrowed */
     struct vc_wire_codec *codec;
+    struct vc_digester *digester;
     bool gen_failed;            /* it could not be read: no more deltas */
     struct vc_buf body, prefix; /* of a batch */
 };
 
+/** @lineage: of `gen`; may be NULL where that is. */
 int vc_packer_init(struct vc_packer *p, const struct vc_gen *gen, const int *map,
-                   const struct vc_log *log, struct vc_err *err) VC_NODISCARD;
+                   const struct vc_lineage *lineage, const struct vc_log *log,
+                   struct vc_err *err) VC_NODISCARD;
 void vc_packer_fini(struct vc_packer *p);
 /** Builds the BATCH frame; DELTA means where that can be. @level: zstd's; 0: not compressed. NULL:
  * no memory. */

@@ -116,7 +116,7 @@ static int on_resend(struct vc_source *s, const struct vc_link_frame *f, struct 
     b->resent = true;
     vc_log(s->o.log, VC_LOG_WARNING, "batch %llu failed its seal and is sent again",
            (unsigned long long)seq);
-    rc = vc_packer_init(&packer, NULL, NULL, s->o.log, err);
+    rc = vc_packer_init(&packer, NULL, NULL, NULL, s->o.log, err);
     if (!rc)
         again = vc_packer_frame(&packer, b, VC_SRC_SELF_CONTAINED, 1);
     vc_packer_fini(&packer);

@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdlib.h>
+#include <string.h>
+
 #include "source/pipeline.h"
 
 /* The recording stage: writes this host's new generation from the batches as they were built. What
@@ -12,6 +15,24 @@ void vc_source_check_store(struct vc_source *s)
     if (vc_recorder_check(&s->recorder))
         while ((n = vc_queue_drain(&s->recorder.queue)))
             vc_src_batch_unref(vc_src_batch_of_record(n));
+}
+
+/* A partial base may have been written over after a digest was logged (docs/formats/store.md,
+ * section 3): what lies on its disk decides, and what cannot be read is written anew. */
+static void look_into_base(const struct vc_source *s, struct vc_src_batch *b,
+                           const struct vc_src_run *r, uint8_t *buf)
+{
+    const struct vc_gen *base = s->o.local_gen;
+    struct vc_err ignored = VC_ERR_INIT;
+
+    for (uint64_t i = 0; i < r->run.count; i++) {
+        bool *same = &b->local_same[r->first + i];
+
+        *same = *same && buf &&
+                !vc_gen_read(base, (uint32_t)s->local_map[r->run.block], vc_page(r->run.page.n + i),
+                             1, buf, &ignored) &&
+                !memcmp(buf, b->content[r->first + i], b->ram->page_bytes);
+    }
 }
 
 /* Pages of one run in stretches that the base has, and that it has not. */
@@ -38,8 +59,12 @@ static int record_pages(struct vc_txn *t, const struct vc_src_batch *b, const st
     return 0;
 }
 
-static int record_batch(struct vc_txn *t, const struct vc_src_batch *b, struct vc_err *err)
+static int record_batch(const struct vc_source *s, struct vc_txn *t, struct vc_src_batch *b,
+                        struct vc_err *err)
 {
+    bool partial = b->ram && s->o.local_gen && vc_gen_info(s->o.local_gen)->partial;
+    vc_auto_free uint8_t *buf = partial ? malloc(b->ram->page_bytes) : NULL;
+
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_src_run *r = &b->runs[i];
         int rc = 0;
@@ -53,6 +78,8 @@ static int record_batch(struct vc_txn *t, const struct vc_src_batch *b, struct v
             break;
         case VC_RUN_SAME:
         case VC_RUN_DATA:
+            if (partial)
+                look_into_base(s, b, r, buf);
             rc = record_pages(t, b, r, err);
             break;
         default:
@@ -78,7 +105,7 @@ void *vc_source_record_main(void *arg)
         if (t && b->item == VC_SRC_BLOCKS)
             rc = vc_txn_set_ram(t, b->ram, &err);
         else if (t && b->item == VC_SRC_BATCH)
-            rc = record_batch(t, b, &err);
+            rc = record_batch(s, t, b, &err);
         vc_src_batch_unref(b);
         vc_recorder_done(&s->recorder, rc, &err);
     }

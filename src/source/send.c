@@ -135,7 +135,8 @@ void *vc_source_send_main(void *arg)
     struct vc_source *s = arg;
     struct send st = {.s = s, .err = VC_ERR_INIT};
     struct vc_queue_node *node;
-    int rc = vc_packer_init(&st.packer, s->o.local_gen, s->local_map, s->o.log, &st.err);
+    int rc =
+        vc_packer_init(&st.packer, s->o.local_gen, s->local_map, &s->o.lineage, s->o.log, &st.err);
 
     vc_effort_init(&st.effort);
     while (!rc && vc_queue_pop(&s->to_send, UINT64_MAX, &node) == 0) {

@@ -3,6 +3,9 @@
 /* What a failed attempt leaves for the next one: the destination has what had arrived, and the
  * complete generation that both hosts share is never lost. */
 
+#include <dirent.h>
+#include <fcntl.h>
+
 #include "damage.h"
 
 #include "base/bytes.h"
@@ -36,7 +39,7 @@ static void failed_attempt(struct lab *lab, const struct buf *stream, double sha
 }
 
 static struct facts {
-    uint64_t data;
+    uint64_t data, resent;
     uint32_t base;
 } good_attempt(struct lab *lab, const struct buf *stream)
 {
@@ -49,7 +52,8 @@ static struct facts {
     assert_true(v.source.result.confirmed && v.dest.result.confirmed);
     assert_int_equal(lab_bad_pages(lab, 0), 0);
     assert_int_equal(lab_bad_pages(lab, 1), 0);
-    return (struct facts){v.source.result.pages_data, v.source.result.base};
+    return (struct facts){v.source.result.pages_data, v.source.result.resent_batches,
+                          v.source.result.base};
 }
 
 /* Every page differs from what any host has, and none is zero. */
@@ -150,6 +154,72 @@ static void attempts_add_up_and_no_number_of_them_loses_the_complete_generation(
     assert_rest(r.data, m.pages, 0.18);
 }
 
+/* ---- what a killed source leaves ---- */
+
+/* Its log may have an older digest of a page than its disk has content: the whole image of an
+ * attempt with version `logged` is overwritten with version `written`. */
+static void killed_attempt(struct lab *lab, uint32_t logged, uint32_t written)
+{
+    static const struct pristine nothing[2];
+    struct buf stream = {0};
+    struct memory m;
+    struct dirent *e;
+    DIR *d;
+    unsigned n = 0;
+
+    lab_restore(lab, nothing);
+    new_memory(lab, &m, logged);
+    put_migration(&stream, &m, NULL);
+    failed_attempt(lab, &stream, 0.8);
+    buf_free(&stream);
+    d = opendir(lab->host[1].vm_dir);
+    assert_non_null(d);
+    while ((e = readdir(d))) {
+        uint8_t page[PAGE];
+        int fd;
+
+        if (!strstr(e->d_name, ".image"))
+            continue;
+        n++;
+        fd = openat(dirfd(d), e->d_name, O_WRONLY);
+        for (unsigned i = 0; i < m.pages; i++) {
+            fill_page(page, i, written);
+            assert_int_equal(pwrite(fd, page, PAGE, (off_t)i * PAGE), PAGE);
+        }
+        close(fd);
+    }
+    closedir(d);
+    assert_int_equal(n, 1);
+}
+
+static struct facts attempt_with(struct lab *lab, uint32_t version)
+{
+    struct buf stream = {0};
+    struct memory m;
+    struct facts r;
+
+    new_memory(lab, &m, version);
+    put_migration(&stream, &m, NULL);
+    r = good_attempt(lab, &stream);
+    buf_free(&stream);
+    return r;
+}
+
+/* The guest has written what it had before: the digest is the logged one. */
+static void what_was_overwritten_is_not_taken_into_a_generation(void **state)
+{
+    (void)state;
+    killed_attempt(the_lab, 70, 71);
+    attempt_with(the_lab, 70);
+}
+
+static void what_was_overwritten_is_no_dictionary(void **state)
+{
+    (void)state;
+    killed_attempt(the_lab, 70, 71);
+    assert_int_equal(attempt_with(the_lab, 71 | TOUCHED).resent, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -157,6 +227,8 @@ int main(void)
         cmocka_unit_test(a_return_that_was_cut_sends_only_the_rest_of_what_changed),
         cmocka_unit_test(what_both_hosts_hold_is_used_where_nothing_had_arrived),
         cmocka_unit_test(attempts_add_up_and_no_number_of_them_loses_the_complete_generation),
+        cmocka_unit_test(what_was_overwritten_is_not_taken_into_a_generation),
+        cmocka_unit_test(what_was_overwritten_is_no_dictionary),
     };
     static struct lab lab;
     int failed;
