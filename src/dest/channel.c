@@ -86,7 +86,8 @@ static int emit(struct channel *c, struct vc_dst_batch *b)
     if (c->qemu_failed)
         return vc_err_set_errno_hint(&c->err, VC_E_DEST_QEMU,
                                      "see the destination QEMU's own messages",
-                                     "the destination QEMU stopped reading its preempt connection");
+                                     "the destination QEMU stopped reading its preempt connection "
+                                     "(has it postcopy-preempt?)");
     vc_count(&d->n.stream_bytes, b->h.stream_bytes);
     vc_count(&d->side.acked_bytes, b->h.stream_bytes);
     vc_count(&d->side.acked_batches, 1);

@@ -155,6 +155,22 @@ int vc_qmp_recover(struct vc_qmp *q, const char *path, struct vc_err *err)
     return vc_qmp_execute_oob(q, "migrate-recover", args, err);
 }
 
+bool vc_qmp_status_is_idle(const char *status)
+{
+    static const char *const idle[] = {"", "none", "completed", "failed", "cancelled"};
+
+    for (size_t i = 0; i < VC_ARRAY_LEN(idle); i++)
+        if (!strcmp(status, idle[i]))
+            return true;
+    return false;
+}
+
+bool vc_qmp_status_is_switched(const char *status)
+{
+    return !strncmp(status, "postcopy-", strlen("postcopy-")) &&
+           strcmp(status, "postcopy-device") != 0;
+}
+
 int vc_qmp_migration(struct vc_qmp *q, struct vc_qmp_migration *out, struct vc_err *err)
 {
     vc_auto_json struct json_object *ret = NULL;

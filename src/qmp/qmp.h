@@ -110,4 +110,13 @@ struct vc_qmp_migration {
 int vc_qmp_migration(struct vc_qmp *q, struct vc_qmp_migration *out,
                      struct vc_err *err) VC_NODISCARD;
 
+/** Whether by that status (qapi/migration.json, MigrationStatus) no migration is under way; one
+ * that is not known says that there is. */
+bool vc_qmp_status_is_idle(const char *status);
+
+/** Whether the VM has become the destination's by postcopy: the guest never goes on at the source.
+ * Not so yet while the destination loads the device state ("postcopy-device", QEMU 10.2): if the
+ * migration fails then, the source's guest goes on. */
+bool vc_qmp_status_is_switched(const char *status);
+
 #endif

@@ -156,7 +156,7 @@ static bool has_switched(struct arrival *a, const struct vc_dest_status *st)
         return true;
     if (vc_qmp_migration(a->qmp, &now, &ignored))
         return !vc_qmp_is_gone(a->qmp);
-    return !strncmp(now.status, "postcopy-", strlen("postcopy-"));
+    return vc_qmp_status_is_switched(now.status);
 }
 
 /* The end of the session pauses QEMU's side of the migration. */

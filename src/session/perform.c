@@ -245,6 +245,10 @@ static int check_orphan(struct vc_migration *m, const struct vc_source_status *s
 {
     struct vc_err ignored = VC_ERR_INIT;
 
+    if (st->package_sent)
+        return vc_err_set(err, VC_E_QMP,
+                          "the source QEMU ended, and what the VM's memory had not "
+                          "given to the destination went with it");
     if (st->peer_stream_failed || (st->shut && st->shut_status))
         return vc_err_set(err, VC_E_QMP, "the source QEMU ended before it had sent everything");
     if (!st->shut && !st->failed && !check_stall(m, st, &ignored))

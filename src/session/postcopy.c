@@ -12,7 +12,7 @@
 
 bool vc_migration_has_switched(const struct vc_migration *m)
 {
-    return !strncmp(m->status, "postcopy-", strlen("postcopy-"));
+    return vc_qmp_status_is_switched(m->status);
 }
 
 int vc_migration_postcopy(struct vc_migration *m, const struct vc_source_status *st,

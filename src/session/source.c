@@ -51,12 +51,12 @@ static int check_qemu(struct vc_migration *m, struct vc_err *err)
         return check_paused(m, err);
     if (!rc)
         rc = vc_qmp_migration(m->qmp, &now, err);
-    if (!rc && (!strcmp(now.status, "active") || !strcmp(now.status, "setup") ||
-                !strcmp(now.status, "device") || !strcmp(now.status, "cancelling")))
-        return vc_err_set(err, VC_E_QEMU_STATE, "the VM is being migrated already");
-    if (!rc && !strncmp(now.status, "postcopy-", strlen("postcopy-")))
+    if (!rc && vc_qmp_status_is_switched(now.status))
         return vc_err_set_hint(err, VC_E_QEMU_STATE, "`vecycle migrate --recover` carries the rest",
                                "the VM has gone already, by postcopy (it is '%s')", now.status);
+    if (!rc && !vc_qmp_status_is_idle(now.status))
+        return vc_err_set(err, VC_E_QEMU_STATE, "the VM is being migrated already (it is '%s')",
+                          now.status);
     if (!rc)
         rc = vc_qmp_run_state(m->qmp, state, err);
     if (!rc && strcmp(state, "running") != 0)

@@ -104,6 +104,7 @@ void vc_source_status(struct vc_source *s, struct vc_source_status *out)
         .shut = s->shut,
         .shut_status = s->shut_status,
         .delivered = s->eof_sent && !s->window_head,
+        .package_sent = s->package_end,
         .package_delivered = s->package_delivered,
         .failed = s->failed,
         .peer_stream_failed = s->peer_stream_failed,

@@ -63,7 +63,8 @@ struct vc_source_status {
     bool shut;               /* the return path has carried SHUT ... */
     uint32_t shut_status;    /* ... with this status, 0 = success */
     bool delivered;          /* all batches acknowledged */
-    bool package_delivered;  /* postcopy: the destination QEMU was given the device state */
+    bool package_sent;       /* postcopy: QEMU has sent the device state, or is about to ... */
+    bool package_delivered;  /* ... and the destination QEMU was given all of it */
     bool failed;             /* vc_source_error() says why */
     bool peer_stream_failed; /* the destination's QEMU failed (also `failed`) */
     bool recording;          /* the new generation is still being written */

@@ -183,12 +183,15 @@ class QmpGate(Gate):
 
 
 class LateQmp(QmpGate):
-    """Of a QEMU that says for some time that its migration is paused, though it resumes it."""
+    """Of a QEMU that in so many answers gives its migration another status than it has."""
 
-    n_late = 3  # answers
+    def __init__(self, listen, to, status, instead, times):
+        self.status, self.instead = (json.dumps(s).encode() for s in (status, instead))
+        self.n_left = times
+        super().__init__(listen, to)
 
     def _change(self, data, from_source):
-        if from_source or not self.n_late or b'"postcopy-recover"' not in data:
+        if from_source or not self.n_left or self.status not in data:
             return data
-        self.n_late -= 1
-        return data.replace(b'"postcopy-recover"', b'"postcopy-paused"')
+        self.n_left -= 1
+        return data.replace(self.status, self.instead)

@@ -51,6 +51,11 @@ class Qemu:
     def wait_status(self, status, timeout=30):
         wait_for(lambda: self.status() == status, timeout, f"{self.name} to be {status}")
 
+    def version(self):
+        """(major, minor)"""
+        v = self.qmp.execute("query-version")["qemu"]
+        return v["major"], v["minor"]
+
     def ram_facts(self):
         """(SHA-256 of all of its memory, bytes in pages that are not zero); it has to be paused."""
         path = self.host.path(f"{self.name}.ram")
