@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Runs all tests: lint and unit tests, the unit tests again under the sanitizers and with clang, and
-the end-to-end tests. Ends with one line: N passed, N failed, N skipped."""
+"""Runs all tests: lint and unit tests, the unit tests again under the sanitizers and with clang,
+the end-to-end tests, and some of these with newer QEMUs. Ends with one line: N passed, N failed, N skipped."""
 import argparse
 import json
 import os
@@ -63,8 +63,8 @@ def meson_tests(where, *suites):
             failures.append(f"{where.name}: meson test")
 
 
-def end_to_end(build_dir, extra):
-    env = dict(os.environ, VC_BUILD_DIR=str(build_dir), PYTHONDONTWRITEBYTECODE="1")
+def end_to_end(build_dir, extra, **environment):
+    env = dict(os.environ, VC_BUILD_DIR=str(build_dir), PYTHONDONTWRITEBYTECODE="1", **environment)
     env.pop("PYTHONPATH", None)
     r = subprocess.run(["/usr/bin/python3", "-m", "pytest", "-q", "-rsfE", "-p", "no:cacheprovider",
                         "--durations=5", ROOT / "tests" / "e2e", *extra],
@@ -79,10 +79,22 @@ def end_to_end(build_dir, extra):
     count(found.get("passed", 0), bad, found.get("skipped", 0))
 
 
+def newer_qemu(build_dir, suite, extra):
+    """Those that are marked for it, with the QEMU of another suite of the distribution."""
+    r = subprocess.run([ROOT / "scripts" / "newer-qemu", suite, build_dir / "newer-qemu" / suite],
+                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if r.returncode:
+        why = r.stderr.strip().splitlines()[-1:] or [f"exit status {r.returncode}"]
+        print(f"skipped: the QEMU of {suite}: {why[0]}")
+        count(0, 0, 1)
+        return
+    end_to_end(build_dir, ["-m", "newer_qemu", *extra], VC_TEST_QEMU=r.stdout.strip())
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--build", default="build")
-    p.add_argument("--only", choices=["unit", "sanitizers", "e2e"], help="one part")
+    p.add_argument("--only", choices=["unit", "sanitizers", "e2e", "newer-qemu"], help="one part")
     p.add_argument("rest", nargs="*", help="arguments for pytest")
     a = p.parse_args()
     where = (ROOT / a.build).resolve()
@@ -101,6 +113,10 @@ def main():
     if a.only in (None, "e2e"):
         step("end to end, on real QEMU")
         end_to_end(where, a.rest)
+    if a.only in (None, "newer-qemu"):
+        for suite in ("bookworm-backports", "trixie-backports"):
+            step(f"end to end, on the QEMU of {suite}")
+            newer_qemu(where, suite, a.rest)
     print(f"{time.monotonic() - start:.0f} s")
     for name in failures:
         print(f"failed: {name}")

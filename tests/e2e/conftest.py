@@ -11,6 +11,10 @@ from vctest.hosts import Hosts, can_make_namespaces  # noqa: E402
 from vctest.pair import Fleet  # noqa: E402
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "newer_qemu: is run once more with newer QEMUs")
+
+
 @pytest.fixture(autouse=True)
 def needs_qemu():
     ok, why = vq.available()

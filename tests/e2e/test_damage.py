@@ -4,6 +4,7 @@ import os
 import random
 import time
 
+import pytest
 from test_resume import Interrupted
 from vctest.proc import wait_for
 
@@ -44,6 +45,7 @@ def damage(path, places, rng):
     os.close(fd)
 
 
+@pytest.mark.newer_qemu
 def test_a_vm_comes_home_to_damaged_files(fleet):
     print(f"VC_TEST_SEED={SEED}")
     rng = random.Random(SEED)

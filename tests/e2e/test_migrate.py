@@ -3,6 +3,7 @@
 import signal
 import time
 
+import pytest
 from vctest.proc import wait_for
 
 
@@ -18,6 +19,7 @@ def test_an_idle_vm_comes_home_for_less_than_a_hundredth(fleet):
     f.check_guest()
 
 
+@pytest.mark.newer_qemu
 def test_a_vm_wanders_there_and_back_four_times(fleet):
     f = fleet()
     f.boot_linux(192, 60)
@@ -55,6 +57,7 @@ def test_a_guest_that_dirties_memory_hard_stays_consistent(fleet, namespaces):
     f.check_guest()
 
 
+@pytest.mark.newer_qemu
 def test_the_boot_sector_finds_its_memory_right_all_the_way(fleet):
     f = fleet()
     f.boot_selfcheck(delay=2000)
@@ -77,6 +80,7 @@ def started(f, process):
     assert process.alive(), process.messages()
 
 
+@pytest.mark.newer_qemu
 def test_ctrl_c_leaves_the_vm_here_and_it_can_migrate_again(fleet, namespaces):
     f = fleet(rate="100mbit")
     f.boot_linux(256, 100)

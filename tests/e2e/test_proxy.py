@@ -2,6 +2,7 @@
 """`vecycle proxy`: the same path without QMP."""
 import json
 
+import pytest
 from vctest.proc import wait_for
 from vctest.relay import Relay
 
@@ -31,6 +32,7 @@ def proxied(f, to, tee=False, wait=True):
     return json.loads(out.read_text()), relays
 
 
+@pytest.mark.newer_qemu
 def test_the_destination_gets_the_very_bytes_that_the_source_wrote(fleet):
     f = fleet()
     f.boot_linux(192, 50)

@@ -3,6 +3,7 @@
 import signal
 import time
 
+import pytest
 from vctest.gate import Gate, QmpGate
 from vctest.proc import wait_for
 from vctest.relay import LimitedRelay
@@ -76,6 +77,7 @@ def settled(path, seconds=2.5):
     return same
 
 
+@pytest.mark.newer_qemu
 def test_an_agent_that_was_killed_had_kept_what_arrived(fleet):
     f, whole = far_from_home(fleet)
     held = Interrupted(f, 1, whole * SHARE, hold=True)

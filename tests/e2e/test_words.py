@@ -228,6 +228,7 @@ def test_a_vm_that_is_to_stay_paused_stays_so_when_its_word_is_repeated(gated):
     runs_there(f)
 
 
+@pytest.mark.newer_qemu
 def test_destination_qemu_dies_before_the_word_and_the_vm_goes_on_here(gated):
     f = gated()
     p = held(f, WORD, SOURCE)
@@ -240,6 +241,7 @@ def test_destination_qemu_dies_before_the_word_and_the_vm_goes_on_here(gated):
     and_migrates_again(f)
 
 
+@pytest.mark.newer_qemu
 def test_source_qemu_dies_in_the_switch_and_the_vm_runs_at_the_destination(gated):
     f = gated()
     p = held(f, SHUT, DESTINATION)
@@ -267,6 +269,7 @@ def test_a_hang_in_the_switch_ends_and_the_vm_goes_on_here(gated, aside, status)
     and_migrates_again(f)
 
 
+@pytest.mark.newer_qemu
 def test_the_word_is_not_given_for_a_vm_that_was_continued_here(gated):
     f = gated()
     p = held(f, WORD, SOURCE)
