@@ -368,6 +368,37 @@ def test_a_cancelled_postcopy_is_paused_and_recovered(slow):
     recovers(f)
 
 
+@pytest.mark.newer_qemu
+@pytest.mark.parametrize("capabilities", [POSTCOPY, PREEMPT], ids=["plain", "preempt"])
+def test_a_proxied_postcopy_is_recovered_by_whoever_drives_it(slow, capabilities):
+    f, listen = slow, slow.hosts[0].path("out.sock")
+    incoming = f"unix:{f.hosts[1].path('vm.sock')}"
+
+    def start_proxy():
+        return f.vecycle().start_proxy(listen, f.vm, f.gate.address, "vm")[0]
+
+    f.dest.set_capabilities(capabilities)
+    f.dest.qmp.execute("migrate-incoming", uri=incoming)
+    p = start_proxy()
+    f.qemu.migrate_plain(f"unix:{listen}", downtime_limit=1, capabilities=capabilities)
+    switch_to_postcopy(f.qemu)
+    f.dest.wait_status("running")
+    f.gate.cut()
+    assert p.wait(60) == 23, p.messages()
+    for qemu in f.qemu, f.dest:
+        wait_for(lambda: migration(qemu) == "postcopy-paused", 60, "the migration to pause")
+    f.qemu.qmp.execute("migrate-set-parameters", max_postcopy_bandwidth=0)
+    f.dest.qmp.execute("migrate-recover", uri=incoming)
+    p = start_proxy()
+    f.qemu.qmp.execute("migrate", uri=f"unix:{listen}", resume=True)
+    wait_for(lambda: migration(f.qemu) == "completed", 60, "the migration to be completed")
+    assert p.wait() == 0, p.messages()
+    f.arrived(1, f.dest)
+    f.check_guest()
+    f.migrate(0)
+    f.check_guest()
+
+
 def test_there_is_nothing_to_recover(fleet):
     f = fleet()
     f.boot_selfcheck()

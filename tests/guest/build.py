@@ -29,14 +29,16 @@ def run(*argv, **kw):
 def selfcheck(out, end_mib, delay=0, step=4096):
     """Assembles the boot sector and patches its parameters."""
     with tempfile.TemporaryDirectory() as tmp:
-        obj, elf = f"{tmp}/s.o", f"{tmp}/s.elf"
+        obj, elf, flat = f"{tmp}/s.o", f"{tmp}/s.elf", f"{tmp}/s.bin"
         run("as", "--32", "-o", obj, HERE / "selfcheck.S")
         run("ld", "-m", "elf_i386", "-Ttext", "0x7c00", "-o", elf, obj)
-        run("objcopy", "-O", "binary", elf, out)
-    image = bytearray(Path(out).read_bytes())
+        run("objcopy", "-O", "binary", elf, flat)
+        image = bytearray(Path(flat).read_bytes())
     assert len(image) == 512 and image[0x1E0:0x1E4] == b"VCSC", "the boot sector came out wrong"
     struct.pack_into("<III", image, 0x1E4, end_mib << 20, step, delay)
-    Path(out).write_bytes(image.ljust(1 << 20, b"\0"))
+    new = Path(f"{out}.{os.getpid()}")  # another test may be about to boot it
+    new.write_bytes(image.ljust(1 << 20, b"\0"))
+    new.rename(out)
 
 
 def cpio_entry(name, data, mode, rdev=(0, 0)):
