@@ -11,9 +11,10 @@
 void vc_migration_record(struct vc_migration *m, enum vc_handover_state state)
 {
     struct vc_err err = VC_ERR_INIT;
-    struct vc_source_status st;
+    struct vc_source_status st = {0};
 
-    vc_source_status(m->pipeline, &st);
+    if (m->pipeline) /* not yet, where QEMU refuses to migrate */
+        vc_source_status(m->pipeline, &st);
     if (st.store_stuck)
         vc_log(m->o->log, VC_LOG_ERROR, "the handover is not recorded: the store hangs");
     else if (m->recorded && vc_handover_set(m->holding.vm, state, &err))

@@ -239,6 +239,20 @@ def proxy_with(f, data, status, words=()):
         assert w in line, line
 
 
+def test_a_qemu_that_refuses_to_migrate(fleet):
+    f = fleet()
+    # A device with memory of another VM's: QEMU migrates that only where it owns it.
+    f.boot_selfcheck(extra=["-object", "memory-backend-ram,id=shm,size=1M,share=on",
+                            "-device", "ivshmem-plain,memdev=shm,master=off"])
+    dest = f.incoming(1)
+    r = f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name, ok=False)
+    assert r["status"] == 11 and "ivshmem" in r["messages"], r
+    f.still_runs_here()
+    assert all(v.agent.alive() for v in f.vecycles)
+    assert f.vecycle().json("show", f.vm)["handover"] == "settled"
+    dest.wait_status("inmigrate")  # nothing has come: it still waits
+
+
 def test_a_stream_that_is_not_qemus(running):
     proxy_with(running, b"GET / HTTP/1.1\r\n\r\n" * 10, 50, words=["not a migration stream"])
 

@@ -37,8 +37,8 @@ class Fleet:
         if fill_mib:
             self.guest.command(f"fill {fill_mib} 1")
 
-    def boot_selfcheck(self, ram_mib=64, end_mib=40, delay=0):
-        self.ram_mib, self.options = ram_mib, selfcheck_options(end_mib, delay)
+    def boot_selfcheck(self, ram_mib=64, end_mib=40, delay=0, extra=()):
+        self.ram_mib, self.options = ram_mib, [*selfcheck_options(end_mib, delay), *extra]
         self.qemu = self.new_qemu(0)
         self.guest = SelfCheck(self.qemu)
         self.guest.wait_passes(2)
