@@ -195,3 +195,41 @@ class LateQmp(QmpGate):
             return data
         self.n_left -= 1
         return data.replace(self.status, self.instead)
+
+
+class RefusingQmp(QmpGate):
+    """Of a QEMU that refuses one command, the n-th time that it is given."""
+
+    def __init__(self, listen, to, refused=None, nth=1):
+        self.refused, self.nth, self.seen = refused, nth, []
+        super().__init__(listen, to)
+
+    def _carry(self, source, sink, from_source):
+        if not from_source:
+            return super()._carry(source, sink, from_source)
+        rest = b""
+        try:
+            while True:
+                data, fds, _, _ = socket.recv_fds(source, 1 << 16, 4)
+                if not data:
+                    break
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._command(source, sink, line, fds)
+                    fds = []
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        return None
+
+    def _command(self, source, sink, line, fds):
+        request = json.loads(line)
+        name = request["execute"] if "execute" in request else request["exec-oob"]
+        self.seen.append(name)
+        if name == self.refused and self.seen.count(name) == self.nth:
+            error = {"class": "GenericError", "desc": "this test refuses it"}
+            source.sendall(json.dumps({"id": request.get("id"), "error": error}).encode() + b"\n")
+        else:
+            socket.send_fds(sink, [line + b"\n"], fds)
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""QEMU refuses each of the commands that it is given, one in each migration."""
+from collections import Counter
+
+import pytest
+from vctest.gate import RefusingQmp
+from vctest.proc import wait_for
+
+SIDES = pytest.mark.parametrize("side", [0, 1], ids=["source", "destination"])
+OPTIONS = pytest.mark.parametrize("options", [[], ["--postcopy"], ["--postcopy-preempt"]],
+                                  ids=["precopy", "postcopy", "preempt"])
+
+
+class Refusals:
+    def __init__(self, f, side, options):
+        self.f, self.side, self.options, self.n = f, side, options, 0
+
+    def migrate(self, refused=None, nth=1):
+        """One migration in which that command is refused once; the commands that were seen."""
+        f, to = self.f, 1 - self.f.at
+        self.n += 1
+        dest = f.incoming(to)
+        qemu = (f.qemu, dest)[self.side]
+        path = qemu.qmp_path
+        name = f"refusing{self.n}"
+        gate = RefusingQmp(qemu.host.path(f"{name}.qmp"), path, refused, nth)
+        if self.side == 0:
+            qemu.qmp_path = gate.listen
+        else:
+            dest.name = name
+        r = f.vecycle().migrate(f.qemu, f.vecycles[to].address, dest.name, self.options, ok=False)
+        qemu.qmp_path = path
+        self.settle(dest, f"{refused} {nth}", r)
+        gate.close()
+        assert all(v.agent.alive() for v in f.vecycles), f"{refused} {nth}: an agent died"
+        f.guest.wait_passes(1)
+        return gate.seen
+
+    def settle(self, dest, refused, r):
+        """The VM runs, and once; by itself, or since somebody has looked after it."""
+        f = self.f
+
+        def running():
+            both = [q for q in (f.qemu, dest) if q.process.alive() and q.status() == "running"]
+            assert len(both) < 2, f"{refused}: two VMs run: {r}"
+            return both
+
+        assert r["status"] in (0, 11, 12, 31, 52, 61, 62), f"{refused}: {r}"
+        if r["status"] == 61:
+            wait_for(lambda: running() or self.resolve(), 60, f"the VM to run after {refused}: {r}",
+                     step=0.5)
+        else:
+            wait_for(running, 10, f"the VM to run after {refused}: {r}")
+        if r["status"] == 0:
+            assert running() == [dest], f"{refused}: {r}"
+        if running() == [dest]:
+            f.arrived(1 - f.at, dest)
+        else:
+            dest.stop()
+
+    def resolve(self):
+        self.f.vecycle().run("resolve", self.f.vm, "--retry", "--insecure")
+
+
+@SIDES
+@OPTIONS
+def test_a_refused_command_costs_the_attempt_at_most(fleet, side, options):
+    f = fleet(namespaces=False)
+    f.boot_selfcheck(end_mib=8, delay=200000)
+    t = Refusals(f, side, options)
+    commands = Counter(t.migrate())
+    assert commands["query-status"] >= 1
+    for name, n in commands.items():
+        for nth in range(1, min(n, 4) + 1):
+            t.migrate(name, nth)
+    t.migrate()
