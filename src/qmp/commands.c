@@ -44,16 +44,51 @@ int vc_qmp_version(struct vc_qmp *q, unsigned *out, struct vc_err *err)
     return rc;
 }
 
-int vc_qmp_set_capability(struct vc_qmp *q, const char *name, bool on, struct vc_err *err)
+/* 1: on; 0: off; -1: not among what query-migrate-capabilities has returned. */
+static int state_of(struct json_object *list, const char *name)
 {
-    struct json_object *args = json_object_new_object();
-    struct json_object *list = json_object_new_array();
-    struct json_object *one = json_object_new_object();
+    for (size_t i = 0;
+         json_object_is_type(list, json_type_array) && i < json_object_array_length(list); i++) {
+        struct json_object *one = json_object_array_get_idx(list, i);
 
-    vc_json_add_str(one, "capability", name);
-    vc_json_add_bool(one, "state", on);
-    json_object_array_add(list, one);
-    json_object_object_add(args, "capabilities", list);
+        if (!strcmp(vc_json_str(one, "capability", ""), name))
+            return vc_json_bool(one, "state", false);
+    }
+    return -1;
+}
+
+int vc_qmp_set_capabilities(struct vc_qmp *q, const struct vc_qmp_capability *list, size_t n,
+                            struct vc_err *err)
+{
+    vc_auto_json struct json_object *now = NULL;
+    struct json_object *args, *changes;
+    int rc = vc_qmp_execute(q, "query-migrate-capabilities", NULL, -1, &now, err);
+
+    if (rc)
+        return rc;
+    for (size_t i = 0; i < n; i++)
+        if (list[i].on && state_of(now, list[i].name) < 0)
+            return vc_err_set_hint(err, VC_E_QMP, "that QEMU is too old for it",
+                                   "QEMU '%.100s' has no migration capability %s", vc_qmp_name(q),
+                                   list[i].name);
+    changes = json_object_new_array();
+    for (size_t i = 0; i < n; i++) {
+        struct json_object *one;
+        int state = state_of(now, list[i].name);
+
+        if (state < 0 || state == list[i].on)
+            continue;
+        one = json_object_new_object();
+        vc_json_add_str(one, "capability", list[i].name);
+        vc_json_add_bool(one, "state", list[i].on);
+        json_object_array_add(changes, one);
+    }
+    if (!json_object_array_length(changes)) {
+        json_object_put(changes);
+        return 0;
+    }
+    args = json_object_new_object();
+    json_object_object_add(args, "capabilities", changes);
     return vc_qmp_execute(q, "migrate-set-capabilities", args, -1, NULL, err);
 }
 
@@ -61,20 +96,10 @@ int vc_qmp_get_capability(struct vc_qmp *q, const char *name, bool *on, struct v
 {
     vc_auto_json struct json_object *list = NULL;
     int rc = vc_qmp_execute(q, "query-migrate-capabilities", NULL, -1, &list, err);
+    int state = rc ? -1 : state_of(list, name);
 
-    if (rc)
-        return rc;
-    for (size_t i = 0;
-         json_object_is_type(list, json_type_array) && i < json_object_array_length(list); i++) {
-        struct json_object *one = json_object_array_get_idx(list, i);
-
-        if (strcmp(vc_json_str(one, "capability", ""), name) != 0)
-            continue;
-        *on = vc_json_bool(one, "state", false);
-        return 0;
-    }
-    *on = false;
-    return VC_NOT_FOUND;
+    *on = state > 0;
+    return rc ? rc : state < 0 ? VC_NOT_FOUND : 0;
 }
 
 int vc_qmp_set_parameter(struct vc_qmp *q, const char *name, uint64_t v, struct vc_err *err)

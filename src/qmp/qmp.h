@@ -67,8 +67,14 @@ int vc_qmp_run_state(struct vc_qmp *q, char out[32], struct vc_err *err) VC_NODI
 /** QEMU's version, major * 100 + minor. */
 int vc_qmp_version(struct vc_qmp *q, unsigned *out, struct vc_err *err) VC_NODISCARD;
 
-int vc_qmp_set_capability(struct vc_qmp *q, const char *name, bool on,
-                          struct vc_err *err) VC_NODISCARD;
+struct vc_qmp_capability {
+    const char *name;
+    bool on;
+};
+/** Turns them on and off, in one command, since some depend on each other. One that is to be off is
+ *  off where QEMU does not know it; one that is to be on: VC_E_QMP. */
+int vc_qmp_set_capabilities(struct vc_qmp *q, const struct vc_qmp_capability *list, size_t n,
+                            struct vc_err *err) VC_NODISCARD;
 /** 0; VC_NOT_FOUND: this QEMU does not know it. */
 int vc_qmp_get_capability(struct vc_qmp *q, const char *name, bool *on,
                           struct vc_err *err) VC_NODISCARD;

@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "qmp/qmp.h"
 #include "session/arrival.h"
+#include "session/capabilities.h"
 #include "session/parking.h"
 #include "session/preempt.h"
 
@@ -49,14 +50,15 @@ static int check_waits(struct arrival *a, struct vc_err *err)
 
 static int set_up_qemu(struct arrival *a, struct vc_err *err)
 {
-    bool preempt = a->open.mode == VC_WIRE_MODE_PREEMPT;
+    struct vc_session_wants wants = {
+        .postcopy = vc_arrival_is_postcopy(a),
+        .preempt = a->open.mode == VC_WIRE_MODE_PREEMPT,
+    };
     int rc;
 
     if (a->open.mode == VC_WIRE_MODE_RECOVER)
         return 0;
-    rc = vc_qmp_set_capability(a->qmp, "events", true, err);
-    if (!rc)
-        rc = vc_preempt_set_up(a->qmp, vc_arrival_is_postcopy(a), preempt, err);
+    rc = vc_session_set_capabilities(a->qmp, &wants, err);
     /* Not autostart: it is continued on the source's word (QEMU: qmp_stop() in inmigrate). */
     return rc ? rc : vc_qmp_simple(a->qmp, "stop", err);
 }

@@ -19,27 +19,6 @@
 #define CONNECT_TIMEOUT_MS 10000
 #define TICK_MS 100
 
-int vc_preempt_set_up(struct vc_qmp *q, bool postcopy, bool preempt, struct vc_err *err)
-{
-    bool on = false;
-    int rc = vc_qmp_get_capability(q, "postcopy-preempt", &on, err);
-
-    if (rc < 0)
-        return rc;
-    if (rc == VC_NOT_FOUND && preempt)
-        return vc_err_set_hint(
-            err, VC_E_QMP, "migrate without --postcopy-preempt",
-            "QEMU '%.100s' has no capability postcopy-preempt (it came with 7.1)", vc_qmp_name(q));
-    rc = 0;
-    if (on && !preempt) /* it does not let go of postcopy-ram before */
-        rc = vc_qmp_set_capability(q, "postcopy-preempt", false, err);
-    if (!rc)
-        rc = vc_qmp_set_capability(q, "postcopy-ram", postcopy, err);
-    if (!rc && preempt && !on)
-        rc = vc_qmp_set_capability(q, "postcopy-preempt", true, err);
-    return rc;
-}
-
 /* ---- the source ---- */
 
 int vc_preempt_wanted(struct vc_migration *m, bool *wanted, struct vc_err *err)

@@ -11,11 +11,6 @@
 
 #define VC_PREEMPT_PATH_BYTES 256
 
-/** Sets postcopy-ram and postcopy-preempt, in an order that QEMU takes. VC_E_QMP: this QEMU does
- *  not have what is wanted. */
-int vc_preempt_set_up(struct vc_qmp *q, bool postcopy, bool preempt,
-                      struct vc_err *err) VC_NODISCARD;
-
 /** Whether this migration has a preempt connection: as asked for, or, for the rest of an
  *  interrupted one, as it had it. */
 int vc_preempt_wanted(struct vc_migration *m, bool *wanted, struct vc_err *err) VC_NODISCARD;

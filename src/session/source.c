@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "qmp/qmp.h"
+#include "session/capabilities.h"
 #include "session/preempt.h"
 
 /* The source's side of a migration: docs/internals/phases.md has the table of phases and of what
@@ -67,29 +68,22 @@ static int check_qemu(struct vc_migration *m, struct vc_err *err)
 
 static int set_up_qemu(struct vc_migration *m, struct vc_err *err)
 {
-    const struct {
-        const char *name;
-        bool on;
-    } capabilities[] = {
-        {"return-path", true}, /* without it a loss goes unnoticed */
-        {"events", true},
-        {"xbzrle", false}, /* both do what we do, and hide pages from us */
-        {"multifd", false},
+    struct vc_session_wants wants = {
+        /* the destination has them as OPEN says */
+        .source = true,
+        .postcopy = m->o->postcopy,
+        .preempt = m->o->postcopy_preempt,
+        .auto_converge = m->o->auto_converge,
     };
-    int rc = 0;
+    int rc;
 
     if (m->o->recover) /* all is as the interrupted session left it */
         return 0;
-    for (size_t i = 0; i < VC_ARRAY_LEN(capabilities) && !rc; i++)
-        rc = vc_qmp_set_capability(m->qmp, capabilities[i].name, capabilities[i].on, err);
-    if (!rc) /* the destination has them as OPEN says */
-        rc = vc_preempt_set_up(m->qmp, m->o->postcopy, m->o->postcopy_preempt, err);
+    rc = vc_session_set_capabilities(m->qmp, &wants, err);
     if (!rc)
         rc = vc_qmp_get_parameter(m->qmp, "max-bandwidth", 0, &m->old_bandwidth, err);
     if (!rc)
         rc = vc_qmp_get_parameter(m->qmp, "downtime-limit", DEFAULT_LIMIT_MS, &m->old_limit, err);
-    if (!rc && m->o->auto_converge)
-        rc = vc_qmp_set_capability(m->qmp, "auto-converge", true, err);
     m->parameters_changed = !rc;
     m->limit_ms = VC_CAUTIOUS_LIMIT_MS;
     if (!rc)

@@ -40,6 +40,7 @@ static void migration(struct vc_qmp *q)
 
 static void commands(struct vc_qmp *q, unsigned which)
 {
+    static const struct vc_qmp_capability wanted[] = {{"events", true}, {"multifd", false}};
     struct vc_err err = VC_ERR_INIT;
     char state[32];
     struct vc_id id;
@@ -56,7 +57,7 @@ static void commands(struct vc_qmp *q, unsigned which)
     if (!rc && which & 8)
         rc = vc_qmp_get_parameter(q, "downtime-limit", 300, &v, &err);
     if (!rc && which & 16)
-        rc = vc_qmp_set_capability(q, "events", true, &err);
+        rc = vc_qmp_set_capabilities(q, wanted, VC_ARRAY_LEN(wanted), &err);
     if (!rc && which & 32) {
         rc = vc_qmp_migrate_fd(q, false, &fd, &err);
         if (!rc)

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "session/capabilities.h"
+
+/* qapi/migration.json, MigrationCapability. A QEMU keeps what was set for its last migration, and a
+ * destination becomes a source; so nothing is left to chance but what does no harm. */
+
+static const char *const never[] = {
+    /* These do what we do, and hide pages from us. */
+    "xbzrle",
+    "compress",
+    /* Other connections than we carry. */
+    "multifd",
+    "zero-copy-send", /* needs multifd */
+    "mapped-ram",
+    /* Both VMs would run. */
+    "x-colo",
+    "background-snapshot",
+    /* The guest would stay paused until somebody says migrate-continue. */
+    "pause-before-switchover",
+};
+
+int vc_session_set_capabilities(struct vc_qmp *q, const struct vc_session_wants *w,
+                                struct vc_err *err)
+{
+    struct vc_qmp_capability list[VC_ARRAY_LEN(never) + 5];
+    size_t n = 0;
+
+    for (; n < VC_ARRAY_LEN(never); n++)
+        list[n] = (struct vc_qmp_capability){never[n], false};
+    list[n++] = (struct vc_qmp_capability){"events", true};
+    list[n++] = (struct vc_qmp_capability){"postcopy-ram", w->postcopy};
+    list[n++] = (struct vc_qmp_capability){"postcopy-preempt", w->preempt};
+    if (w->source) /* without it a loss goes unnoticed */
+        list[n++] = (struct vc_qmp_capability){"return-path", true};
+    if (w->auto_converge)
+        list[n++] = (struct vc_qmp_capability){"auto-converge", true};
+    return vc_qmp_set_capabilities(q, list, n, err);
+}
