@@ -17,12 +17,17 @@ static const char *const never[] = {
     "background-snapshot",
     /* The guest would stay paused until somebody says migrate-continue. */
     "pause-before-switchover",
+    /* What it has thrown away cannot be sent again: an interrupted postcopy could not be recovered.
+     */
+    "release-ram",
+    /* A destination that has it not never acknowledges, and the migration never ends. */
+    "switchover-ack",
 };
 
 int vc_session_set_capabilities(struct vc_qmp *q, const struct vc_session_wants *w,
                                 struct vc_err *err)
 {
-    struct vc_qmp_capability list[VC_ARRAY_LEN(never) + 5];
+    struct vc_qmp_capability list[VC_ARRAY_LEN(never) + 6];
     size_t n = 0;
 
     for (; n < VC_ARRAY_LEN(never); n++)
@@ -32,7 +37,9 @@ int vc_session_set_capabilities(struct vc_qmp *q, const struct vc_session_wants 
     list[n++] = (struct vc_qmp_capability){"postcopy-preempt", w->preempt};
     if (w->source) /* without it a loss goes unnoticed */
         list[n++] = (struct vc_qmp_capability){"return-path", true};
-    if (w->auto_converge)
+    if (w->auto_converge) {
         list[n++] = (struct vc_qmp_capability){"auto-converge", true};
+        list[n++] = (struct vc_qmp_capability){"dirty-limit", false}; /* not both */
+    }
     return vc_qmp_set_capabilities(q, list, n, err);
 }

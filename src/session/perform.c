@@ -64,15 +64,19 @@ static int adjust_limit(struct vc_migration *m, const struct vc_source_status *s
 {
     uint64_t user = m->o->downtime_limit_ms ? m->o->downtime_limit_ms : m->old_limit;
     uint64_t limit;
+    int rc;
 
     if (!st->first_pass_done || m->completed || m->o->recover || vc_migration_has_switched(m))
         return 0;
     limit = vc_flow_downtime_limit(st->data_rate, m->intake_rate, user, VC_CAUTIOUS_LIMIT_MS);
     if (limit == m->limit_ms || (limit > m->limit_ms && limit < m->limit_ms + m->limit_ms / 8))
         return 0;
+    rc = vc_qmp_set_parameter(m->qmp, "downtime-limit", limit, err);
+    if (rc)
+        return rc;
     m->limit_ms = limit;
     vc_source_set_pace(m->pipeline, limit * VC_NS_PER_MS);
-    return vc_qmp_set_parameter(m->qmp, "downtime-limit", limit, err);
+    return 0;
 }
 
 static void on_event(struct vc_migration *m, struct json_object *e)
@@ -114,8 +118,8 @@ static int who_stopped_it(struct vc_migration *m, struct vc_err *err)
 
     if (!m->stop_seen)
         return 0;
-    m->stop_seen = false;
     rc = vc_qmp_run_state(m->qmp, state, err);
+    m->stop_seen = rc;
     if (!rc && !strcmp(state, "paused")) {
         m->user_paused = true;
         m->guest_paused = false;
@@ -245,10 +249,11 @@ static int check_orphan(struct vc_migration *m, const struct vc_source_status *s
 {
     struct vc_err ignored = VC_ERR_INIT;
 
-    if (st->package_sent)
-        return vc_err_set(err, VC_E_QMP,
-                          "the source QEMU ended, and what the VM's memory had not "
-                          "given to the destination went with it");
+    if (st->package_sent && !(st->shut && !st->shut_status))
+        return vc_err_set(
+            err, VC_E_QMP,
+            "the source QEMU ended in a postcopy, and what it had not sent of the VM's "
+            "memory went with it");
     if (st->peer_stream_failed || (st->shut && st->shut_status))
         return vc_err_set(err, VC_E_QMP, "the source QEMU ended before it had sent everything");
     if (!st->shut && !st->failed && !check_stall(m, st, &ignored))

@@ -22,8 +22,8 @@ int vc_migration_postcopy(struct vc_migration *m, const struct vc_source_status 
 
     if (m->o->postcopy && !m->postcopy_asked && st->first_pass_done &&
         !strcmp(m->status, "active")) {
-        m->postcopy_asked = true;
         rc = vc_qmp_simple(m->qmp, "migrate-start-postcopy", err);
+        m->postcopy_asked = !rc;
     }
     if (!rc && !m->word_given && st->package_delivered && vc_migration_has_switched(m))
         rc = vc_migration_give_word(m, err);

@@ -216,7 +216,8 @@ def test_a_source_qemu_that_dies_after_the_switch_is_no_success(fleet, namespace
 @pytest.fixture
 def slow(fleet):
     """A gate between two hosts, and a guest that has rewritten its memory before it was sent once, so
-    that much is left for after the switch, which is in no hurry. The guest touches RAM alone, so it never waits for a page with QEMU's lock held, and QEMU can always be asked."""
+    that much is left for after the switch, which is in no hurry. The guest touches RAM alone, so it
+    never waits for a page with QEMU's lock held, and QEMU can always be asked."""
     f = fleet(namespaces=False)
     f.boot_selfcheck(end_mib=48)
     f.qemu.qmp.execute("migrate-set-parameters", max_postcopy_bandwidth=32 << 10)
@@ -301,6 +302,7 @@ def test_a_source_qemu_that_dies_while_the_device_state_is_loaded_is_no_success(
     p = start_loading(f)
     f.qemu.process.kill()
     assert p.wait(60) != 0, p.messages()
+    assert handovers(f)[0] != "left", "the word would be given"
     assert not f.dest.process.alive() or f.dest.status() == "paused"
 
 

@@ -201,7 +201,7 @@ class RefusingQmp(QmpGate):
     """Of a QEMU that refuses one command, the n-th time that it is given."""
 
     def __init__(self, listen, to, refused=None, nth=1):
-        self.refused, self.nth, self.seen = refused, nth, []
+        self.refused, self.nth, self.seen, self.was_refused = refused, nth, [], False
         super().__init__(listen, to)
 
     def _carry(self, source, sink, from_source):
@@ -214,6 +214,7 @@ class RefusingQmp(QmpGate):
                 if not data:
                     break
                 *lines, rest = (rest + data).split(b"\n")
+                assert lines or not fds, "a descriptor comes with the whole of its command"
                 for line in lines:
                     self._command(source, sink, line, fds)
                     fds = []
@@ -227,6 +228,7 @@ class RefusingQmp(QmpGate):
         name = request["execute"] if "execute" in request else request["exec-oob"]
         self.seen.append(name)
         if name == self.refused and self.seen.count(name) == self.nth:
+            self.was_refused = True
             error = {"class": "GenericError", "desc": "this test refuses it"}
             source.sendall(json.dumps({"id": request.get("id"), "error": error}).encode() + b"\n")
         else:
