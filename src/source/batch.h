@@ -57,7 +57,8 @@ struct vc_src_batch {
     struct vc_src_run runs[VC_SRC_BATCH_RUNS];
     const uint8_t *content[VC_SRC_BATCH_PAGES];
     struct vc_digest digests[VC_SRC_BATCH_PAGES];
-    bool local_same[VC_SRC_BATCH_PAGES]; /* this host's base generation has the same content */
+    bool local_same[VC_SRC_BATCH_PAGES]; /* this host's base generation has the same content;
+                                            [thread: record, once it is queued] */
     struct vc_slab *slabs[VC_SRC_BATCH_SLABS];
 };
 

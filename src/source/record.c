@@ -17,21 +17,33 @@ void vc_source_check_store(struct vc_source *s)
             vc_src_batch_unref(vc_src_batch_of_record(n));
 }
 
+/* Bytes of a partial base that are looked at together. */
+#define LOOK_BYTES (256u << 10)
+
 /* A partial base may have been written over after a digest was logged (docs/formats/store.md,
  * section 3): what lies on its disk decides, and what cannot be read is written anew. */
 static void look_into_base(const struct vc_source *s, struct vc_src_batch *b,
                            const struct vc_src_run *r, uint8_t *buf)
 {
-    const struct vc_gen *base = s->o.local_gen;
+    uint32_t page_bytes = b->ram->page_bytes;
     struct vc_err ignored = VC_ERR_INIT;
+    uint64_t n;
 
-    for (uint64_t i = 0; i < r->run.count; i++) {
+    for (uint64_t i = 0; i < r->run.count; i += n) {
         bool *same = &b->local_same[r->first + i];
+        const uint8_t *const *content = &b->content[r->first + i];
 
-        *same = *same && buf &&
-                !vc_gen_read(base, (uint32_t)s->local_map[r->run.block], vc_page(r->run.page.n + i),
-                             1, buf, &ignored) &&
-                !memcmp(buf, b->content[r->first + i], b->ram->page_bytes);
+        for (n = 0; n < LOOK_BYTES / page_bytes && i + n < r->run.count && same[n]; n++) {
+        }
+        if (!n) {
+            n = 1;
+            continue;
+        }
+        if (!buf || vc_gen_read(s->o.local_gen, (uint32_t)s->local_map[r->run.block],
+                                vc_page(r->run.page.n + i), n, buf, &ignored))
+            memset(same, 0, n * sizeof(*same));
+        for (uint64_t k = 0; k < n; k++)
+            same[k] = same[k] && !memcmp(buf + k * page_bytes, content[k], page_bytes);
     }
 }
 
@@ -59,11 +71,11 @@ static int record_pages(struct vc_txn *t, const struct vc_src_batch *b, const st
     return 0;
 }
 
+/* @buf: for LOOK_BYTES, or NULL. */
 static int record_batch(const struct vc_source *s, struct vc_txn *t, struct vc_src_batch *b,
-                        struct vc_err *err)
+                        uint8_t *buf, struct vc_err *err)
 {
-    bool partial = b->ram && s->o.local_gen && vc_gen_info(s->o.local_gen)->partial;
-    vc_auto_free uint8_t *buf = partial ? malloc(b->ram->page_bytes) : NULL;
+    bool partial = s->o.local_gen && vc_gen_info(s->o.local_gen)->partial;
 
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_src_run *r = &b->runs[i];
@@ -94,6 +106,8 @@ static int record_batch(const struct vc_source *s, struct vc_txn *t, struct vc_s
 void *vc_source_record_main(void *arg)
 {
     struct vc_source *s = arg;
+    bool partial = s->o.local_gen && vc_gen_info(s->o.local_gen)->partial;
+    vc_auto_free uint8_t *buf = partial ? malloc(LOOK_BYTES) : NULL;
     struct vc_queue_node *node;
 
     while (vc_recorder_next(&s->recorder, &node)) {
@@ -105,7 +119,7 @@ void *vc_source_record_main(void *arg)
         if (t && b->item == VC_SRC_BLOCKS)
             rc = vc_txn_set_ram(t, b->ram, &err);
         else if (t && b->item == VC_SRC_BATCH)
-            rc = record_batch(s, t, b, &err);
+            rc = record_batch(s, t, b, buf, &err);
         vc_src_batch_unref(b);
         vc_recorder_done(&s->recorder, rc, &err);
     }
