@@ -182,19 +182,22 @@ static bool visit_under(struct lab *lab, struct attack *a, struct visit *v, stru
     return a->done;
 }
 
-/* How many frames of the target's kind there are if nothing is done to them. */
+/* How many frames of the target's kind there are if nothing is done to them. One at the very end
+ * (EOF to the source) may come too late on a busy machine: then the visit is made again. */
 static unsigned count_frames(struct lab *lab, const struct target *t, const struct lie *lie)
 {
     struct attack a = {.t = t, .nth = NO_FRAME, .lie = lie};
     struct filter f;
     struct visit v;
 
-    visit_under(lab, &a, &v, &f);
-    assert_int_not_equal(judge(&v), FAILED);
-    if (t->scene == WRONG_WAY)
-        assert_int_equal(judge(&v), RESENT);
-    if (t->scene == REPAIRS)
-        assert_int_equal(judge(&v), REPAIRED);
+    for (int i = 0; i < 20 && !a.came; i++) {
+        visit_under(lab, &a, &v, &f);
+        assert_int_not_equal(judge(&v), FAILED);
+        if (t->scene == WRONG_WAY)
+            assert_int_equal(judge(&v), RESENT);
+        if (t->scene == REPAIRS)
+            assert_int_equal(judge(&v), REPAIRED);
+    }
     assert_true(a.came > 0);
     return a.came;
 }
