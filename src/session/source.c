@@ -96,13 +96,13 @@ static int set_up_qemu(struct vc_migration *m, struct vc_err *err)
 static void restore_qemu(struct vc_migration *m)
 {
     struct vc_err err = VC_ERR_INIT;
-    int rc, rc2;
+    bool failed;
 
     if (!m->parameters_changed || vc_qmp_is_gone(m->qmp))
         return;
-    rc = vc_qmp_set_parameter(m->qmp, "max-bandwidth", m->old_bandwidth, &err);
-    rc2 = vc_qmp_set_parameter(m->qmp, "downtime-limit", m->old_limit, &err);
-    if (rc || rc2)
+    failed = vc_qmp_set_parameter(m->qmp, "max-bandwidth", m->old_bandwidth, &err);
+    failed |= vc_qmp_set_parameter(m->qmp, "downtime-limit", m->old_limit, &err) != 0;
+    if (failed)
         vc_log_err(m->o->log, VC_LOG_DEBUG, "QEMU's parameters were not restored", &err);
 }
 

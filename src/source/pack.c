@@ -13,8 +13,6 @@
  * both hosts have what a page was before, that is given to zstd as a prefix: what has changed in it
  * is all that is left (docs/formats/wire.md, "BATCH"). */
 
-#define DIGEST_PAGES 64
-
 int vc_packer_init(struct vc_packer *p, const struct vc_gen *gen, const int *map,
                    const struct vc_lineage *lineage, const struct vc_log *log, struct vc_err *err)
 {
@@ -36,27 +34,15 @@ void vc_packer_fini(struct vc_packer *p)
 }
 
 /* Whether pages that were read are what the index says, and so what the destination has. */
-static bool are_right(struct vc_packer *p, const struct vc_wire_run *r, const uint8_t *content,
-                      uint32_t page_bytes)
+static bool are_right(struct vc_packer *p, const struct vc_wire_run *r, const uint8_t *content)
 {
-    const uint8_t *pages[DIGEST_PAGES];
-    struct vc_digest got[DIGEST_PAGES], want;
     struct vc_err ignored = VC_ERR_INIT;
+    struct vc_page first;
+    size_t bad;
 
-    for (uint64_t at = 0; at < r->count; at += DIGEST_PAGES) {
-        size_t n = VC_MIN(r->count - at, (uint64_t)DIGEST_PAGES);
-
-        for (size_t i = 0; i < n; i++)
-            pages[i] = content + (at + i) * page_bytes;
-        if (vc_digest_pages(p->digester, pages, n, page_bytes, got, &ignored))
-            return false;
-        for (size_t i = 0; i < n; i++) {
-            vc_gen_lookup(p->gen, (uint32_t)p->map[r->block], vc_page(r->page.n + at + i), &want);
-            if (!vc_digest_equal(&want, &got[i]))
-                return false;
-        }
-    }
-    return true;
+    return !vc_gen_check(p->gen, p->digester, (uint32_t)p->map[r->block], r->page, r->count,
+                         content, &bad, &first, &ignored) &&
+           !bad;
 }
 
 /* Reads what the pages of OLD runs were. False: there is nothing, or it cannot be read. */
@@ -84,7 +70,7 @@ static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b,
                 p->gen_failed = true;
                 return false;
             }
-            if (!are_right(p, r, p->prefix.p + n, page_bytes))
+            if (!are_right(p, r, p->prefix.p + n))
                 return false;
             n += r->count * page_bytes;
         }

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include <stdlib.h>
 #include <string.h>
 
 #include "source/pipeline.h"
@@ -18,13 +17,14 @@ void vc_source_check_store(struct vc_source *s)
 }
 
 /* Bytes of a partial base that are looked at together. */
-#define LOOK_BYTES (256u << 10)
+#define LOOK_BYTES VC_MAX_PAGE_BYTES
 
 /* A partial base may have been written over after a digest was logged (docs/formats/store.md,
  * section 3): what lies on its disk decides, and what cannot be read is written anew. */
 static void look_into_base(const struct vc_source *s, struct vc_src_batch *b,
-                           const struct vc_src_run *r, uint8_t *buf)
+                           const struct vc_src_run *r)
 {
+    uint8_t buf[LOOK_BYTES];
     uint32_t page_bytes = b->ram->page_bytes;
     struct vc_err ignored = VC_ERR_INIT;
     uint64_t n;
@@ -39,8 +39,8 @@ static void look_into_base(const struct vc_source *s, struct vc_src_batch *b,
             n = 1;
             continue;
         }
-        if (!buf || vc_gen_read(s->o.local_gen, (uint32_t)s->local_map[r->run.block],
-                                vc_page(r->run.page.n + i), n, buf, &ignored))
+        if (vc_gen_read(s->o.local_gen, (uint32_t)s->local_map[r->run.block],
+                        vc_page(r->run.page.n + i), n, buf, &ignored))
             memset(same, 0, n * sizeof(*same));
         for (uint64_t k = 0; k < n; k++)
             same[k] = same[k] && !memcmp(buf + k * page_bytes, content[k], page_bytes);
@@ -71,9 +71,8 @@ static int record_pages(struct vc_txn *t, const struct vc_src_batch *b, const st
     return 0;
 }
 
-/* @buf: for LOOK_BYTES, or NULL. */
 static int record_batch(const struct vc_source *s, struct vc_txn *t, struct vc_src_batch *b,
-                        uint8_t *buf, struct vc_err *err)
+                        struct vc_err *err)
 {
     bool partial = s->o.local_gen && vc_gen_info(s->o.local_gen)->partial;
 
@@ -91,7 +90,7 @@ static int record_batch(const struct vc_source *s, struct vc_txn *t, struct vc_s
         case VC_RUN_SAME:
         case VC_RUN_DATA:
             if (partial)
-                look_into_base(s, b, r, buf);
+                look_into_base(s, b, r);
             rc = record_pages(t, b, r, err);
             break;
         default:
@@ -106,8 +105,6 @@ static int record_batch(const struct vc_source *s, struct vc_txn *t, struct vc_s
 void *vc_source_record_main(void *arg)
 {
     struct vc_source *s = arg;
-    bool partial = s->o.local_gen && vc_gen_info(s->o.local_gen)->partial;
-    vc_auto_free uint8_t *buf = partial ? malloc(LOOK_BYTES) : NULL;
     struct vc_queue_node *node;
 
     while (vc_recorder_next(&s->recorder, &node)) {
@@ -119,7 +116,7 @@ void *vc_source_record_main(void *arg)
         if (t && b->item == VC_SRC_BLOCKS)
             rc = vc_txn_set_ram(t, b->ram, &err);
         else if (t && b->item == VC_SRC_BATCH)
-            rc = record_batch(s, t, b, buf, &err);
+            rc = record_batch(s, t, b, &err);
         vc_src_batch_unref(b);
         vc_recorder_done(&s->recorder, rc, &err);
     }

@@ -196,6 +196,35 @@ void vc_gen_read_sparsely(const struct vc_gen *g)
 
 /* ---- verifying ---- */
 
+int vc_gen_check(const struct vc_gen *g, struct vc_digester *d, uint32_t block, struct vc_page page,
+                 size_t n, const uint8_t *content, size_t *bad, struct vc_page *first,
+                 struct vc_err *err)
+{
+    uint32_t page_bytes = g->index.ram.page_bytes;
+    const uint8_t *pages[VERIFY_PAGES];
+    struct vc_digest got[VERIFY_PAGES], want;
+
+    *bad = 0;
+    for (size_t at = 0, k; at < n; at += k) {
+        int rc;
+
+        k = VC_MIN(n - at, (size_t)VERIFY_PAGES);
+        for (size_t i = 0; i < k; i++)
+            pages[i] = content + (at + i) * page_bytes;
+        rc = vc_digest_pages(d, pages, k, page_bytes, got, err);
+        if (rc)
+            return rc;
+        for (size_t i = 0; i < k; i++) {
+            struct vc_page p = vc_page(page.n + at + i);
+
+            vc_gen_lookup(g, block, p, &want);
+            if (!vc_digest_equal(&want, &got[i]) && !(*bad)++)
+                *first = p;
+        }
+    }
+    return 0;
+}
+
 struct verify {
     const struct vc_gen *g;
     struct vc_digester *d;
@@ -203,33 +232,23 @@ struct verify {
     struct vc_verify_result *out;
 };
 
-static void note_bad(struct verify *v, uint32_t block, uint64_t page)
-{
-    if (v->out->bad_pages++)
-        return;
-    v->out->first_bad_block = block;
-    v->out->first_bad_page = vc_page(page);
-}
-
 static int verify_run(struct verify *v, uint32_t block, uint64_t page, size_t n, struct vc_err *err)
 {
-    uint32_t page_bytes = v->g->index.ram.page_bytes;
-    const uint8_t *pages[VERIFY_PAGES];
-    struct vc_digest got[VERIFY_PAGES], want;
+    struct vc_page first;
+    size_t bad;
     int rc = vc_gen_read(v->g, block, vc_page(page), n, v->buf, err);
 
+    if (!rc)
+        rc = vc_gen_check(v->g, v->d, block, vc_page(page), n, v->buf, &bad, &first, err);
     if (rc)
         return rc;
-    for (size_t i = 0; i < n; i++)
-        pages[i] = v->buf + i * page_bytes;
-    rc = vc_digest_pages(v->d, pages, n, page_bytes, got, err);
-    for (size_t i = 0; i < n && !rc; i++) {
-        vc_gen_lookup(v->g, block, vc_page(page + i), &want);
-        if (!vc_digest_equal(&want, &got[i]))
-            note_bad(v, block, page + i);
+    if (bad && !v->out->bad_pages) {
+        v->out->first_bad_block = block;
+        v->out->first_bad_page = first;
     }
+    v->out->bad_pages += bad;
     v->out->pages += n;
-    return rc;
+    return 0;
 }
 
 static int verify_block(struct verify *v, uint32_t block, struct vc_err *err)

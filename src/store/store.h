@@ -219,6 +219,12 @@ int vc_txn_suspend(struct vc_txn *t, const struct vc_txn_note *note,
 int vc_vm_fold(struct vc_store *s, const struct vc_id *uuid, const _Atomic bool *stop,
                struct vc_err *err) VC_NODISCARD;
 
+/** Digests n pages' @content, one behind the other, all of which the index holds: *bad differ from
+ *  what it says, *first (set if *bad) is the first of them. Errors: as vc_digest_pages(). */
+int vc_gen_check(const struct vc_gen *g, struct vc_digester *d, uint32_t block, struct vc_page page,
+                 size_t n, const uint8_t *content, size_t *bad, struct vc_page *first,
+                 struct vc_err *err) VC_NODISCARD;
+
 struct vc_verify_result {
     uint64_t pages, bad_pages;
     uint32_t first_bad_block;
