@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Runs all tests: lint and unit tests, the unit tests again under the sanitizers and with clang,
-the end-to-end tests, and some of these with newer QEMUs. Ends with one line: N passed, N failed, N skipped."""
+the end-to-end tests, and some of these with newer QEMUs. Ends with one line: N passed, N failed,
+N skipped."""
 import argparse
 import json
 import os

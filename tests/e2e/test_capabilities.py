@@ -38,12 +38,11 @@ def test_whatever_capability_is_on(fleet, on_both):
         running = [q for q in (f.qemu, dest) if q.process.alive() and q.status() == "running"]
         if name in MUST_AGREE and set_here != set_there:
             assert r["status"] == 31 and running == [f.qemu], (name, r)
-            turn(f.qemu, name, False)
             dest.stop()
         else:
             assert r["status"] == 0 and running == [dest], (name, r)
             f.arrived(1 - f.at, dest)
-            turn(f.qemu, name, False)
+        turn(f.qemu, name, False)
         assert all(v.agent.alive() for v in f.vecycles), name
         f.guest.wait_passes(1)
     expected = TAKEN | ({"x-colo"} if f.qemu.version() < (8, 0) else set())

@@ -38,8 +38,7 @@ def proxied(f, to, capabilities=POSTCOPY, switch=True):
     """A postcopy migration through a proxy, both QEMUs being driven by this test."""
     dst = f.hosts[to]
     dest = f.new_qemu(to, "defer", ["-S"])
-    dest.qmp.execute("migrate-set-capabilities",
-                     capabilities=[{"capability": c, "state": True} for c in capabilities])
+    dest.set_capabilities(capabilities)
     dest.qmp.execute("migrate-incoming", uri=f"unix:{dst.path('vm.sock')}")
     listen = f.hosts[f.at].path("out.sock")
     p, out = f.vecycle().start_proxy(listen, f.vm, f.vecycles[to].address, "vm")
@@ -147,6 +146,13 @@ def test_pages_that_are_asked_for_have_a_connection_of_their_own(fleet, namespac
     f.check_guest()
 
 
+def saying(f, status, instead, times):
+    """The source's QEMU, as it gives in so many answers another status than it has."""
+    late = LateQmp(f.hosts[0].path("late.qmp"), f.qemu.qmp_path, status, instead, times)
+    f.qemu.qmp_path = late.listen
+    return late
+
+
 def set_link(f, state):
     f.hosts[1].run(["ip", "link", "set", "eth0", state])
 
@@ -189,9 +195,7 @@ def test_an_interrupted_postcopy_is_recovered(fleet, namespaces, option):
 def test_a_qemu_that_is_slow_to_resume_is_waited_for(fleet, namespaces):
     f = fleet(rate="100mbit")
     dest = interrupt(f, "--postcopy")
-    late = LateQmp(f.hosts[0].path("late.qmp"), f.qemu.qmp_path, "postcopy-recover",
-                   "postcopy-paused", 3)
-    f.qemu.qmp_path = late.listen
+    late = saying(f, "postcopy-recover", "postcopy-paused", 3)
     f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name, ["--recover"])
     assert late.n_left < 3, "it was not late"
     f.arrived(1, dest)
@@ -247,18 +251,11 @@ def at_the_word(f):
     return p
 
 
-def loading(f, answers):
-    """As QEMU 10.2 and later have it: until the destination has loaded the device state the source's
-    guest goes on if the migration fails."""
-    late = LateQmp(f.hosts[0].path("late.qmp"), f.qemu.qmp_path, "postcopy-active",
-                   "postcopy-device", answers)
-    f.qemu.qmp_path = late.listen
-    return late
-
-
 def test_the_word_waits_for_a_destination_that_loads_the_device_state(slow):
     f = slow
-    late = loading(f, 10)
+    # As QEMU 10.2 and later have it: until the destination has loaded the device state the source's
+    # guest goes on if the migration fails.
+    late = saying(f, "postcopy-active", "postcopy-device", 10)
     p = at_the_word(f)
     assert late.n_left == 0, "the word was given while the guest could have gone on at the source"
     f.gate.release()
@@ -284,9 +281,7 @@ def start_loading(f):
 @pytest.mark.newer_qemu
 def test_a_link_lost_while_the_device_state_is_loaded_leaves_the_vm_here(slow):
     f = slow
-    asked = LateQmp(f.hosts[0].path("late.qmp"), f.qemu.qmp_path, "postcopy-device",
-                    "postcopy-device", 10)
-    f.qemu.qmp_path = asked.listen
+    asked = saying(f, "postcopy-device", "postcopy-device", 10)  # counts alone
     p = start_loading(f)
     wait_for(lambda: not asked.n_left, 60, "the source's agent to know where QEMU is")
     f.gate.cut()
@@ -318,10 +313,14 @@ def handovers(f):
     return [v.json("show", f.vm)["handover"] for v in f.vecycles]
 
 
-def recovers(f):
-    """Both QEMUs pause the migration, and it can be recovered; the VM ran nowhere else meanwhile."""
+def wait_paused(f):
     for qemu in f.qemu, f.dest:
         wait_for(lambda: migration(qemu) == "postcopy-paused", 60, "the migration to pause")
+
+
+def recovers(f):
+    """Both QEMUs pause the migration, and it can be recovered; the VM ran nowhere else meanwhile."""
+    wait_paused(f)
     assert f.qemu.status() != "running"
     f.qemu.qmp.execute("migrate-set-parameters", max_postcopy_bandwidth=0)
     tries = []
@@ -387,8 +386,7 @@ def test_a_proxied_postcopy_is_recovered_by_whoever_drives_it(slow, capabilities
     f.dest.wait_status("running")
     f.gate.cut()
     assert p.wait(60) == 23, p.messages()
-    for qemu in f.qemu, f.dest:
-        wait_for(lambda: migration(qemu) == "postcopy-paused", 60, "the migration to pause")
+    wait_paused(f)
     f.qemu.qmp.execute("migrate-set-parameters", max_postcopy_bandwidth=0)
     f.dest.qmp.execute("migrate-recover", uri=incoming)
     p = start_proxy()

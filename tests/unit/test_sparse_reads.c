@@ -11,9 +11,9 @@
  * file system with a disk, whose pages the kernel can drop. */
 
 #define PAGE 4096u
-#define RURAM_PAGES 256u
+#define RUN_PAGES 256u
 #define N_RUNS 64u
-#define RAM_PAGES (RURAM_PAGES * N_RUNS)
+#define RAM_PAGES (RUN_PAGES * N_RUNS)
 
 struct place {
     char dir[64];
@@ -25,10 +25,10 @@ struct place {
 
 static void write_generation(struct place *p)
 {
-    static uint8_t content[RURAM_PAGES][PAGE];
-    static const struct vc_digest digests[RURAM_PAGES] = {{{1}}};
+    static uint8_t content[RUN_PAGES][PAGE];
+    static const struct vc_digest digests[RUN_PAGES] = {{{1}}};
     struct vc_ram ram = {.page_bytes = PAGE, .n_blocks = 1};
-    const uint8_t *contents[RURAM_PAGES];
+    const uint8_t *contents[RUN_PAGES];
     struct vc_txn *t;
     struct vc_id id;
     struct vc_err err;
@@ -37,12 +37,12 @@ static void write_generation(struct place *p)
     assert_true(vc_id_random(&id));
     assert_int_equal(vc_txn_begin(p->vm, &id, NULL, &t, &err), 0);
     assert_int_equal(vc_txn_set_ram(t, &ram, &err), 0);
-    for (unsigned i = 0; i < RURAM_PAGES; i++)
+    for (unsigned i = 0; i < RUN_PAGES; i++)
         contents[i] = content[i];
     for (unsigned r = 0; r < N_RUNS; r++) {
         memset(content, 1 + (int)r, sizeof(content));
         assert_int_equal(
-            vc_txn_put(t, 0, vc_page(r * RURAM_PAGES), RURAM_PAGES, contents, digests, &err), 0);
+            vc_txn_put(t, 0, vc_page(r * RUN_PAGES), RUN_PAGES, contents, digests, &err), 0);
     }
     assert_int_equal(vc_txn_commit(t, &note, NULL, &err), 0);
 }
@@ -90,12 +90,12 @@ static int teardown(void **state)
 
 static unsigned cached(const struct place *p, unsigned run)
 {
-    uint8_t *at = p->map + (size_t)run * RURAM_PAGES * PAGE;
-    unsigned char in[RURAM_PAGES];
+    uint8_t *at = p->map + (size_t)run * RUN_PAGES * PAGE;
+    unsigned char in[RUN_PAGES];
     unsigned n = 0;
 
-    assert_int_equal(mincore(at, (size_t)RURAM_PAGES * PAGE, in), 0);
-    for (unsigned i = 0; i < RURAM_PAGES; i++)
+    assert_int_equal(mincore(at, (size_t)RUN_PAGES * PAGE, in), 0);
+    for (unsigned i = 0; i < RUN_PAGES; i++)
         n += in[i] & 1;
     return n;
 }
@@ -113,19 +113,18 @@ static void need_a_disk(const struct place *p)
 static void what_lies_between_is_not_read(void **state)
 {
     struct place *p = *state;
-    uint8_t *buf = malloc((size_t)RURAM_PAGES * PAGE);
+    uint8_t *buf = malloc((size_t)RUN_PAGES * PAGE);
     struct vc_err err;
 
     assert_non_null(buf);
     need_a_disk(p);
     vc_gen_read_sparsely(p->gen);
     for (unsigned run = 0; run < N_RUNS; run += 2) {
-        assert_int_equal(vc_gen_read(p->gen, 0, vc_page(run * RURAM_PAGES), RURAM_PAGES, buf, &err),
-                         0);
+        assert_int_equal(vc_gen_read(p->gen, 0, vc_page(run * RUN_PAGES), RUN_PAGES, buf, &err), 0);
         assert_int_equal(buf[0], 1 + run);
     }
     for (unsigned run = 0; run < N_RUNS; run++)
-        assert_int_equal(cached(p, run), run % 2 ? 0 : RURAM_PAGES);
+        assert_int_equal(cached(p, run), run % 2 ? 0 : RUN_PAGES);
     free(buf);
 }
 
@@ -136,13 +135,13 @@ static void what_is_announced_is_read_and_no_more(void **state)
 
     need_a_disk(p);
     vc_gen_read_sparsely(p->gen);
-    vc_gen_prefetch(p->gen, 0, vc_page(8 * RURAM_PAGES), RURAM_PAGES);
-    vc_gen_prefetch(p->gen, 0, vc_page(RAM_PAGES - RURAM_PAGES), 1ull << 60);
+    vc_gen_prefetch(p->gen, 0, vc_page(8 * RUN_PAGES), RUN_PAGES);
+    vc_gen_prefetch(p->gen, 0, vc_page(RAM_PAGES - RUN_PAGES), 1ull << 60);
     vc_gen_prefetch(p->gen, 0, vc_page(1ull << 60), 1);
-    while (cached(p, 8) + cached(p, N_RUNS - 1) < 2 * RURAM_PAGES && vc_now_ns() < deadline)
+    while (cached(p, 8) + cached(p, N_RUNS - 1) < 2 * RUN_PAGES && vc_now_ns() < deadline)
         poll(NULL, 0, 1);
     for (unsigned run = 0; run < N_RUNS; run++)
-        assert_int_equal(cached(p, run), run == 8 || run == N_RUNS - 1 ? RURAM_PAGES : 0);
+        assert_int_equal(cached(p, run), run == 8 || run == N_RUNS - 1 ? RUN_PAGES : 0);
 }
 
 int main(void)

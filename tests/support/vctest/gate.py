@@ -160,8 +160,11 @@ class QmpGate(Gate):
     def hold(self, command):
         super().hold(command, True)
 
-    def _change(self, data, from_source):
-        return data
+    def _line(self, source, sink, line, fds, from_source):
+        """One command or answer, with the descriptors that came with it."""
+        if not fds:
+            self._may_pass(json.loads(line).get("execute"), line, from_source)
+        socket.send_fds(sink, [line + b"\n"], fds)
 
     def _carry(self, source, sink, from_source):
         rest = b""
@@ -171,12 +174,12 @@ class QmpGate(Gate):
                 if not data:
                     break
                 *lines, rest = (rest + data).split(b"\n")
+                assert lines or not fds, "a descriptor comes with the whole of its command"
                 for line in lines:
-                    if not fds:
-                        self._may_pass(json.loads(line).get("execute"), line, from_source)
-                socket.send_fds(sink, [self._change(data, from_source)], fds)
-                for fd in fds:
-                    os.close(fd)
+                    self._line(source, sink, line, fds, from_source)
+                    for fd in fds:
+                        os.close(fd)
+                    fds = []
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             pass
@@ -190,11 +193,11 @@ class LateQmp(QmpGate):
         self.n_left = times
         super().__init__(listen, to)
 
-    def _change(self, data, from_source):
-        if from_source or not self.n_left or self.status not in data:
-            return data
-        self.n_left -= 1
-        return data.replace(self.status, self.instead)
+    def _line(self, source, sink, line, fds, from_source):
+        if not from_source and self.n_left and self.status in line:
+            self.n_left -= 1
+            line = line.replace(self.status, self.instead)
+        super()._line(source, sink, line, fds, from_source)
 
 
 class RefusingQmp(QmpGate):
@@ -204,34 +207,14 @@ class RefusingQmp(QmpGate):
         self.refused, self.nth, self.seen, self.was_refused = refused, nth, [], False
         super().__init__(listen, to)
 
-    def _carry(self, source, sink, from_source):
-        if not from_source:
-            return super()._carry(source, sink, from_source)
-        rest = b""
-        try:
-            while True:
-                data, fds, _, _ = socket.recv_fds(source, 1 << 16, 4)
-                if not data:
-                    break
-                *lines, rest = (rest + data).split(b"\n")
-                assert lines or not fds, "a descriptor comes with the whole of its command"
-                for line in lines:
-                    self._command(source, sink, line, fds)
-                    fds = []
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
-        return None
-
-    def _command(self, source, sink, line, fds):
+    def _line(self, source, sink, line, fds, from_source):
         request = json.loads(line)
-        name = request["execute"] if "execute" in request else request["exec-oob"]
-        self.seen.append(name)
-        if name == self.refused and self.seen.count(name) == self.nth:
+        name = request.get("execute") or request.get("exec-oob")
+        if from_source:
+            self.seen.append(name)
+        if from_source and name == self.refused and self.seen.count(name) == self.nth:
             self.was_refused = True
             error = {"class": "GenericError", "desc": "this test refuses it"}
             source.sendall(json.dumps({"id": request.get("id"), "error": error}).encode() + b"\n")
         else:
-            socket.send_fds(sink, [line + b"\n"], fds)
-        for fd in fds:
-            os.close(fd)
+            super()._line(source, sink, line, fds, from_source)
