@@ -57,6 +57,7 @@ struct vc_link {
 
     atomic_uint phase;            /* [atomic] vc_wire_phase */
     atomic_ullong heard_ns;       /* [atomic] written by recv, read by the sender */
+    atomic_bool listening;        /* [atomic] somebody is in recv */
     atomic_ullong sent, received; /* [atomic] counters */
 };
 
@@ -110,12 +111,15 @@ static int write_frame(struct vc_link *l, struct vc_link_frame *f, struct vc_err
     return vc_conn_writev_all(l->conn, iov, f->bytes ? 2 : 1, err);
 }
 
+/* Silence is what somebody listens to: a side that is busy with something else, as with a QEMU that
+ * is slow to answer, hears nothing of a peer that is well. */
 static bool peer_is_silent(struct vc_link *l)
 {
+    bool listening = atomic_load_explicit(&l->listening, memory_order_acquire);
     uint64_t heard = atomic_load_explicit(&l->heard_ns, memory_order_relaxed);
     uint64_t now = vc_now_ns();
 
-    return now > heard && now - heard > l->dead_peer_ms * VC_NS_PER_MS;
+    return listening && now > heard && now - heard > l->dead_peer_ms * VC_NS_PER_MS;
 }
 
 static void shutdown_locked(struct vc_link *l)
@@ -415,7 +419,7 @@ static int peer_error(const struct vc_link *l, const struct vc_link_frame *f, st
                            s.text);
 }
 
-int vc_link_recv(struct vc_link *l, struct vc_link_frame **out, struct vc_err *err)
+static int recv_for_owner(struct vc_link *l, struct vc_link_frame **out, struct vc_err *err)
 {
     for (;;) {
         vc_auto_frame struct vc_link_frame *f = NULL;
@@ -436,6 +440,17 @@ int vc_link_recv(struct vc_link *l, struct vc_link_frame **out, struct vc_err *e
             return 0;
         }
     }
+}
+
+int vc_link_recv(struct vc_link *l, struct vc_link_frame **out, struct vc_err *err)
+{
+    int rc;
+
+    atomic_store_explicit(&l->heard_ns, vc_now_ns(), memory_order_relaxed);
+    atomic_store_explicit(&l->listening, true, memory_order_release);
+    rc = recv_for_owner(l, out, err);
+    atomic_store_explicit(&l->listening, false, memory_order_release);
+    return rc;
 }
 
 int vc_link_hello(struct vc_link *l, uint64_t features, uint64_t *features_out, struct vc_err *err)

@@ -78,8 +78,9 @@ void vc_link_finish(struct vc_link *l, uint32_t timeout_ms);
 /** Ends both directions at once; wakes everybody. Any thread, any number of times. */
 void vc_link_shutdown(struct vc_link *l);
 
-/** Takes the link down if the peer has been silent for too long. The sending thread looks too, but
- *  not while a write is stuck; whoever owns the session calls this a few times a second. */
+/** Takes the link down if the peer has been silent for too long while somebody was in
+ *  vc_link_recv(). The sending thread looks too, but not while a write is stuck; whoever owns the
+ *  session calls this a few times a second. */
 void vc_link_check_peer(struct vc_link *l);
 
 /** Silence after which the peer is taken for dead. */

@@ -144,6 +144,17 @@ def test_a_destination_qemu_that_does_not_wait(running):
     migrate(running, 31, running.vecycles[1].address, "--name", other.name, words=["defer"])
 
 
+def test_a_destination_qmp_that_somebody_else_has(running):
+    dest = running.incoming(1)
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(f"{running.hosts[1].sockets}/{dest.name}.qmp")
+    assert client.recv(1000)  # QEMU serves this one
+    # Longer than the peer may be silent (10 s), which it is not.
+    migrate(running, 31, running.vecycles[1].address, "--name", dest.name,
+            words=["QMP greeting", "one client at a time"])
+    client.close()
+
+
 def test_a_destination_that_is_another_vm(running):
     from vctest.qemu import Qemu, new_uuid
     other = Qemu(running.hosts[1], "other", running.ram_mib, new_uuid(), "defer", running.options)
