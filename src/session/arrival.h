@@ -29,6 +29,7 @@ struct arrival {
     bool word_done; /* it runs here, or is to stay paused here: the source knows, or will ask */
     bool is_void;   /* it will never run here */
     bool ran;       /* somebody continued it, as far as events tell */
+    uint64_t progress_mark, progress_ns; /* when something moved last */
 };
 
 /** HELLO to START, within a time and unless cancelled. 0; VC_EOF: a word was repeated, and that was

@@ -17,10 +17,11 @@
 
 /** Limits of the phases, as multiples of the dead-peer time (VC_LINK_DEAD_PEER_MS unless set):
  * until both sides have come to terms; without any progress while the guest runs; while it is
- * paused. */
+ * paused; at the destination, where a source that keeps to the first two has long ended it. */
 #define VC_OPEN_TIMES 6
 #define VC_STALL_TIMES 12
 #define VC_STALL_PAUSED_TIMES 3
+#define VC_STALL_DEST_TIMES 16
 
 static inline uint32_t vc_dead_peer_ms(uint32_t option_ms)
 {

@@ -169,6 +169,31 @@ static int interrupted(struct vc_err *err)
                            "a postcopy migration was interrupted: %.150s", cause.message);
 }
 
+/* Who waits for a source with good reason: a VM that has arrived, for the word, since the source's
+ * disk may hang at its record; and once a proxied stream flows, whoever drives the source QEMU may
+ * hold it up (pause-before-switchover), as with plain QEMU. */
+static bool may_wait(const struct arrival *a, const struct vc_dest_status *st)
+{
+    return a->qmp ? st->shut && st->shut_status == 0 : st->connected;
+}
+
+/* A source that answers and sends nothing would keep the VM from every other. */
+static int check_stall(struct arrival *a, const struct vc_dest_status *st, struct vc_err *err)
+{
+    uint64_t mark = st->stream_bytes + st->return_bytes + st->connected, now = vc_now_ns();
+    uint64_t limit_ms = (uint64_t)VC_STALL_DEST_TIMES * vc_dead_peer_ms(a->o->dead_peer_ms);
+
+    if (mark != a->progress_mark || !a->progress_ns || may_wait(a, st)) {
+        a->progress_mark = mark;
+        a->progress_ns = now;
+    }
+    if (now - a->progress_ns < limit_ms * VC_NS_PER_MS)
+        return 0;
+    return vc_err_set_hint(err, VC_E_PEER_LOST, "see the source's own messages",
+                           "'%.100s' has sent nothing of the VM for %llu s", vc_link_peer(a->link),
+                           (unsigned long long)limit_ms / 1000);
+}
+
 /* Until the VM has arrived and, if it is driven, runs on the source's word. */
 static int perform(struct arrival *a, struct vc_err *err)
 {
@@ -190,6 +215,8 @@ static int perform(struct arrival *a, struct vc_err *err)
         }
         if (a->o->cancel && vc_cancel_is_set(a->o->cancel))
             return vc_err_set(err, VC_E_CANCELLED, "the destination's vecycle was stopped");
+        if (check_stall(a, &st, err))
+            return has_switched(a, &st) ? interrupted(err) : err->code;
         vc_link_check_peer(a->link);
         wait_for_something(a);
     }
