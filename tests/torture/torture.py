@@ -227,7 +227,7 @@ class Torture:
             dest.stop()
             return False
         try:
-            self.check_all()
+            self.check_all(moved=f.qemu is dest)
             self.clean_migration()
         except Breach:
             if kind != "migrate_cancel" or CANCEL_BUG not in f.qemu.process.messages():
@@ -330,29 +330,41 @@ class Torture:
         except (AssertionError, ConnectionError) as e:
             raise Breach(f"the guest: {e}") from None
 
-    def check_stores(self):
-        for i, v in enumerate(self.f.vecycles):
-            r = v.run("verify", self.f.vm, "--json")
-            if r.returncode == 30:
-                shown = None
-            elif r.returncode:
-                raise Breach(f"the store of host {i} does not verify: {r.stderr.strip()}")
-            else:
-                shown = v.json("show", self.f.vm)
-                if not shown["generation"]:
-                    shown = None
-            if self.known[i] and not shown:
-                raise Breach(f"the store of host {i} has lost its generation {self.known[i]}")
-            self.known[i] = shown and shown["generation"]
+    def generation(self, i):
+        """(id, root) of the complete generation in the store of host i, which verifies, or None."""
+        v = self.f.vecycles[i]
+        r = v.run("verify", self.f.vm, "--json")
+        if r.returncode == 30:
+            return None
+        if r.returncode:
+            raise Breach(f"the store of host {i} does not verify: {r.stderr.strip()}")
+        shown = v.json("show", self.f.vm)
+        # A partial one is shown where there is no other.
+        return (shown["generation"], shown["root"]) if shown["n_generations"] else None
 
-    def check_all(self):
+    def check_stores(self, moved):
+        """Every host has the generation that it had; where the VM has moved, that or the new one,
+        and both hosts have the same new one."""
+        have = [self.generation(i) for i in range(2)]
+        for i, (old, new) in enumerate(zip(self.known, have)):
+            if old and not new:
+                raise Breach(f"the store of host {i} has lost its generation {old[0]}")
+            if new != old and not moved:
+                raise Breach(f"the store of host {i} has generation {new} and not {old}, "
+                             "and the VM has not moved")
+        new = [have[i] for i in range(2) if have[i] != self.known[i]]
+        if len(set(new)) > 1:
+            raise Breach(f"the two stores have different new generations, {new}")
+        self.known = have
+
+    def check_all(self, moved):
         self.check_guest()
-        self.check_stores()
+        self.check_stores(moved)
         self.check_never_two()
 
     def clean_migration(self):
-        """The next one works, and both hosts have the same afterwards."""
-        f = self.f
+        """The next one works, and both hosts have the same, new generation afterwards."""
+        f, before = self.f, self.known
         self.prepare_guest()
         dest = f.incoming(1 - f.at)
         start = time.monotonic()
@@ -371,7 +383,9 @@ class Torture:
             raise Breach("the next migration brought other memory than it took")
         dest.qmp.execute("cont")
         f.arrived(1 - f.at, dest)
-        self.check_all()
+        self.check_all(moved=True)
+        if not self.known[0] or self.known[0] != self.known[1] or self.known == before:
+            raise Breach(f"the next migration left the generations {self.known}")
 
     # ---- all ----
 
@@ -414,7 +428,9 @@ class Torture:
             row = self.table[kind]
             self.say(f"{kind:26}" + "".join(f"{row[o] or '-':>16}" for o in OUTCOMES))
         total = sum(sum(row.values()) for row in self.table.values())
-        self.say(f"{total} faults, and a clean migration after each; guests booted: {self.lives}")
+        kills = sum(sum(row.values()) for kind, row in self.table.items() if kind.startswith("kill"))
+        self.say(f"{total} faults ({kills} of them kills), and a clean migration after each; "
+                 f"guests booted: {self.lives}")
 
 
 def main():
