@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fdio.h"
 
 /* A QEMU that is handed a descriptor cannot open a second connection, which the capability
  * postcopy-preempt needs. So both QEMUs get the path of a Unix socket instead: at the source one
@@ -18,6 +19,9 @@
 #define RECOVER_SUFFIX ".recover"
 #define CONNECT_TIMEOUT_MS 10000
 #define TICK_MS 100
+/** From here on QEMU makes its second connection at the switch. */
+#define LATE_SECOND_VERSION 800
+#define SECOND_TIMEOUT_MS 2000
 
 /* ---- the source ---- */
 
@@ -80,6 +84,21 @@ static int accept_qemu(struct vc_migration *m, int *fd_out, struct vc_err *err)
                            CONNECT_TIMEOUT_MS / 1000);
 }
 
+/* Before 8.0 QEMU makes its second connection right behind the first one, and ends if the first one
+ * breaks meanwhile (docs/internals/faults.md): nothing that may fail begins before it is made. It
+ * is taken by the pipeline. */
+static int await_second(struct vc_migration *m, struct vc_err *err)
+{
+    unsigned version;
+    int rc = vc_qmp_version(m->qmp, &version, err);
+
+    if (rc || version >= LATE_SECOND_VERSION)
+        return rc;
+    if (vc_wait_readable(m->listen_fd, SECOND_TIMEOUT_MS) <= 0)
+        vc_log(m->o->log, VC_LOG_WARNING, "QEMU makes no second connection yet");
+    return check_qemu(m, err); /* it has finished with the connection when it answers */
+}
+
 int vc_preempt_migrate(struct vc_migration *m, int *fd_out, struct vc_err *err)
 {
     struct vc_err ignored = VC_ERR_INIT;
@@ -95,6 +114,8 @@ int vc_preempt_migrate(struct vc_migration *m, int *fd_out, struct vc_err *err)
     if (rc)
         return rc;
     rc = accept_qemu(m, fd_out, err);
+    if (!rc && (rc = await_second(m, err)))
+        vc_cleanup_close(fd_out);
     /* A resumed one stays paused without its connection; the guest is not to go on here. */
     if (rc && !m->o->recover && vc_qmp_simple(m->qmp, "migrate_cancel", &ignored))
         vc_log_err(m->o->log, VC_LOG_DEBUG, "the migration was not cancelled", &ignored);
