@@ -159,16 +159,6 @@ static bool has_switched(struct arrival *a, const struct vc_dest_status *st)
     return vc_qmp_status_is_switched(now.status);
 }
 
-/* The end of the session pauses QEMU's side of the migration. */
-static int interrupted(struct vc_err *err)
-{
-    struct vc_err cause = *err;
-
-    return vc_err_set_hint(err, VC_E_POSTCOPY,
-                           "`vecycle migrate --recover` at the source carries the rest",
-                           "a postcopy migration was interrupted: %.150s", cause.message);
-}
-
 /* Who waits for a source with good reason: a VM that has arrived, for the word, since the source's
  * disk may hang at its record; and once a proxied stream flows, whoever drives the source QEMU may
  * hold it up (pause-before-switchover), as with plain QEMU. */
@@ -195,31 +185,47 @@ static int check_stall(struct arrival *a, const struct vc_dest_status *st, struc
 }
 
 /* Until the VM has arrived and, if it is driven, runs on the source's word. */
-static int perform(struct arrival *a, struct vc_err *err)
+static int await_vm(struct arrival *a, struct vc_dest_status *st, struct vc_err *err)
 {
     for (;;) {
-        struct vc_dest_status st;
         int rc = take_frames(a, err);
 
-        if (rc)
+        note_status(a, st);
+        if (rc || has_arrived(a, st))
             return rc;
-        note_status(a, &st);
-        if (has_arrived(a, &st))
-            return 0;
-        if (st.failed) {
+        if (st->failed) {
             rc = take_frames(a, err); /* the word may have been the last */
             if (rc || (a->word_done && !vc_arrival_is_postcopy(a)))
                 return rc;
             vc_dest_error(a->pipeline, err);
-            return has_switched(a, &st) ? interrupted(err) : err->code;
+            return err->code;
         }
         if (a->o->cancel && vc_cancel_is_set(a->o->cancel))
             return vc_err_set(err, VC_E_CANCELLED, "the destination's vecycle was stopped");
-        if (check_stall(a, &st, err))
-            return has_switched(a, &st) ? interrupted(err) : err->code;
+        rc = check_stall(a, st, err);
+        if (rc)
+            return rc;
         vc_link_check_peer(a->link);
         wait_for_something(a);
     }
+}
+
+/* After the switch to postcopy the end of the session pauses QEMU's side of the migration, unless
+ * the source's VM goes on. */
+static int perform(struct arrival *a, struct vc_err *err)
+{
+    struct vc_dest_status st;
+    struct vc_err cause;
+    int rc = await_vm(a, &st, err);
+
+    if (!rc || a->is_void || !has_switched(a, &st))
+        return rc;
+    if (st.shut && st.shut_status == 0) /* nothing is missing */
+        return a->word_done ? 0 : rc;
+    cause = *err;
+    return vc_err_set_hint(err, VC_E_POSTCOPY,
+                           "`vecycle migrate --recover` at the source carries the rest",
+                           "a postcopy migration was interrupted: %.150s", cause.message);
 }
 
 /* ---- confirm ---- */
@@ -357,7 +363,7 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
         keep(&a, err);
     vc_dest_free(a.pipeline);
     vc_preempt_tidy(&a);
-    if (rc == VC_E_POSTCOPY && a.qmp)
+    if (a.qmp && (rc == VC_E_POSTCOPY || (rc && a.was_parked)))
         vc_parking_put(o->parking, &a.open.vm, vc_steal_ptr(a.qmp));
     if (rc == VC_E_SEAL)
         vc_holding_quarantine(&a.holding);

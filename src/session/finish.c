@@ -1,10 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <poll.h>
+
 #include "base/clock.h"
 #include "qmp/qmp.h"
 #include "session/migration.h"
 
 /* The end of a migration at the source: the word that makes the VM the destination's, and the
  * checkpoint that both hosts keep (docs/internals/phases.md, finish and confirm). */
+
+/** A QEMU that cannot continue a VM now may do so in a moment; then it is left to the agents. */
+#define LAST_WORDS 4
+#define LAST_WORD_MS 250
 
 /* ---- finish: the word ---- */
 
@@ -69,14 +75,27 @@ int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)
             vc_link_peer(m->link));
     if (done.code == -VC_E_DEST_QEMU && !vc_migration_has_switched(m) && !m->o->recover)
         return take_back(m, done.text, err);
-    if (done.code)
-        return vc_err_set_hint(err, VC_E_UNSETTLED, "`vecycle resolve` settles it",
-                               "the destination could not continue the VM: %.140s", done.text);
+    if (done.code) {
+        vc_err_set_hint(err, VC_E_UNSETTLED, "`vecycle resolve` settles it",
+                        "the destination could not continue the VM: %.140s", done.text);
+        return VC_AGAIN;
+    }
     if (m->paused_ns)
         m->result->downtime_ms = (vc_now_ns() - m->paused_ns) / VC_NS_PER_MS;
     m->word_given = true;
     vc_migration_record(m, VC_HANDOVER_SETTLED);
     return 0;
+}
+
+int vc_migration_give_last_word(struct vc_migration *m, struct vc_err *err)
+{
+    int rc = vc_migration_give_word(m, err);
+
+    for (int i = 1; rc == VC_AGAIN && i < LAST_WORDS; i++) {
+        poll(NULL, 0, LAST_WORD_MS);
+        rc = vc_migration_give_word(m, err);
+    }
+    return rc == VC_AGAIN ? err->code : rc;
 }
 
 /* ---- confirm: checkpoints ---- */

@@ -45,8 +45,9 @@ struct vc_migration {
     bool stop_seen;     /* a STOP event, and nobody has asked why */
     bool user_paused;   /* somebody paused the guest, not the migration */
     bool postcopy_asked, word_given;
-    bool owes_word; /* recover: the interrupted session had not given it */
-    bool resumed;   /* recover: QEMU has been seen to go on */
+    uint64_t next_word_ns; /* when it is given again, after it was not obeyed */
+    bool owes_word;        /* recover: the interrupted session had not given it */
+    bool resumed;          /* recover: QEMU has been seen to go on */
 };
 
 /** Copies what the pipeline knows into the result, and samples the rate of the intake. */
@@ -70,8 +71,11 @@ void vc_migration_record(struct vc_migration *m, enum vc_handover_state state);
 void vc_migration_describe(const struct vc_migration *m, struct vc_txn_note *note);
 /** Commits this host's generation, and compares it with the other host's. */
 void vc_migration_commit(struct vc_migration *m);
-/** Records that the VM is the destination's, has it continued there, and records that it was. */
+/** Records that the VM is the destination's, has it continued there, and records that it was.
+ *  VC_AGAIN (with err set): it was heard, but could not be obeyed now. */
 int vc_migration_give_word(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
+/** The same when all has arrived: a few times, if need be. */
+int vc_migration_give_last_word(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
 
 /* ---- postcopy.c ---- */
 

@@ -116,7 +116,11 @@ int vc_arrival_obey(struct arrival *a, const struct vc_link_frame *f, struct vc_
         vc_log(a->o->log, VC_LOG_WARNING, "the source did not hear what became of the VM here");
     if (!rc && a->recorded && vc_handover_set(a->holding.vm, VC_HANDOVER_SETTLED, &ignored))
         vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &ignored);
-    return rc;
+    if (!rc || a->is_void || vc_qmp_is_gone(a->qmp))
+        return rc;
+    vc_log_err(a->o->log, VC_LOG_WARNING, "the VM is not continued yet", err);
+    *err = VC_ERR_INIT;
+    return 0; /* the word is given again */
 }
 
 /* ---- mode 3: a word that was lost ---- */
@@ -125,9 +129,12 @@ int vc_arrival_obey(struct arrival *a, const struct vc_link_frame *f, struct vc_
 static int find_arrived(struct arrival *a, const struct vc_handover *h, struct vc_err *err)
 {
     struct vc_id uuid;
-    int fd = vc_target_connect(a->o->socket_dir, h->socket, ".qmp", err);
-    int rc = fd < 0 ? fd : vc_qmp_from_fd(fd, h->socket, &a->qmp, err);
+    int rc = 0, fd;
 
+    if (!vc_arrival_unpark(a, h->socket)) {
+        fd = vc_target_connect(a->o->socket_dir, h->socket, ".qmp", err);
+        rc = fd < 0 ? fd : vc_qmp_from_fd(fd, h->socket, &a->qmp, err);
+    }
     if (!rc)
         rc = vc_qmp_uuid(a->qmp, &uuid, err);
     if (!rc && !vc_id_equal(&uuid, &a->open.vm))

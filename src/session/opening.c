@@ -81,21 +81,29 @@ static int check_qemu(struct arrival *a, struct vc_err *err)
     return rc ? rc : set_up_qemu(a, err);
 }
 
-static int find_qemu(struct arrival *a, struct vc_err *err)
+bool vc_arrival_unpark(struct arrival *a, const char *name)
 {
-    int fd, rc;
+    a->qmp = vc_parking_take(a->o->parking, &a->open.vm, name);
+    a->was_parked = a->qmp;
+    return a->qmp;
+}
 
+static int find_name(struct arrival *a, struct vc_err *err)
+{
     if (a->open.name[0])
         snprintf(a->name, sizeof(a->name), "%s", a->open.name);
     else
         vc_id_format(&a->open.vm, a->name);
-    rc = vc_arrival_ask_leave(a, a->name, err);
-    if (rc)
-        return rc;
+    return vc_arrival_ask_leave(a, a->name, err);
+}
+
+static int find_qemu(struct arrival *a, struct vc_err *err)
+{
+    int fd, rc;
+
     if (a->open.mode == VC_WIRE_MODE_PROXY)
         return vc_target_exists(a->o->socket_dir, a->name, ".sock", err);
-    if (a->open.mode == VC_WIRE_MODE_RECOVER &&
-        (a->qmp = vc_parking_take(a->o->parking, &a->open.vm, a->name)))
+    if (a->open.mode == VC_WIRE_MODE_RECOVER && vc_arrival_unpark(a, a->name))
         return 0;
     fd = vc_target_connect(a->o->socket_dir, a->name, ".qmp", err);
     if (fd < 0)
@@ -250,14 +258,45 @@ static int receive_open(struct arrival *a, struct vc_err *err)
     return rc;
 }
 
+static int open_holding(struct arrival *a, struct vc_err *err)
+{
+    return vc_holding_open(&a->holding, a->o->store, &a->open.vm, is_plaintext(a), a->o->log, err);
+}
+
+/* The session that was interrupted may still be clearing up, and has the VM's lock and the QMP
+ * connection until then: the peer is not yet dead for it. */
+static int await_holding(struct arrival *a, struct vc_err *err)
+{
+    uint64_t limit_ms = 2 * (uint64_t)vc_dead_peer_ms(a->o->dead_peer_ms);
+    uint64_t deadline = vc_now_ns() + limit_ms * VC_NS_PER_MS;
+    int rc;
+
+    do {
+        rc = open_holding(a, err);
+    } while (rc == VC_E_BUSY && vc_now_ns() < deadline &&
+             !(a->o->cancel && vc_cancel_is_set(a->o->cancel)));
+    return rc;
+}
+
+static int find_vm(struct arrival *a, struct vc_err *err)
+{
+    int rc = find_name(a, err);
+
+    if (rc)
+        return rc;
+    if (a->open.mode == VC_WIRE_MODE_RECOVER) {
+        rc = await_holding(a, err);
+        return rc ? rc : find_qemu(a, err);
+    }
+    rc = find_qemu(a, err);
+    return rc ? rc : open_holding(a, err);
+}
+
 static int prepare(struct arrival *a, struct vc_err *err)
 {
     vc_auto_frame struct vc_link_frame *f = NULL;
-    int rc = find_qemu(a, err);
+    int rc = find_vm(a, err);
 
-    if (!rc)
-        rc =
-            vc_holding_open(&a->holding, a->o->store, &a->open.vm, is_plaintext(a), a->o->log, err);
     if (!rc)
         rc = send_accept(a, err);
     if (!rc)

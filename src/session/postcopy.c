@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <string.h>
 
+#include "base/clock.h"
 #include "qmp/qmp.h"
 #include "session/migration.h"
 
@@ -10,9 +11,25 @@
  * VM is the destination's. A lost link then leaves both QEMUs `postcopy-paused`, and a new session
  * carries the rest (docs/internals/phases.md). */
 
+#define WORD_AGAIN_MS 1000
+
 bool vc_migration_has_switched(const struct vc_migration *m)
 {
     return vc_qmp_status_is_switched(m->status);
+}
+
+/* A destination QEMU that cannot continue the VM now may do so in a moment, and meanwhile the rest
+ * of the memory goes on. The last time is when all has arrived. */
+static int give_word(struct vc_migration *m, struct vc_err *err)
+{
+    int rc = vc_migration_give_word(m, err);
+
+    if (rc != VC_AGAIN)
+        return rc;
+    vc_log_err(m->o->log, VC_LOG_DEBUG, "the word is given again", err);
+    *err = VC_ERR_INIT;
+    m->next_word_ns = vc_now_ns() + WORD_AGAIN_MS * VC_NS_PER_MS;
+    return 0;
 }
 
 int vc_migration_postcopy(struct vc_migration *m, const struct vc_source_status *st,
@@ -25,8 +42,9 @@ int vc_migration_postcopy(struct vc_migration *m, const struct vc_source_status 
         rc = vc_qmp_simple(m->qmp, "migrate-start-postcopy", err);
         m->postcopy_asked = !rc;
     }
-    if (!rc && !m->word_given && st->package_delivered && vc_migration_has_switched(m))
-        rc = vc_migration_give_word(m, err);
+    if (!rc && !m->word_given && st->package_delivered && vc_migration_has_switched(m) &&
+        vc_now_ns() >= m->next_word_ns)
+        rc = give_word(m, err);
     return rc;
 }
 

@@ -419,7 +419,7 @@ static int run(struct vc_migration *m, struct vc_err *err)
     if (rc)
         return rc;
     if (m->qmp && !m->word_given)
-        rc = vc_migration_give_word(m, err);
+        rc = vc_migration_give_last_word(m, err);
     m->result->total_ms = (vc_now_ns() - m->start_ns) / VC_NS_PER_MS;
     if (rc)
         return rc;

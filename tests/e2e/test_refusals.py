@@ -7,8 +7,10 @@ from vctest.gate import RefusingQmp
 from vctest.proc import wait_for
 
 CASES = pytest.mark.parametrize("side,options", [
-    (0, []), (0, ["--postcopy"]), (0, ["--postcopy-preempt"]), (1, []),
-], ids=["source", "source, postcopy", "source, preempt", "destination"])
+    (0, []), (0, ["--postcopy"]), (0, ["--postcopy-preempt"]),
+    (1, []), (1, ["--postcopy"]), (1, ["--postcopy-preempt"]),
+], ids=["source", "source, postcopy", "source, preempt",
+        "destination", "destination, postcopy", "destination, preempt"])
 
 
 # Without these there is no migration, whatever the side.
@@ -40,6 +42,8 @@ class Refusals:
         if refused and nth == 1:
             assert gate.was_refused, f"{refused} was not given"
             assert r["status"] or refused not in NEEDED, f"{refused}: {r}"
+            if self.side and refused == "cont":  # the word is given again
+                assert r["status"] == 0, r
         assert all(v.agent.alive() for v in f.vecycles), f"{refused} {nth}: an agent died"
         f.guest.wait_passes(1)
         return gate.seen
@@ -59,10 +63,8 @@ class Refusals:
             wait_for(lambda: running() or self.resolve(), 60, f"the VM to run after {refused}: {r}",
                      step=0.5)
         elif r["status"] == 62:
-            # The other agent may still be clearing up.
-            wait_for(lambda: running() or not f.vecycle().migrate(
-                f.qemu, f.vecycles[1 - f.at].address, dest.name, ["--recover"], ok=False)["status"],
-                60, f"the recovery after {refused}: {r}", step=0.5)
+            wait_for(lambda: running() or self.recover(dest), 60,
+                     f"the recovery after {refused}: {r}", step=0.5)
             assert running() == [dest], f"{refused}, and recovered"
         else:
             wait_for(running, 10, f"the VM to run after {refused}: {r}")
@@ -72,6 +74,11 @@ class Refusals:
             f.arrived(1 - f.at, dest)
         else:
             dest.stop()
+
+    def recover(self, dest):
+        r = self.f.vecycle().migrate(self.f.qemu, self.f.vecycles[1 - self.f.at].address, dest.name,
+                                     ["--recover"], ok=False)
+        return not r["status"]
 
     def resolve(self):
         self.f.vecycle().run("resolve", self.f.vm, "--retry", "--insecure")
