@@ -18,6 +18,9 @@ enum vc_job_kind { VC_JOB_MIGRATE = 1, VC_JOB_PROXY = 2, VC_JOB_RECEIVE = 3 };
 
 #define VC_JOB_TEXT_BYTES 256
 
+/** More is cut: an hour. */
+#define VC_JOB_MAX_DEAD_PEER_MS 3600000u
+
 struct vc_job {
     enum vc_job_kind kind;
     enum vc_conn_security security;

@@ -64,7 +64,8 @@ int vc_job_from_json(struct json_object *o, struct vc_job *j, struct vc_err *err
     get_text(o, "vm", j->vm, sizeof(j->vm));
     j->max_bandwidth = vc_json_u64(o, "max-bandwidth", 0);
     j->downtime_limit_ms = vc_json_u64(o, "downtime-limit-ms", 0);
-    j->dead_peer_ms = (uint32_t)VC_MIN(vc_json_u64(o, "dead-peer-ms", 0), (uint64_t)UINT32_MAX);
+    j->dead_peer_ms =
+        (uint32_t)VC_MIN(vc_json_u64(o, "dead-peer-ms", 0), (uint64_t)VC_JOB_MAX_DEAD_PEER_MS);
     j->suspend = vc_json_bool(o, "suspend", false);
     j->postcopy = vc_json_bool(o, "postcopy", false);
     j->postcopy_preempt = vc_json_bool(o, "postcopy-preempt", false);

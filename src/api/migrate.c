@@ -225,7 +225,12 @@ static int migrate_once(void *opaque, struct vc_session_result *r, struct vc_err
 {
     struct migration *m = opaque;
     const struct vecycle_migrate_options *o = m->o;
-    struct vc_dial_options d = {.insecure = o->insecure, .ssh = o->ssh, .remote = o->remote};
+    struct vc_dial_options d = {
+        .timeout_ms = (int)o->dead_peer_ms,
+        .insecure = o->insecure,
+        .ssh = o->ssh,
+        .remote = o->remote,
+    };
     struct vc_job j = VC_JOB_INIT;
     struct vc_conn *conn = NULL;
     int rc;
@@ -311,7 +316,12 @@ int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_op
     struct vc_err e = VC_ERR_INIT;
     struct vc_conn *conn = NULL;
     struct progress p = {.fn = o->progress, .opaque = o->opaque};
-    struct vc_dial_options d = {.insecure = o->insecure, .ssh = o->ssh, .remote = o->remote};
+    struct vc_dial_options d = {
+        .timeout_ms = (int)o->dead_peer_ms,
+        .insecure = o->insecure,
+        .ssh = o->ssh,
+        .remote = o->remote,
+    };
     struct vc_id id;
     bool accepted = false;
     int rc = copy_text(j.name, o->name, "the name", &e);

@@ -10,8 +10,6 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 
-/** Time for the other end to commit what it has: it may have to sync much to a slow disk. */
-#define COMMIT_TIMEOUT_MS 120000
 /** Time for it to hang up. */
 #define BYE_TIMEOUT_MS 5000
 
@@ -313,10 +311,10 @@ static uint64_t ms_until(uint64_t ns)
 }
 
 /* Waits for the peer's COMMITTED; false: it never came, or it keeps nothing. */
-static bool peer_committed(struct vc_inbox *in, struct vc_wire_committed *m)
+static bool peer_committed(struct vc_inbox *in, uint32_t limit_ms, struct vc_wire_committed *m)
 {
     struct vc_link_frame *f;
-    uint64_t end = vc_now_ns() + COMMIT_TIMEOUT_MS * VC_NS_PER_MS;
+    uint64_t end = vc_now_ns() + limit_ms * VC_NS_PER_MS;
     struct vc_err err;
 
     while (vc_inbox_get(in, ms_until(end), &f) == 0) {
@@ -342,7 +340,7 @@ void vc_session_confirm(struct vc_link *link, struct vc_inbox *in, struct vc_hol
         memcpy(mine.root, root, sizeof(mine.root));
     if (VC_SESSION_SEND(link, VC_WIRE_COMMITTED, vc_wire_committed_encode, &mine, &err))
         return;
-    if (peer_committed(in, &theirs) && root) {
+    if (peer_committed(in, VC_COMMIT_TIMES * vc_link_dead_peer_ms(link), &theirs) && root) {
         if (vc_id_equal(&theirs.generation, gen) && !memcmp(theirs.root, root, sizeof(mine.root)))
             *confirmed = vc_vm_confirm(h->vm, gen, &err) == 0;
         else

@@ -17,11 +17,15 @@
 
 /** Limits of the phases, as multiples of the dead-peer time (VC_LINK_DEAD_PEER_MS unless set):
  * until both sides have come to terms; without any progress while the guest runs; while it is
- * paused; at the destination, where a source that keeps to the first two has long ended it. */
+ * paused; at the destination, where a source that keeps to the first two has long ended it; until
+ * WORD is answered, or a stream that is complete ends; until the other side has committed, which
+ * may have to sync much to a slow disk. */
 #define VC_OPEN_TIMES 6
 #define VC_STALL_TIMES 12
 #define VC_STALL_PAUSED_TIMES 3
 #define VC_STALL_DEST_TIMES 16
+#define VC_ANSWER_TIMES 3
+#define VC_COMMIT_TIMES 12
 
 static inline uint32_t vc_dead_peer_ms(uint32_t option_ms)
 {

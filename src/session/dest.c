@@ -17,9 +17,7 @@
  */
 
 #define TICK_MS 200
-/** Time for QEMU to close its end after SHUT, and the source's stream to end. */
-#define END_TIMEOUT_MS 30000
-/** The same once the source has said that it committed, or did not. */
+/** Time for the source's stream to end once the source has said that it committed, or did not. */
 #define LATE_END_MS 2000
 
 /* ---- perform ---- */
@@ -233,7 +231,8 @@ static int perform(struct arrival *a, struct vc_err *err)
 /* Whether all of the source's stream came through, so that the generation is whole. */
 static bool await_stream_end(struct arrival *a)
 {
-    uint64_t deadline = vc_now_ns() + END_TIMEOUT_MS * VC_NS_PER_MS;
+    uint64_t deadline =
+        vc_now_ns() + VC_ANSWER_TIMES * (uint64_t)vc_link_dead_peer_ms(a->link) * VC_NS_PER_MS;
     struct vc_dest_status st;
 
     for (;;) {

@@ -37,7 +37,7 @@ static int await_word_done(struct vc_migration *m, struct vc_wire_status *done, 
     int rc = VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, err);
 
     if (!rc)
-        rc = vc_inbox_get(&m->inbox, VC_FINISH_TIMEOUT_MS, &f);
+        rc = vc_inbox_get(&m->inbox, VC_ANSWER_TIMES * (uint64_t)vc_link_dead_peer_ms(m->link), &f);
     if (rc)
         return rc;
     rc = f->type == VC_WIRE_WORD_DONE

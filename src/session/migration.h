@@ -12,8 +12,6 @@ struct vc_qmp;
 
 /** Downtime limit given to QEMU while reuse makes its estimate of the bandwidth meaningless. */
 #define VC_CAUTIOUS_LIMIT_MS 5
-/** Until WORD is answered, and until QEMU closes a stream that is complete. */
-#define VC_FINISH_TIMEOUT_MS 30000
 
 struct vc_migration {
     const struct vc_source_session *o;

@@ -299,7 +299,8 @@ static void begin_handover(struct vc_migration *m)
 /* Waits until QEMU has closed the stream behind `completed`. */
 static void await_stream_end(struct vc_migration *m)
 {
-    uint64_t deadline = vc_now_ns() + VC_FINISH_TIMEOUT_MS * VC_NS_PER_MS;
+    uint64_t deadline =
+        vc_now_ns() + VC_ANSWER_TIMES * (uint64_t)vc_link_dead_peer_ms(m->link) * VC_NS_PER_MS;
     struct vc_source_status st;
 
     for (;;) {
