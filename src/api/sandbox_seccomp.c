@@ -14,8 +14,8 @@
 /* The calls of an agent that has opened its listeners and its store, as strace -f sees them over
  * migrations there and back, by proxy, over three hosts, with damage and with folding; and those
  * beside them that another libc may use for the same. No programs are started, no code is mapped.
- * An agent is handed its connections; only where it may use plain TCP, to give a lost word again
- * (settle.c), does it open some itself. */
+ * An agent is handed its connections; it opens some itself only for tls:// destinations and where
+ * it gives a lost word again (settle.c), by TLS or, with --insecure, by plain TCP. */
 
 static const char *const allowed[] = {
     /* memory and threads */
