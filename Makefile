@@ -35,7 +35,7 @@ bench bench-quick bench-full:
 torture:
 	scripts/install-deps check
 	@$(MAKE) --no-print-directory all
-	VC_BUILD_DIR=$(abspath $(BUILD)) /usr/bin/python3 tests/torture/torture.py
+	VC_BUILD_DIR=$(abspath $(BUILD)) /usr/bin/python3 tests/torture/run.py
 
 install: all
 	meson install -C $(BUILD)

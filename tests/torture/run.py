@@ -1,0 +1,51 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Faults at random instants of real migrations, see torture.py and postcopy.py.
+
+  run.py [--minutes N] [--seed N] [--faults KIND,...]      (TORTURE_MINUTES, TORTURE_SEED)
+
+A third of the time goes to migrations that switch to postcopy. Exit status 1 on any breach."""
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from postcopy import PostcopyTorture  # noqa: E402
+from torture import KINDS, Torture  # noqa: E402
+from vctest import qemu as vq  # noqa: E402
+
+PARTS = [("precopy", Torture, 2 / 3), ("postcopy", PostcopyTorture, 1 / 3)]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--minutes", type=float, default=float(os.environ.get("TORTURE_MINUTES", 10)))
+    p.add_argument("--seed", type=int, default=int(os.environ.get("TORTURE_SEED",
+                                                                 time.time_ns() % 1_000_000)))
+    p.add_argument("--faults", default=",".join(KINDS), help="only these kinds")
+    p.add_argument("--only", choices=[name for name, _, _ in PARTS])
+    a = p.parse_args()
+    ok, why = vq.available()
+    if not ok:
+        print(f"skipped: {why}")
+        return 77
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # cleans up on the way
+    print(f"seed {a.seed} (TORTURE_SEED={a.seed} repeats the choices, not the timing)", flush=True)
+    done, good = [], True
+    for name, kind, share in PARTS:
+        if good and a.only in (None, name):
+            print(f"\n-- {name} --", flush=True)
+            done.append(kind(a.seed, [k.strip() for k in a.faults.split(",")]))
+            good = done[-1].run(a.minutes * 60 * (1 if a.only else share))
+    for t in done:
+        t.print_table()
+    print("no wrong page, no lost VM, never two" if good else "BREACHED")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
