@@ -71,6 +71,29 @@ def test_the_boot_sector_finds_its_memory_right_all_the_way(fleet):
     f.check_guest()
 
 
+@pytest.mark.newer_qemu
+def test_a_guest_that_writes_faster_than_can_be_sent_is_slowed_down_if_asked(fleet):
+    """--auto-converge: QEMU throttles the guest, and its memory is right all the same."""
+    f = fleet(namespaces=False)
+    f.boot_selfcheck(end_mib=16)
+    f.qemu.qmp.execute("migrate-set-parameters", throttle_trigger_threshold=1,
+                       cpu_throttle_initial=90)
+    dest = f.incoming(1)
+    # It never comes to an end while all of its memory is written in less time than it takes to send.
+    p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name, [
+        "--auto-converge", "--max-bandwidth", "8M", "--downtime-limit", "1000"])
+    wait_for(lambda: not p.alive() or
+             f.qemu.qmp.execute("query-migrate").get("cpu-throttle-percentage", 0) >= 90, 60,
+             "QEMU to slow the guest down")
+    assert p.alive(), p.messages()
+    f.guest.poll()
+    f.qemu.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 40)
+    assert p.wait() == 0, p.messages()
+    assert f.qemu.status() == "postmigrate" and dest.status() == "running"
+    f.arrived(1, dest)
+    f.check_guest()
+
+
 def started(f, process):
     """The migration has taken in some of the stream."""
     def active():
