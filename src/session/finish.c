@@ -21,6 +21,8 @@ void vc_migration_record(struct vc_migration *m, enum vc_handover_state state)
 
     if (m->pipeline) /* not yet, where QEMU refuses to migrate */
         vc_source_status(m->pipeline, &st);
+    if (m->recorded && m->user_paused)
+        vc_handover_leave_paused(m->holding.vm);
     if (st.store_stuck)
         vc_log(m->o->log, VC_LOG_ERROR, "the handover is not recorded: the store hangs");
     else if (m->recorded && vc_handover_set(m->holding.vm, state, &err))
@@ -48,10 +50,11 @@ static int await_word_done(struct vc_migration *m, struct vc_wire_status *done, 
     return rc;
 }
 
-/* The destination's QEMU died before the VM ran there: the one here is the only one. */
+/* The destination's QEMU died before the VM ran there: the one here is the only one, and as paused
+ * as somebody has left it. */
 static int take_back(struct vc_migration *m, const char *why, struct vc_err *err)
 {
-    int rc = vc_qmp_simple(m->qmp, "cont", err);
+    int rc = m->user_paused ? 0 : vc_qmp_simple(m->qmp, "cont", err);
 
     if (rc)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "`vecycle resolve` settles it",
@@ -59,7 +62,8 @@ static int take_back(struct vc_migration *m, const char *why, struct vc_err *err
                                "here",
                                why);
     vc_migration_record(m, VC_HANDOVER_SETTLED);
-    return vc_err_set(err, VC_E_DEST_QEMU, "%.160s; the VM runs on here", why);
+    return vc_err_set(err, VC_E_DEST_QEMU, "%.160s; the VM %s here", why,
+                      m->user_paused ? "is still" : "runs on");
 }
 
 int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)

@@ -122,6 +122,7 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
         return 0;
     }
     m->owes_word = m->o->recover && h.state == VC_HANDOVER_LEFT;
+    m->user_paused = m->owes_word && h.suspend;
     m->recorded = m->owes_word && vc_holding_record(&m->holding, &h); /* to be settled by us */
     if (h.state == VC_HANDOVER_LEFT && !m->o->recover)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",

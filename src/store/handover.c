@@ -168,6 +168,11 @@ int vc_handover_begin(struct vc_vm *vm, const struct vc_handover *h, struct vc_e
     return rc ? rc : vc_durable_sync_dir(io, vm->dir_fd, "the VM's directory", err);
 }
 
+void vc_handover_leave_paused(struct vc_vm *vm)
+{
+    vm->handover.suspend = true;
+}
+
 int vc_handover_set(struct vc_vm *vm, enum vc_handover_state state, struct vc_err *err)
 {
     vm->handover.state = (uint8_t)state;

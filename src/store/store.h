@@ -269,6 +269,8 @@ struct vc_handover {
  *  `h` too. Needs a VM open with CREATE or WRITE. */
 int vc_handover_begin(struct vc_vm *vm, const struct vc_handover *h,
                       struct vc_err *err) VC_NODISCARD;
+/** The state that is set next comes with `suspend`. */
+void vc_handover_leave_paused(struct vc_vm *vm);
 /** Durably changes the state (any thread, one at a time). */
 int vc_handover_set(struct vc_vm *vm, enum vc_handover_state state,
                     struct vc_err *err) VC_NODISCARD;

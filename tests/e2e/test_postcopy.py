@@ -318,7 +318,7 @@ def wait_paused(f):
         wait_for(lambda: migration(qemu) == "postcopy-paused", 60, "the migration to pause")
 
 
-def recovers(f):
+def recovers(f, state="running"):
     """Both QEMUs pause the migration, and it can be recovered; the VM ran nowhere else meanwhile."""
     wait_paused(f)
     assert f.qemu.status() != "running"
@@ -332,8 +332,10 @@ def recovers(f):
 
     wait_for(recover, 60, "the recovery", step=0.2)  # the other agent may still be clearing up
     assert f.qemu.status() == "postmigrate"
-    f.dest.wait_status("running")
+    f.dest.wait_status(state)
     assert handovers(f) == ["settled", "settled"]
+    if state == "paused":
+        f.dest.qmp.execute("cont")
     f.arrived(1, f.dest)
     f.check_guest()
     f.migrate(0)
@@ -347,6 +349,19 @@ def test_a_link_lost_before_the_word_is_recovered_and_the_word_follows(slow):
     assert p.wait(60) == 62, p.messages()
     assert f.dest.status() == "paused" and handovers(f) == ["left", "arriving"]
     recovers(f)
+
+
+def test_a_vm_that_somebody_paused_stays_so_through_a_recovery(slow):
+    f = slow
+    f.gate.hold(WORD, True)
+    p = start_slow(f)
+    transferred(f.qemu, 8 << 20)
+    f.qemu.qmp.execute("stop")
+    assert f.gate.is_held.wait(60)
+    assert migration(f.qemu) == "postcopy-active"
+    f.gate.cut()
+    assert p.wait(60) == 62, p.messages()
+    recovers(f, "paused")
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["source", "destination"])
