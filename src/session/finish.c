@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <poll.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "qmp/qmp.h"
@@ -66,11 +67,28 @@ static int take_back(struct vc_migration *m, const char *why, struct vc_err *err
                       m->user_paused ? "is still" : "runs on");
 }
 
+/* Somebody has continued the VM here: the destination's must never run, and is told so at the end
+ * of the session. QEMU lets nobody do that before it has completed. */
+static int check_continued(struct vc_migration *m, struct vc_err *err)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+    char state[32];
+
+    if (vc_migration_take_events(m, &ignored) || !m->continued ||
+        vc_qmp_run_state(m->qmp, state, &ignored) || !strcmp(state, "postmigrate"))
+        return 0;
+    vc_migration_record(m, VC_HANDOVER_SETTLED);
+    return vc_err_set(err, VC_E_CANCELLED,
+                      "somebody continued the VM here, before the destination was told to");
+}
+
 int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_wire_status done = {0};
 
     vc_migration_record(m, VC_HANDOVER_LEFT); /* if it cannot be recorded, the word counts more */
+    if (check_continued(m, err))
+        return err->code;
     if (await_word_done(m, &done, err))
         return vc_err_set_hint(
             err, VC_E_UNSETTLED, "the agent settles it when it can, or `vecycle resolve --retry`",

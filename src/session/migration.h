@@ -42,6 +42,7 @@ struct vc_migration {
     char status[32];    /* what QEMU says of the migration */
     bool stop_seen;     /* a STOP event, and nobody has asked why */
     bool user_paused;   /* somebody paused the guest, not the migration */
+    bool continued;     /* somebody may have continued it here, after `completed` */
     bool postcopy_asked, word_given;
     uint64_t next_word_ns; /* when it is given again, after it was not obeyed */
     bool owes_word;        /* recover: the interrupted session had not given it */
@@ -52,6 +53,8 @@ struct vc_migration {
 void vc_migration_note(struct vc_migration *m, struct vc_source_status *st);
 /** Tells the caller how things go. */
 void vc_migration_report(struct vc_migration *m);
+/** Takes note of what QEMU has said meanwhile. */
+int vc_migration_take_events(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
 /** Waits for the pipeline, QEMU or a cancellation, not longer than a tick. */
 void vc_migration_wait(struct vc_migration *m);
 /** Until QEMU says `completed` (0), or until the guest is certain to go on here (an error). */

@@ -89,6 +89,7 @@ static void on_event(struct vc_migration *m, struct json_object *e)
         m->result->phase = VC_PHASE_SWITCH;
     } else if (!strcmp(name, "RESUME")) {
         m->guest_paused = m->user_paused = false;
+        m->continued = m->completed;
         m->result->phase = VC_PHASE_ROUNDS;
     } else if (!strcmp(name, "MIGRATION")) {
         const char *status = vc_json_str(vc_json_get(e, "data"), "status", "");
@@ -98,7 +99,7 @@ static void on_event(struct vc_migration *m, struct json_object *e)
     }
 }
 
-static int drain_events(struct vc_migration *m, struct vc_err *err)
+int vc_migration_take_events(struct vc_migration *m, struct vc_err *err)
 {
     struct json_object *e;
     int rc;
@@ -271,7 +272,7 @@ static int ask_qemu(struct vc_migration *m, const struct vc_source_status *st, u
 
     if (m->orphan)
         return check_orphan(m, st, err);
-    rc = drain_events(m, err);
+    rc = vc_migration_take_events(m, err);
     if (!rc)
         rc = who_stopped_it(m, err);
     if (!rc && (m->completed || vc_now_ns() >= *next_query)) {

@@ -202,6 +202,25 @@ def test_the_word_waits_for_a_disk_that_hangs_at_the_record(gated, tmp_path, cal
     wait_handovers(f, "settled", "settled")
 
 
+def test_a_vm_that_is_continued_here_before_its_word_is_never_given_away(gated, tmp_path):
+    """While the record is written somebody finds the VM paused, and continues it."""
+    f = gated()
+    trigger, fifo = tmp_path / "trigger", tmp_path / "disk"
+    os.mkfifo(fifo)
+    restart_with(f.vecycles[0], tmp_path, "hang_at_handover", VC_HANG_TRIGGER=str(trigger),
+                 VC_HANG_FIFO=str(fifo), VC_HANG_IN="write")
+    p = held(f, SHUT, DESTINATION)
+    trigger.touch()
+    f.gate.release()
+    wait_for(lambda: not trigger.exists(), 60, "the disk to hang")
+    f.qemu.qmp.execute("cont")
+    os.close(os.open(fifo, os.O_WRONLY))
+    assert p.wait() == 60, p.messages()
+    wait_handovers(f, "settled", "void")
+    runs_here(f)
+    and_migrates_again(f)
+
+
 @pytest.mark.parametrize("frame,side", [(WORD, SOURCE), (WORD_DONE, DESTINATION)])
 def test_agents_settle_a_lost_word_when_they_meet_again(gated, frame, side):
     f = gated()
