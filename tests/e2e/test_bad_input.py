@@ -339,13 +339,12 @@ def test_a_store_that_cannot_be_opened(running):
         assert r.returncode == 40, (argv, r.stderr)
 
 
-def test_two_migrations_of_one_vm(fleet, namespaces):
+def test_the_checkpoint_of_a_vm_that_migrates_is_not_removed(fleet, namespaces):
     f = fleet(rate="50mbit")
     f.boot_linux(192, 60)
     dest = f.incoming(1)
     p, _ = f.vecycle().start_migrate(f.qemu, f.vecycles[1].address, dest.name)
     wait_for(lambda: f.qemu.qmp.execute("query-migrate").get("status") == "active", 20, "a start")
-    # QEMU serves one QMP client at a time; through the test's own socket it is the same VM.
     r = f.vecycle().run("rm", f.vm)
     assert r.returncode == 43, r.stderr
     p.popen.terminate()

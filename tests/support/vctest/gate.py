@@ -7,7 +7,8 @@ import socket
 import struct
 import threading
 
-HELLO, BATCH, EOF, RETURN, WORD, WORD_DONE, PING = 1, 17, 18, 23, 33, 34, 48
+HELLO, OPEN, ACCEPT, START = 1, 2, 3, 4
+BATCH, EOF, RETURN, COMMITTED, WORD, WORD_DONE, CLOSE, PING = 17, 18, 23, 32, 33, 34, 35, 48
 SHUT = 1000  # a RETURN frame in which the destination QEMU reports success or failure
 
 
