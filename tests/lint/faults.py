@@ -1,11 +1,13 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Every test that docs/internals/faults.md names exists, and it names every fault of tests/torture."""
+"""Every test that docs/internals/faults.md and phases.md name exists, and faults.md names every fault
+of tests/torture."""
 import re
 import sys
 
 from tree import ROOT
 
+PHASES = ROOT / "docs" / "internals" / "phases.md"
 PAGE = ROOT / "docs" / "internals" / "faults.md"
 TORTURE = ROOT / "tests" / "torture" / "torture.py"
 NAMED = re.compile(r"`(test_\w+\.(?:py|c))::(\w+)`")
@@ -22,8 +24,8 @@ def exists(file, name):
 
 def main():
     text = PAGE.read_text()
-    named = set(NAMED.findall(text))
-    problems = [f"{PAGE.name}: there is no test {f}::{n}" for f, n in sorted(named)
+    named = {(page, *test) for page in (PAGE, PHASES) for test in NAMED.findall(page.read_text())}
+    problems = [f"{page.name}: there is no test {f}::{n}" for page, f, n in sorted(named)
                 if not exists(f, n)]
     block = re.search(r"^KINDS = \[(.*?)\]", TORTURE.read_text(), re.M | re.S)
     kinds = re.findall(r'"([^"]+)"', block[1])

@@ -39,7 +39,7 @@ class Gate:
         self.listen, self.to = listen, to.removeprefix("unix:")
         self.address = f"unix:{listen}"
         self.held = None        # (frame types, from the source?) that do not get through now
-        self.aside = False
+        self.aside = self.behind = False
         self.n_held = 0         # connections on which such a frame waits
         self.n_holds = 0
         self.pings = {True: 0, False: 0}  # that got through, from the source and to it; 2 s apart
@@ -56,12 +56,13 @@ class Gate:
 
     # ---- what a test does ----
 
-    def hold(self, frame_types, from_source, aside=False):
+    def hold(self, frame_types, from_source, aside=False, behind=False):
         """From now on such frames wait, and whatever comes behind them on that way; what was held
-        before passes. With `aside` the rest passes, and they are never delivered."""
+        before passes. With `aside` the rest passes, and they are never delivered; with `behind` they
+        pass, and what comes behind them waits."""
         self.is_held.clear()
-        self.aside = aside
         with self.changed:
+            self.aside, self.behind = aside, behind
             self.held = frame_types if isinstance(frame_types, set) else {frame_types}, from_source
             self.n_holds += 1
             self.n_held = 0
@@ -145,8 +146,12 @@ class Gate:
             while header := file.read(8):
                 length, kind = struct.unpack_from("<IB", header)
                 body = file.read(length)
-                if self._may_pass(kind, body, from_source):
+                behind = self.behind and self._is_held(kind, body, from_source)
+                if behind:
                     sink.sendall(header + body)
+                if self._may_pass(kind, body, from_source):
+                    if not behind:
+                        sink.sendall(header + body)
                     self.pings[from_source] += kind == PING
             sink.shutdown(socket.SHUT_WR)
         except OSError:
