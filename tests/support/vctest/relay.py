@@ -67,6 +67,58 @@ class Relay:
             t.join(10)
 
 
+class Valve(Relay):
+    """Once it is shut, only so many bytes pass forward as it is told."""
+
+    def __init__(self, listen, to):
+        self.passed, self.limit = 0, None
+        self.changed = threading.Condition()
+        super().__init__(listen, to)
+
+    def shut(self):
+        """At whatever byte the stream happens to be."""
+        with self.changed:
+            self.limit = self.passed
+
+    def let(self, n):
+        """So many more, of a valve that is shut."""
+        with self.changed:
+            self.limit += n
+            self.changed.notify_all()
+
+    def open(self):
+        with self.changed:
+            self.limit = None
+            self.changed.notify_all()
+
+    def _take(self, n):
+        with self.changed:
+            self.changed.wait_for(lambda: self.limit is None or self.limit > self.passed)
+            if self.limit is not None:
+                n = min(n, self.limit - self.passed)
+            self.passed += n
+        return n
+
+    def _carry(self, source, sink, kept):
+        if kept is not self.forward:
+            super()._carry(source, sink, kept)
+            return
+        try:
+            while data := source.recv(1 << 14):
+                while data:
+                    n = self._take(len(data))
+                    sink.sendall(data[:n])
+                    kept += data[:n]
+                    data = data[n:]
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def close(self):
+        self.open()
+        super().close()
+
+
 class FrameCutter(Relay):
     """Lets a session of vecycle pass until the source or the destination sends a frame of that
     type, which does not get through: the connection ends before it."""
