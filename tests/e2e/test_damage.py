@@ -71,3 +71,39 @@ def test_a_vm_comes_home_to_damaged_files(fleet):
     assert home.json("verify", f.vm)["bad_pages"] == 0, "damaged pages were kept"
     assert f.migrate(1)["base"] == 1
     f.check_guest()
+
+
+def flip(path, at, bit):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_damaged_manifests_cost_reuse_and_nothing_else(fleet):
+    """A bit at a time, at the host that the VM comes to, at the one that it leaves, at both."""
+    print(f"VC_TEST_SEED={SEED}")
+    rng = random.Random(SEED)
+    f = fleet(namespaces=False)
+    f.boot_selfcheck(end_mib=8, delay=200000)
+    f.migrate(1)
+    sides = {"source": lambda: [f.at], "destination": lambda: [1 - f.at], "both": lambda: [0, 1]}
+    for where in "head", "length", "body", "checksum":
+        for name, hosts in sides.items():
+            for v in f.vecycles:  # else the agent may write it anew
+                wait_for(lambda: v.json("show", f.vm)["layers"] == 1, 30, "it to be folded")
+            for host in hosts():
+                [path] = f.vecycles[host].store.rglob("manifest")
+                size = path.stat().st_size
+                start, end = {"head": (0, 24), "length": (24, 32), "body": (32, size - 32),
+                              "checksum": (size - 32, size)}[where]
+                flip(path, rng.randrange(start, end), rng.randrange(8))
+            r = f.migrate(1 - f.at)  # compares the memories
+            # A source without a manifest learns the lineage from the destination, which announces.
+            assert r["base"] == (2 if name == "source" else 0), (where, name, r)
+            assert r["confirmed"], (where, name, r)
+            f.guest.wait_passes(1)
+    assert f.migrate(1 - f.at)["base"] == 1, "and both hosts hold the same again"
+    f.check_guest()
+    for v in f.vecycles:
+        assert "manifest was damaged" in v.log.read_text()
+        assert v.json("verify", f.vm)["bad_pages"] == 0

@@ -198,11 +198,15 @@ class LimitedRelay:
                         self.shutdown(source, sink)
                     return
                 if limited:
+                    data = self.passes(data)
                     self.forward += len(data)
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             pass
+
+    def passes(self, data):
+        return data
 
     @staticmethod
     def shutdown(*sockets):
@@ -220,3 +224,19 @@ class LimitedRelay:
             t.join(10)
         for s in self.sockets:
             s.close()
+
+
+class Flipper(LimitedRelay):
+    """Turns a bit over in one byte of what the first connection carries forward."""
+
+    def __init__(self, listen, to, at, bit):
+        self.at, self.bit, self.flipped = at, bit, threading.Event()
+        super().__init__(listen, to, float("inf"))
+
+    def passes(self, data):
+        i = self.at - self.forward
+        if 0 <= i < len(data):
+            data = bytearray(data)
+            data[i] ^= 1 << self.bit
+            self.flipped.set()
+        return data
