@@ -94,6 +94,23 @@ def test_an_agent_that_was_killed_had_kept_what_arrived(fleet):
     f.check_guest()
 
 
+def test_a_source_agent_that_was_killed_costs_the_other_host_nothing(fleet):
+    f, whole = far_from_home(fleet, 50)
+    held = Interrupted(f, 1, whole * SHARE, hold=True)
+    f.vecycle().agent.kill()
+    assert held.process.wait() == 1, held.process.messages()
+    held.close()
+    f.still_runs_here()
+    wait_for(lambda: f.vecycles[1].json("show", f.vm)["partial"], 20, "the attempt to be kept")
+    f.vecycle().start_agent([f.vecycle().address])
+    assert f.vecycle().json("show", f.vm)["handover"] == "settled", "its QEMU was asked"
+    r = f.migrate(1, AGAIN)
+    assert r["base"] == 2 and r["confirmed"]
+    assert_rest(r, whole)
+    f.check_guest()
+    assert f.vecycles[1].json("verify", f.vm)["bad_pages"] == 0
+
+
 def test_a_return_that_was_cancelled_sends_only_the_rest_of_what_changed(fleet):
     f = fleet(namespaces=False)
     f.boot_linux(192, 100)
