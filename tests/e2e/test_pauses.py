@@ -87,6 +87,17 @@ def test_a_vm_that_was_paused_stays_paused_when_its_word_is_repeated(watched):
     arrives_paused(f)
 
 
+def test_a_vm_that_was_paused_is_still_so_when_its_migration_fails(watched):
+    f = watched
+    p = start(f)
+    pause(f)
+    f.gate.cut()
+    assert p.wait() == 23, p.messages()
+    assert f.qemu.status() == "paused" and handovers(f)[0] == "settled"
+    carry_on(f)
+    f.still_runs_here()
+
+
 def test_a_vm_that_was_paused_comes_back_paused_if_its_destination_dies(watched):
     f = watched
     p = start(f)

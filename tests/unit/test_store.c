@@ -723,6 +723,30 @@ static void a_handover_is_remembered(void **state)
     vc_vm_close(vm);
 }
 
+static void a_handover_may_come_to_leave_the_vm_paused(void **state)
+{
+    struct place *p = *state;
+    struct vc_vm *vm = open_vm(p->store, VC_VM_CREATE);
+    struct vc_handover h = {.state = VC_HANDOVER_LEAVING, .peer = "there"}, got;
+    struct vc_err err;
+
+    assert_int_equal(vc_handover_begin(vm, &h, &err), 0);
+    vc_handover_leave_paused(vm);
+    assert_int_equal(vc_handover_get(vm, &got, &err), 0);
+    assert_false(got.suspend);
+    assert_int_equal(vc_handover_set(vm, VC_HANDOVER_LEFT, &err), 0);
+    assert_int_equal(vc_handover_get(vm, &got, &err), 0);
+    h.suspend = true;
+    h.state = VC_HANDOVER_LEFT;
+    assert_memory_equal(&got, &h, sizeof(h));
+    /* The next migration is asked for anew. */
+    h.suspend = false;
+    assert_int_equal(vc_handover_begin(vm, &h, &err), 0);
+    assert_int_equal(vc_handover_get(vm, &got, &err), 0);
+    assert_false(got.suspend);
+    vc_vm_close(vm);
+}
+
 /* Changes a slot's bytes behind the store's back, with a checksum that is right again. */
 static void rewrite_slot(const char *name, unsigned at, const void *bytes, size_t n)
 {
@@ -922,6 +946,7 @@ int main(void)
         T(what_was_logged_survives_the_process),
         T(a_log_of_nothing_leaves_nothing),
         T(a_handover_is_remembered),
+        T(a_handover_may_come_to_leave_the_vm_paused),
         T(a_handover_without_a_name_is_read_and_an_odd_one_is_damaged),
         T(a_torn_handover_leaves_the_state_before),
         T(a_handover_whose_sync_failed_goes_into_the_same_slot),
