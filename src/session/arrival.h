@@ -27,9 +27,10 @@ struct arrival {
     uint64_t features;
     const char *stream_suffix; /* of the socket that QEMU was told to listen on, or NULL */
     bool recorded;             /* a handover was begun */
-    bool word_done; /* it runs here, or is to stay paused here: the source knows, or will ask */
-    bool is_void;   /* it will never run here */
-    bool ran;       /* somebody continued it, as far as events tell */
+    bool word_done;    /* it runs here, or is to stay paused here: the source knows, or will ask */
+    bool is_void;      /* it will never run here */
+    bool stopped_late; /* this vecycle is to stop, and waits for the end of a postcopy */
+    bool ran;          /* somebody continued it, as far as events tell */
     uint64_t progress_mark, progress_ns; /* when something moved last */
 };
 

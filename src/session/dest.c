@@ -93,7 +93,7 @@ static void wait_for_something(struct arrival *a)
     struct pollfd fds[3] = {
         {.fd = vc_dest_event_fd(a->pipeline), .events = POLLIN},
         {.fd = a->inbox.fd, .events = POLLIN},
-        {.fd = a->o->cancel ? a->o->cancel->fd : -1, .events = POLLIN},
+        {.fd = a->o->cancel && !a->stopped_late ? a->o->cancel->fd : -1, .events = POLLIN},
     };
 
     poll(fds, VC_ARRAY_LEN(fds), TICK_MS);
@@ -182,6 +182,15 @@ static int check_stall(struct arrival *a, const struct vc_dest_status *st, struc
                            (unsigned long long)limit_ms / 1000);
 }
 
+/* After the switch to postcopy the rest of the memory comes first. */
+static bool is_stopped(struct arrival *a, const struct vc_dest_status *st)
+{
+    if (a->stopped_late || !a->o->cancel || !vc_cancel_is_set(a->o->cancel))
+        return false;
+    a->stopped_late = a->qmp && has_switched(a, st);
+    return !a->stopped_late;
+}
+
 /* Until the VM has arrived and, if it is driven, runs on the source's word. */
 static int await_vm(struct arrival *a, struct vc_dest_status *st, struct vc_err *err)
 {
@@ -198,7 +207,7 @@ static int await_vm(struct arrival *a, struct vc_dest_status *st, struct vc_err 
             vc_dest_error(a->pipeline, err);
             return err->code;
         }
-        if (a->o->cancel && vc_cancel_is_set(a->o->cancel))
+        if (is_stopped(a, st))
             return vc_err_set(err, VC_E_CANCELLED, "the destination's vecycle was stopped");
         rc = check_stall(a, st, err);
         if (rc)

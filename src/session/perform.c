@@ -166,16 +166,27 @@ void vc_migration_wait(struct vc_migration *m)
     fds[n++] = (struct pollfd){.fd = vc_source_event_fd(m->pipeline), .events = POLLIN};
     if (m->qmp && !m->orphan)
         fds[n++] = (struct pollfd){.fd = vc_qmp_fd(m->qmp), .events = POLLIN};
-    if (m->o->cancel && !m->completed && !m->orphan)
+    if (m->o->cancel && !m->completed && !m->orphan && !m->cancelled_late)
         fds[n++] = (struct pollfd){.fd = m->o->cancel->fd, .events = POLLIN};
     poll(fds, n, TICK_MS);
     vc_source_check_store(m->pipeline);
     vc_source_clear(m->pipeline);
 }
 
-static bool is_cancelled(const struct vc_migration *m)
+/* From the switch to postcopy on there is no way back: the VM would wait for its memory for
+ * nothing, and where QEMU has just switched, or sent its last byte, it would be lost
+ * (docs/internals/faults.md). */
+static bool is_cancelled(struct vc_migration *m, const struct vc_source_status *st)
 {
-    return m->o->cancel && vc_cancel_is_set(m->o->cancel);
+    bool cancelled = m->o->cancel && vc_cancel_is_set(m->o->cancel);
+
+    if (!m->postcopy_asked && !st->package_sent && !(m->o->recover && m->resumed))
+        return cancelled;
+    if (cancelled && !m->cancelled_late)
+        vc_log(m->o->log, VC_LOG_WARNING,
+               "it is too late to cancel a migration that has switched to postcopy; it goes on");
+    m->cancelled_late |= cancelled;
+    return false;
 }
 
 /* Lets go of QEMU's stream and waits until QEMU has given up, or has completed after all (0). If it
@@ -323,7 +334,7 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
             vc_source_error(m->pipeline, err);
             return give_up(m, err);
         }
-        if (is_cancelled(m)) {
+        if (is_cancelled(m, &st)) {
             vc_err_set(err, VC_E_CANCELLED, "cancelled; the VM runs on here");
             return give_up(m, err);
         }
@@ -357,7 +368,7 @@ int vc_migration_follow(struct vc_migration *m, struct vc_err *err)
             vc_source_abort(m->pipeline, err);
             return err->code;
         }
-        if (is_cancelled(m)) {
+        if (is_cancelled(m, &st)) {
             vc_err_set(err, VC_E_CANCELLED, "cancelled; the VM runs on here");
             vc_source_abort(m->pipeline, err);
             return err->code;
