@@ -121,7 +121,8 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
         vc_log_err(m->o->log, VC_LOG_WARNING, "an old record is overwritten", &trouble);
         return 0;
     }
-    m->owes_word = m->o->recover && h.state == VC_HANDOVER_LEFT;
+    /* LEFT comes before the word; an agent that died may not have come so far. */
+    m->owes_word = m->o->recover && (h.state == VC_HANDOVER_LEFT || h.state == VC_HANDOVER_LEAVING);
     m->user_paused = m->owes_word && h.suspend;
     m->recorded = m->owes_word && vc_holding_record(&m->holding, &h); /* to be settled by us */
     if (h.state == VC_HANDOVER_LEFT && !m->o->recover)
@@ -344,6 +345,21 @@ static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
 /* It did not come to a good end. Where that is certain, the destination is told, and the record
  * says that nothing is open; else the record stays as it is, for `vecycle resolve` and the agent.
  */
+/* QEMU 7.2 leaves the guest paused where it fails to start postcopy. */
+static void see_that_it_runs(struct vc_migration *m)
+{
+    struct vc_err err = VC_ERR_INIT;
+    char state[32];
+
+    if (!m->pipeline || !m->qmp || m->completed || m->user_paused ||
+        vc_qmp_run_state(m->qmp, state, &err) || strcmp(state, "postmigrate") != 0)
+        return;
+    if (vc_qmp_simple(m->qmp, "cont", &err))
+        vc_log_err(m->o->log, VC_LOG_ERROR, "QEMU has left the VM paused, and it stays so", &err);
+    else
+        vc_log(m->o->log, VC_LOG_WARNING, "QEMU had left the VM paused: continued");
+}
+
 static int wind_up(struct vc_migration *m, int rc, struct vc_err *err)
 {
     struct vc_wire_word_msg word = {.word = VC_WIRE_WORD_ABANDON, .session = m->session};
@@ -361,6 +377,7 @@ static int wind_up(struct vc_migration *m, int rc, struct vc_err *err)
         if (m->pipeline && m->qmp &&
             VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, &ignored))
             vc_log(m->o->log, VC_LOG_DEBUG, "the destination does not hear of the end");
+        see_that_it_runs(m);
         if (m->recorded && !m->completed)
             vc_migration_record(m, VC_HANDOVER_SETTLED);
     }

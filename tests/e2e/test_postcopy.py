@@ -375,6 +375,19 @@ def test_an_agent_that_dies_in_postcopy_pauses_it_until_it_is_recovered(slow, si
     recovers(f)
 
 
+def test_an_agent_that_dies_before_it_has_recorded_the_switch_still_owes_the_word(slow):
+    f = slow
+    late = saying(f, "postcopy-active", "active", 10 ** 6)  # so it does not know of the switch
+    start_slow(f)
+    wait_for(lambda: migration(f.dest) == "postcopy-active", 60, "the device state to arrive")
+    assert handovers(f) == ["leaving", "arriving"] and f.dest.status() == "paused"
+    f.vecycles[0].agent.kill()
+    late.n_left = 0
+    f.vecycles[0].start_agent([f.vecycles[0].address])
+    recovers(f)
+    late.close()
+
+
 @pytest.mark.parametrize("who", ["client", "source agent", "destination agent"])
 def test_after_the_switch_nothing_is_cancelled(slow, who):
     """There is no way back: whoever is told to stop carries the rest first."""
