@@ -36,6 +36,7 @@ struct filter {
     pthread_mutex_t mu;
     pthread_cond_t changed;
     bool open; /* [lock: mu] the gate */
+    bool side; /* [lock: mu] all of QEMU's second connection has arrived */
     bool over; /* [lock: mu] a session has ended: wait for nothing */
 };
 
@@ -44,6 +45,9 @@ static inline uint8_t frame_type(const uint8_t *frame)
     return frame[4];
 }
 void filter_await_gate(struct filter *f);
+/** Until filter_side_came(), or a session has ended. */
+void filter_await_side(struct filter *f);
+void filter_side_came(struct filter *f);
 /** Until a session has ended. */
 void filter_await_end(struct filter *f);
 /** A session has ended: opens the gate for good. */
@@ -75,6 +79,8 @@ struct lab {
     char dir[64];
     int listener; /* the destination's QEMU */
     struct lab_host host[2];
+    struct vc_store *slow; /* host 0's, read from a slow disk */
+    struct vc_io slow_io;
     struct pristine kept[2];   /* both have the same generation: an image and two deltas */
     struct pristine parted[2]; /* host 0 has an older one than host 1 */
     struct memory shared;      /* as `kept` has it */
@@ -83,6 +89,11 @@ struct lab {
     struct buf stream;         /* the migration of `now` */
     unsigned scale;
 };
+
+/** Numbers that say what is damaged, and where. rng() has a state for each source file, which
+ *  nobody seeds but in the one with main(). */
+uint64_t lab_rng(void);
+void lab_rng_seed(uint64_t seed);
 
 void lab_init(struct lab *lab);
 void lab_fini(struct lab *lab);
@@ -99,11 +110,15 @@ struct visit {
     const struct buf *stream; /* NULL: the lab's */
     struct filter *filter;    /* NULL: none */
     uint32_t dead_peer_ms;    /* 0: as usual */
+    bool second;              /* QEMU makes a second connection; needs a filter */
+    bool slow_disk;           /* the destination's; the VM comes to host 0 */
+    size_t dest_ends_at;      /* the destination's QEMU goes away there; 0: never */
 
     struct visit_side source, dest;
-    bool whole;   /* all bytes came out, and were right */
-    bool wrong;   /* some byte that came out was not */
-    bool stalled; /* it had to be cancelled */
+    bool whole;      /* all bytes came out, and were right */
+    bool wrong;      /* some byte that came out was not */
+    bool side_whole; /* all bytes of the second connection came out, and were right */
+    bool stalled;    /* it had to be cancelled */
 };
 void lab_visit(struct lab *lab, struct visit *v);
 
@@ -123,15 +138,30 @@ enum verdict { INTACT, REPAIRED, RESENT, NO_REUSE, FAILED, N_VERDICTS };
 
 /** What must hold of every visit, whatever was damaged. */
 enum verdict judge(const struct visit *v);
+/** What is damaged. */
+enum victim { IMAGE, DELTA, INDEX, MANIFEST, WIRE, N_VICTIMS };
+
+/** What `workers` processes count can be printed by their parent; before they are forked. */
+void tally_init(unsigned workers);
+/** The caller is that worker. */
+void tally_as(unsigned worker);
 /** Counts it under a kind of damage. */
-void tally(const char *kind, unsigned places, enum verdict v);
+void tally(enum victim victim, const char *kind, unsigned places, enum verdict v);
+/** The places that all workers have counted. */
+unsigned tallied_places(enum victim victim);
 void print_tally(void);
 /** As judge() and tally(); after a failure the same visit without damage must succeed. */
-enum verdict conclude(struct lab *lab, struct visit *v, const char *kind, unsigned places);
+enum verdict conclude(struct lab *lab, struct visit *v, enum victim victim, const char *kind,
+                      unsigned places);
 
 /* ---- the kinds: damage_store.c, damage_wire.c, damage_order.c ---- */
 
 extern struct lab *the_lab;
+
+/** A visit mostly waits for threads and sockets, so several processes share the places, each with a
+ *  laboratory of its own. This one is the_worker. */
+#define WORKERS 8u
+extern unsigned the_worker;
 
 void damaged_stores_are_repaired_or_not_used(void **state);
 void damaged_frames_are_noticed(void **state);

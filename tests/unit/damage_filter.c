@@ -40,6 +40,22 @@ void filter_await_gate(struct filter *f)
     pthread_mutex_unlock(&f->mu);
 }
 
+void filter_await_side(struct filter *f)
+{
+    pthread_mutex_lock(&f->mu);
+    while (!f->side && !f->over)
+        pthread_cond_wait(&f->changed, &f->mu);
+    pthread_mutex_unlock(&f->mu);
+}
+
+void filter_side_came(struct filter *f)
+{
+    pthread_mutex_lock(&f->mu);
+    f->side = true;
+    pthread_cond_broadcast(&f->changed);
+    pthread_mutex_unlock(&f->mu);
+}
+
 void filter_await_end(struct filter *f)
 {
     pthread_mutex_lock(&f->mu);
@@ -112,7 +128,7 @@ void filter_start(struct filter *f, int *source_fd, int *dest_fd)
     *dest_fd = b[0];
     f->fds[1][0] = f->fds[0][1] = a[1];
     f->fds[1][1] = f->fds[0][0] = b[1];
-    f->open = f->over = false;
+    f->open = f->side = f->over = false;
     pthread_mutex_init(&f->mu, NULL);
     pthread_cond_init(&f->changed, NULL);
     for (int i = 0; i < 2; i++) {

@@ -12,11 +12,32 @@
 #include "base/fdio.h"
 #include "net/net.h"
 
-#define PAGES 128u
+#define PAGES 64u
 /* A visit takes milliseconds; what takes so long waits for something that will not come. */
 #define STALL_S 60
+/* With so short a limit for the pause a proxy has no reason to slow its intake down near the end of
+ * the first pass, which would be most of the time that a visit takes. */
+#define UNPACED_MS 1
 
 static const struct vc_id vm_id = {"the VM's UUID..."};
+
+/* ---- chance ---- */
+
+static uint64_t lab_rng_state;
+
+void lab_rng_seed(uint64_t seed)
+{
+    lab_rng_state = seed;
+}
+
+uint64_t lab_rng(void)
+{
+    uint64_t z = lab_rng_state += 0x9e3779b97f4a7c15;
+
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+}
 
 /* ---- files ---- */
 
@@ -82,11 +103,36 @@ static void free_pristine(struct pristine *p)
 
 /* ---- QEMU's two ends ---- */
 
+#define SIDE_BYTES 70000u
+
+/* What QEMU sends on its second connection. */
+static uint8_t side_byte(size_t at)
+{
+    return (uint8_t)(at * 31 + at / 251);
+}
+
 struct source_qemu {
     int fd;
     const struct buf *stream;
     struct filter *filter;
+    const char *second; /* where it makes its second connection; NULL: nowhere */
 };
+
+/* The second connection: all that goes over it, and its end; then until it has arrived. */
+static void use_second(struct source_qemu *q)
+{
+    int fd = vc_unix_connect(q->second);
+    uint8_t bytes[SIDE_BYTES];
+
+    for (size_t i = 0; i < sizeof(bytes); i++)
+        bytes[i] = side_byte(i);
+    if (fd >= 0 && vc_write_full(fd, bytes, sizeof(bytes)) == 0) {
+        shutdown(fd, SHUT_WR);
+        filter_await_side(q->filter);
+    }
+    if (fd >= 0)
+        close(fd);
+}
 
 static void *source_qemu_main(void *arg)
 {
@@ -99,6 +145,8 @@ static void *source_qemu_main(void *arg)
     if (vc_write_full(q->fd, q->stream->d, head) == 0) {
         if (q->filter)
             filter_await_gate(q->filter);
+        if (q->second)
+            use_second(q);
         if (vc_write_full(q->fd, q->stream->d + head, end - head) == 0) {
             if (end < q->stream->n)
                 filter_await_end(q->filter);
@@ -113,8 +161,11 @@ static void *source_qemu_main(void *arg)
 struct dest_qemu {
     int listener, stop;
     const struct buf *stream;
-    size_t got;
-    bool wrong;
+    struct filter *filter;
+    bool second;    /* it has a second connection */
+    size_t ends_at; /* it goes away when it has so much; 0: never */
+    size_t got, side_got;
+    bool wrong, side_wrong;
 };
 
 static void take_stream(struct dest_qemu *q, int fd)
@@ -131,25 +182,67 @@ static void take_stream(struct dest_qemu *q, int fd)
         if (q->wrong)
             break;
         q->got += k;
+        if (q->ends_at && q->got >= q->ends_at)
+            break;
         if (q->got == q->stream->n && vc_write_full(fd, shut, sizeof(shut)))
             break;
     }
     close(fd);
 }
 
-static void *dest_qemu_main(void *arg)
+/* The next connection; -1: the sessions are over. */
+static int await_connection(struct dest_qemu *q)
 {
-    struct dest_qemu *q = arg;
     struct pollfd p[2] = {{.fd = q->listener, .events = POLLIN}, {.fd = q->stop, .events = POLLIN}};
-    int fd;
 
     while (poll(p, 2, -1) < 0 && errno == EINTR) {
         /* again */
     }
-    fd = accept4(q->listener, NULL, NULL, SOCK_CLOEXEC); /* non-blocking */
-    if (fd >= 0)
-        take_stream(q, fd);
+    return accept4(q->listener, NULL, NULL, SOCK_CLOEXEC); /* non-blocking */
+}
+
+static void *take_second(void *arg)
+{
+    struct dest_qemu *q = arg;
+    int fd = await_connection(q);
+    uint8_t buf[16384];
+    ssize_t n;
+
+    if (fd < 0)
+        return NULL;
+    while (!q->side_wrong && (n = vc_read_some(fd, buf, sizeof(buf))) > 0) {
+        for (ssize_t i = 0; i < n; i++, q->side_got++)
+            q->side_wrong |= q->side_got >= SIDE_BYTES || buf[i] != side_byte(q->side_got);
+        if (q->side_got == SIDE_BYTES)
+            filter_side_came(q->filter);
+    }
+    close(fd);
     return NULL;
+}
+
+static void *dest_qemu_main(void *arg)
+{
+    struct dest_qemu *q = arg;
+    pthread_t second;
+    int fd = await_connection(q);
+
+    if (fd < 0)
+        return NULL;
+    if (q->second)
+        assert_int_equal(pthread_create(&second, NULL, take_second, q), 0);
+    take_stream(q, fd);
+    if (q->second)
+        pthread_join(second, NULL);
+    return NULL;
+}
+
+/* A session may connect more often than its QEMU expects; the next visit must not meet that. */
+static void turn_away_the_rest(int listener)
+{
+    int fd;
+
+    while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0)
+        close(fd);
 }
 
 /* ---- sessions ---- */
@@ -158,7 +251,7 @@ struct call {
     struct lab *lab;
     struct visit *v;
     struct vc_conn *conn;
-    int stream_fd;
+    int stream_fd, listen_fd;
     struct vc_cancel cancel;
 };
 
@@ -171,10 +264,12 @@ static void *source_main(void *arg)
         .to = "the other host",
         .conn = c->conn,
         .dead_peer_ms = c->v->dead_peer_ms,
+        .downtime_limit_ms = UNPACED_MS,
         .name = "",
         .qmp_fd = -1,
         .vm = vm_id,
         .stream_fd = c->stream_fd,
+        .listen_fd = c->listen_fd,
     };
 
     c->v->source.rc = vc_session_source(&o, &c->v->source.result, &c->v->source.err);
@@ -187,7 +282,7 @@ static void *dest_main(void *arg)
 {
     struct call *c = arg;
     struct vc_dest_session o = {
-        .store = c->lab->host[!c->v->from].store,
+        .store = c->v->slow_disk ? c->lab->slow : c->lab->host[!c->v->from].store,
         .cancel = &c->cancel,
         .conn = c->conn,
         .dead_peer_ms = c->v->dead_peer_ms,
@@ -219,7 +314,14 @@ void lab_visit(struct lab *lab, struct visit *v)
     struct call calls[2] = {{.lab = lab, .v = v}, {.lab = lab, .v = v}};
     const struct buf *stream = v->stream ? v->stream : &lab->stream;
     struct source_qemu sq = {.stream = stream, .filter = v->filter};
-    struct dest_qemu dq = {.stream = stream, .listener = lab->listener};
+    struct dest_qemu dq = {
+        .stream = stream,
+        .listener = lab->listener,
+        .filter = v->filter,
+        .second = v->second,
+        .ends_at = v->dest_ends_at,
+    };
+    char path[96];
     pthread_t threads[4];
     struct filter plain = {0};
     struct filter *f = v->filter ? v->filter : &plain;
@@ -239,6 +341,12 @@ void lab_visit(struct lab *lab, struct visit *v)
     }
     calls[0].stream_fd = fds[0];
     sq.fd = fds[1];
+    if (v->second) {
+        snprintf(path, sizeof(path), "%s/second", lab->dir);
+        calls[0].listen_fd = vc_unix_listen(path, 0600, 4);
+        assert_true(calls[0].listen_fd > 0);
+        sq.second = path;
+    }
     dq.stop = eventfd(0, EFD_CLOEXEC);
     assert_true(dq.stop >= 0);
     assert_int_equal(pthread_create(&threads[0], NULL, dest_qemu_main, &dq), 0);
@@ -251,10 +359,14 @@ void lab_visit(struct lab *lab, struct visit *v)
     pthread_join(threads[1], NULL);
     pthread_join(threads[0], NULL);
     filter_join(f);
+    turn_away_the_rest(lab->listener);
+    if (v->second)
+        unlink(path);
     close(dq.stop);
     vc_cancel_fini(&calls[0].cancel);
     vc_cancel_fini(&calls[1].cancel);
-    v->wrong = dq.wrong;
+    v->wrong = dq.wrong || dq.side_wrong;
+    v->side_whole = !dq.side_wrong && dq.side_got == SIDE_BYTES;
     v->whole = !dq.wrong && dq.got == stream->n;
 }
 
@@ -322,6 +434,30 @@ void lab_digest(struct lab *lab, int host, unsigned page, uint32_t version, stru
     assert_int_equal(vc_digester_new(l.algo, VC_DIGEST_PAGE, l.key, &d, &err), 0);
     assert_int_equal(vc_digest_pages(d, &p, 1, PAGE, out, &err), 0);
     vc_digester_free(d);
+}
+
+/* ---- a slow disk ---- */
+
+/* It takes so long to read a page or more. */
+#define SLOW_READ_MS 40
+
+static int read_slowly(const struct vc_io *io, int fd, void *buf, size_t n, uint64_t at)
+{
+    (void)io;
+    if (n >= PAGE)
+        poll(NULL, 0, SLOW_READ_MS);
+    return vc_io_kernel.read(&vc_io_kernel, fd, buf, n, at);
+}
+
+/* The store of host 0 once more, on a disk that is slow to read. */
+static void open_slowly(struct lab *lab)
+{
+    struct vc_err err;
+
+    lab->slow_io = vc_io_kernel;
+    lab->slow_io.read = read_slowly;
+    assert_int_equal(vc_store_open_on(&lab->slow_io, lab->host[0].root, false, 0, &lab->slow, &err),
+                     0);
 }
 
 /* ---- the laboratory ---- */
@@ -397,11 +533,13 @@ void lab_init(struct lab *lab)
         snprintf(h->vm_dir, sizeof(h->vm_dir), "%s/vms/%s", h->root, uuid);
         assert_int_equal(vc_store_open(h->root, true, 0, &h->store, &err), 0);
     }
+    open_slowly(lab);
     make_history(lab);
 }
 
 void lab_fini(struct lab *lab)
 {
+    vc_store_close(lab->slow);
     for (int i = 0; i < 2; i++) {
         vc_store_close(lab->host[i].store);
         free_pristine(&lab->kept[i]);

@@ -44,7 +44,7 @@ void a_seal_that_fails_twice_quarantines_both_ends(void **state)
         assert_int_equal(v.dest.rc, VC_E_SEAL);
         assert_false(lab_has_generation(lab, 0));
         assert_false(lab_has_generation(lab, 1));
-        tally("a seal, twice", 1, FAILED);
+        tally(WIRE, "a seal, twice", 1, FAILED);
 
         lab_visit(lab, &again);
         assert_int_equal(judge(&again), NO_REUSE);
@@ -96,7 +96,7 @@ static void overwritten_meanwhile(struct lab *lab, bool parted, const char *kind
     lab_restore(lab, parted ? lab->parted : lab->kept);
     spoil_images(&lab->host[0], &(parted ? lab->parted : lab->kept)[0]);
     lab_visit(lab, &v);
-    assert_int_equal(conclude(lab, &v, kind, 1), REPAIRED);
+    assert_int_equal(conclude(lab, &v, IMAGE, kind, 1), REPAIRED);
     assert_true(hold.came > 0);
     assert_int_equal(lab_bad_pages(lab, 0), 0);
     buf_free(&stream);

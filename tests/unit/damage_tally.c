@@ -1,14 +1,34 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <sys/mman.h>
+
 #include "damage.h"
 
 #include "wire/wire.h"
 
-#define MAX_KINDS 128
+#define MAX_KINDS 160
 
-static struct row {
+struct row {
     char kind[40];
+    enum victim victim;
     unsigned visits, places, verdicts[N_VERDICTS];
-} rows[MAX_KINDS];
+};
+
+/* Each worker writes to a table of its own, in memory that their parent sees. */
+static struct row (*tables)[MAX_KINDS];
+static unsigned n_tables, own_table;
+
+void tally_init(unsigned workers)
+{
+    tables = mmap(NULL, workers * sizeof(*tables), PROT_READ | PROT_WRITE,
+                  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_true(tables != MAP_FAILED);
+    n_tables = workers;
+}
+
+void tally_as(unsigned worker)
+{
+    own_table = worker;
+}
 
 enum verdict judge(const struct visit *v)
 {
@@ -35,40 +55,77 @@ enum verdict judge(const struct visit *v)
     return r->pages_same ? INTACT : NO_REUSE;
 }
 
-void tally(const char *kind, unsigned places, enum verdict v)
+/* The row of a kind in a table; a new one if there is none. */
+static struct row *row_of(struct row *rows, enum victim victim, const char *kind)
 {
     struct row *r = rows;
 
-    while (r->kind[0] && strcmp(r->kind, kind) != 0)
+    while (r->kind[0] && (strcmp(r->kind, kind) != 0 || r->victim != victim))
         r++;
     assert_true(r < rows + MAX_KINDS - 1);
     snprintf(r->kind, sizeof(r->kind), "%s", kind);
+    r->victim = victim;
+    return r;
+}
+
+void tally(enum victim victim, const char *kind, unsigned places, enum verdict v)
+{
+    struct row *r = row_of(tables[own_table], victim, kind);
+
     r->visits++;
     r->places += places;
     r->verdicts[v]++;
 }
 
+unsigned tallied_places(enum victim victim)
+{
+    unsigned places = 0;
+
+    for (unsigned i = 0; i < n_tables; i++)
+        for (const struct row *r = tables[i]; r->kind[0]; r++)
+            places += r->victim == victim ? r->places : 0;
+    return places;
+}
+
+static void add_up(struct row *all)
+{
+    for (unsigned i = 0; i < n_tables; i++)
+        for (const struct row *r = tables[i]; r->kind[0]; r++) {
+            struct row *sum = row_of(all, r->victim, r->kind);
+
+            sum->visits += r->visits;
+            sum->places += r->places;
+            for (int k = 0; k < N_VERDICTS; k++)
+                sum->verdicts[k] += r->verdicts[k];
+        }
+}
+
 void print_tally(void)
 {
-    unsigned places = 0, visits = 0;
+    static const char *const names[] = {"image", "delta", "index", "manifest", "wire"};
+    static struct row all[MAX_KINDS];
+    unsigned visits = 0;
 
+    add_up(all);
     print_message("%-34s %7s %7s | %7s %8s %7s %8s %7s\n", "damage", "places", "visits", "intact",
                   "repaired", "resent", "no reuse", "failed");
-    for (struct row *r = rows; r->kind[0]; r++) {
+    for (const struct row *r = all; r->kind[0]; r++) {
         print_message("%-34s %7u %7u | %7u %8u %7u %8u %7u\n", r->kind, r->places, r->visits,
                       r->verdicts[INTACT], r->verdicts[REPAIRED], r->verdicts[RESENT],
                       r->verdicts[NO_REUSE], r->verdicts[FAILED]);
-        places += r->places;
         visits += r->visits;
     }
-    print_message("%u places in %u visits\n", places, visits);
+    for (int k = 0; k < N_VICTIMS; k++)
+        print_message("%s: %u places\n", names[k], tallied_places((enum victim)k));
+    print_message("%u visits\n", visits);
 }
 
-enum verdict conclude(struct lab *lab, struct visit *v, const char *kind, unsigned places)
+enum verdict conclude(struct lab *lab, struct visit *v, enum victim victim, const char *kind,
+                      unsigned places)
 {
     enum verdict verdict = judge(v);
 
-    tally(kind, places, verdict);
+    tally(victim, kind, places, verdict);
     if (verdict == FAILED) {
         struct visit again = {.from = v->from, .stream = v->stream};
 
