@@ -35,9 +35,10 @@ struct filter {
     pthread_t threads[2];
     pthread_mutex_t mu;
     pthread_cond_t changed;
-    bool open; /* [lock: mu] the gate */
-    bool side; /* [lock: mu] all of QEMU's second connection has arrived */
-    bool over; /* [lock: mu] a session has ended: wait for nothing */
+    bool open;          /* [lock: mu] the gate */
+    _Atomic size_t got; /* what the destination's QEMU has been given */
+    bool side;          /* [lock: mu] all of QEMU's second connection has arrived */
+    bool over;          /* [lock: mu] a session has ended: wait for nothing */
 };
 
 static inline uint8_t frame_type(const uint8_t *frame)
@@ -169,5 +170,6 @@ void a_connection_cut_anywhere_can_be_tried_again(void **state);
 void a_seal_that_fails_twice_quarantines_both_ends(void **state);
 void a_false_prefix_costs_a_batch_and_no_page(void **state);
 void a_repair_gives_the_page_of_its_place_in_the_stream(void **state);
+void the_end_of_a_package_waits_for_a_seal_that_is_right(void **state);
 
 #endif

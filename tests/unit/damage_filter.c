@@ -128,6 +128,7 @@ void filter_start(struct filter *f, int *source_fd, int *dest_fd)
     *dest_fd = b[0];
     f->fds[1][0] = f->fds[0][1] = a[1];
     f->fds[1][1] = f->fds[0][0] = b[1];
+    atomic_store(&f->got, 0);
     f->open = f->side = f->over = false;
     pthread_mutex_init(&f->mu, NULL);
     pthread_cond_init(&f->changed, NULL);

@@ -182,6 +182,8 @@ static void take_stream(struct dest_qemu *q, int fd)
         if (q->wrong)
             break;
         q->got += k;
+        if (q->filter)
+            atomic_store(&q->filter->got, q->got);
         if (q->ends_at && q->got >= q->ends_at)
             break;
         if (q->got == q->stream->n && vc_write_full(fd, shut, sizeof(shut)))

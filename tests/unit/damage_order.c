@@ -108,3 +108,115 @@ void a_repair_gives_the_page_of_its_place_in_the_stream(void **state)
     overwritten_meanwhile(the_lab, false, "overwritten meanwhile");
     overwritten_meanwhile(the_lab, true, "overwritten meanwhile, parted");
 }
+
+/* ---- the end of a postcopy's package ---- */
+
+/* With its last byte the destination's QEMU may run the VM: from there on there is no way back to
+ * the source's memory. */
+struct package {
+    uint64_t end;   /* where in the stream */
+    unsigned spoil; /* so often the seal of the batch that holds the last byte is made wrong */
+    unsigned came;  /* so often that batch came by */
+    uint64_t from;  /* where it begins */
+    bool right;     /* it went by with a seal that is right */
+    bool early;     /* something of the batch was released, or acknowledged, before */
+};
+
+static bool holds_end(const struct package *p, const uint8_t *frame)
+{
+    uint64_t from = vc_load_le(frame + FRAME_HEAD + 8, 8);
+    uint64_t bytes = vc_load_le(frame + FRAME_HEAD + 16, 4);
+
+    return from < p->end && p->end <= from + bytes;
+}
+
+static void see_batch(struct package *p, uint8_t *frame)
+{
+    p->from = vc_load_le(frame + FRAME_HEAD + 8, 8);
+    if (p->came++ < p->spoil)
+        frame[FRAME_HEAD + VC_WIRE_BATCH_HEADER_BYTES - 1] ^= 1;
+    else
+        p->right = true;
+}
+
+static size_t watch_package(struct filter *f, bool to_dest, uint8_t *frame, size_t n)
+{
+    struct package *p = f->opaque;
+
+    pthread_mutex_lock(&f->mu);
+    /* Looked at whenever a frame comes by, before the good one does. */
+    p->early |= p->came && !p->right && atomic_load(&f->got) > p->from;
+    p->early |= !to_dest && !p->right && frame_type(frame) == VC_WIRE_ACK &&
+                vc_load_le(frame + FRAME_HEAD + 8, 8) >= p->end;
+    if (to_dest && frame_type(frame) == VC_WIRE_BATCH && holds_end(p, frame))
+        see_batch(p, frame);
+    pthread_mutex_unlock(&f->mu);
+    return n;
+}
+
+/* A migration that switches to postcopy: the device state in a package behind the first pass, then
+ * the pages that were taken back. Returns where the package ends. */
+static size_t put_postcopy(struct buf *b, const struct memory *m, unsigned package_bytes)
+{
+    const uint64_t back[][2] = {{1 * PAGE, 2 * PAGE}};
+    uint8_t bytes[4];
+    size_t end;
+
+    put_setup(b, m);
+    put_part(b, 2, RAM_ID);
+    for (unsigned i = 0; i < m->pages; i++)
+        put_memory_page(b, m, i, i == 0);
+    put_ram_end(b);
+    put_discard(b, "pc.ram", back, 1);
+    for (int i = 0; i < 4; i++)
+        bytes[i] = (uint8_t)(package_bytes >> (24 - 8 * i));
+    put_command(b, 7, bytes, sizeof(bytes)); /* PACKAGED */
+    put_fill(b, 0xe7, package_bytes);
+    end = b->n;
+    put_part(b, 2, RAM_ID);
+    put_memory_page(b, m, 1, true);
+    put_memory_page(b, m, 2, false);
+    put_ram_end(b);
+    put_part(b, 3, RAM_ID);
+    put_ram_end(b);
+    put_u8(b, 0);
+    return end;
+}
+
+static void spoil_package(struct lab *lab, unsigned package_bytes, unsigned spoil)
+{
+    struct buf stream = {0};
+    struct package p = {.spoil = spoil};
+    struct filter f = {.on_frame = watch_package, .opaque = &p};
+    struct visit v = {.from = 1, .stream = &stream, .filter = &f};
+
+    p.end = put_postcopy(&stream, &lab->memory, package_bytes);
+    lab_restore(lab, lab->kept);
+    lab_visit(lab, &v);
+    assert_false(p.early);
+    if (spoil < 2) {
+        assert_int_equal(p.came, spoil + 1);
+        assert_int_equal(conclude(lab, &v, WIRE, "the seal of a package's end", spoil), RESENT);
+        assert_int_equal(v.source.result.resent_batches, spoil);
+    } else {
+        assert_int_equal(p.came, 2);
+        assert_int_equal(v.source.rc, VC_E_SEAL);
+        assert_int_equal(v.dest.rc, VC_E_SEAL);
+        assert_true(atomic_load(&f.got) <= p.from); /* all threads have ended */
+        assert_false(lab_has_generation(lab, 0));
+        v.filter = NULL;
+        assert_int_equal(conclude(lab, &v, WIRE, "the seal of a package's end, twice", 2), FAILED);
+    }
+    buf_free(&stream);
+}
+
+void the_end_of_a_package_waits_for_a_seal_that_is_right(void **state)
+{
+    /* In the batch of the command, and in one behind it. */
+    static const unsigned lengths[] = {256, 50000, 700000};
+
+    (void)state;
+    for (size_t i = 0; i < VC_ARRAY_LEN(lengths); i++)
+        for (unsigned spoil = 1; spoil <= 2; spoil++)
+            spoil_package(the_lab, lengths[i], spoil);
+}
