@@ -82,12 +82,14 @@ struct lab {
     struct lab_host host[2];
     struct vc_store *slow; /* host 0's, read from a slow disk */
     struct vc_io slow_io;
-    struct pristine kept[2];   /* both have the same generation: an image and two deltas */
-    struct pristine parted[2]; /* host 0 has an older one than host 1 */
-    struct memory shared;      /* as `kept` has it */
-    struct memory memory;      /* as host 1 of `parted` has it */
-    struct memory now;         /* as it is when it returns */
-    struct buf stream;         /* the migration of `now` */
+    struct pristine kept[2];        /* both have the same generation: an image and two deltas */
+    struct pristine parted[2];      /* host 0 has an older one than host 1 */
+    struct memory shared;           /* as `kept` has it */
+    struct memory memory;           /* as host 1 of `parted` has it */
+    struct memory now;              /* as it is when it returns */
+    struct buf stream;              /* the migration of `now` */
+    struct buf recorded;            /* a migration that a real QEMU has sent */
+    struct pristine recorded_at[2]; /* both have the generation of it */
     unsigned scale;
 };
 
@@ -98,6 +100,8 @@ void lab_rng_seed(uint64_t seed);
 
 void lab_init(struct lab *lab);
 void lab_fini(struct lab *lab);
+/** Reads a stream of the corpus into `recorded`, and lets the VM go from host 0 to host 1 by it. */
+void lab_record(struct lab *lab, const char *name);
 void lab_restore(struct lab *lab, const struct pristine p[2]);
 
 struct visit_side {
@@ -164,8 +168,11 @@ extern struct lab *the_lab;
 #define WORKERS 8u
 extern unsigned the_worker;
 
+/** The destination's files, before the VM returns with the stream that was recorded. */
+void damaged_store_of_a_recording(struct lab *lab);
 void damaged_stores_are_repaired_or_not_used(void **state);
 void damaged_frames_are_noticed(void **state);
+void damage_meets_what_a_real_qemu_has_sent(void **state);
 void a_connection_cut_anywhere_can_be_tried_again(void **state);
 void a_seal_that_fails_twice_quarantines_both_ends(void **state);
 void a_false_prefix_costs_a_batch_and_no_page(void **state);

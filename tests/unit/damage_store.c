@@ -165,3 +165,22 @@ void damaged_stores_are_repaired_or_not_used(void **state)
                           parted ? the_lab->parted : the_lab->kept);
             }
 }
+
+void damaged_store_of_a_recording(struct lab *lab)
+{
+    static const struct victim_file files[] = {
+        {".image", IMAGE, 48, 0}, {".index", INDEX, 1, 0}, {"manifest", MANIFEST, 1, 0}};
+
+    for (size_t i = 0; i < VC_ARRAY_LEN(files); i++)
+        for (unsigned k = 0; k < lab->scale; k++) {
+            struct visit v = {.from = 1, .stream = &lab->recorded};
+
+            lab_restore(lab, lab->recorded_at);
+            assert_true(damage_some_file(&lab->host[0], files[i].suffix, files[i].places));
+            lab_visit(lab, &v);
+            assert_int_not_equal(conclude(lab, &v, files[i].victim, "recorded: destination's files",
+                                          files[i].places),
+                                 FAILED);
+            assert_true(lab_bad_pages(lab, 0) <= 0);
+        }
+}

@@ -16,6 +16,7 @@ enum scene {
     SECOND,     /* as RETURN, and QEMU makes a second connection: channel 1 */
     SLOW,       /* as RETURN, and the destination's disk is slow: it says READS */
     GIVEN_UP,   /* as RETURN, and the destination's QEMU goes away: STREAM_FAILED */
+    RECORDED,   /* the VM returns with the very stream of a real QEMU with which it had left */
 };
 
 /* A target's visits are multiplied by this, and shared by the workers. */
@@ -172,7 +173,9 @@ static size_t attack(struct filter *f, bool to_dest, uint8_t *frame, size_t n)
 static void set_scene(struct lab *lab, enum scene scene)
 {
     bool parted = scene == PARTED_WAY || scene == WRONG_WAY;
-    const struct pristine *start = parted ? lab->parted : lab->kept;
+    const struct pristine *start = scene == RECORDED ? lab->recorded_at
+                                   : parted          ? lab->parted
+                                                     : lab->kept;
 
     lab_restore(lab, start);
     if (scene == REPAIRS)
@@ -191,6 +194,7 @@ static bool visit_under(struct lab *lab, struct attack *a, struct visit *v, stru
         .filter = f,
         .second = a->t->scene == SECOND,
         .slow_disk = a->t->scene == SLOW,
+        .stream = a->t->scene == RECORDED ? &lab->recorded : NULL,
         .dest_ends_at = a->t->scene == GIVEN_UP ? lab->stream.n / 2 : 0,
     };
     /* A wrong length is found out by the silence that follows. Where the machine is too busy for so
@@ -267,6 +271,28 @@ static void attack_all(bool cut)
     make_lie(the_lab, &lie);
     for (size_t i = 0; i < VC_ARRAY_LEN(targets); i++)
         attack_target(the_lab, &targets[i], targets[i].scene == WRONG_WAY ? &lie : NULL, cut);
+}
+
+void damage_meets_what_a_real_qemu_has_sent(void **state)
+{
+    static const char *const streams[] = {"return-path", "rounds", "xbzrle", "postcopy",
+                                          "postcopy-advise"};
+    static const struct target targets_here[] = {
+        {"recorded: BLOCKS", VC_WIRE_BLOCKS, true, WHOLE, RECORDED, 2},
+        {"recorded: BATCH, header", VC_WIRE_BATCH, true, FIELDS, RECORDED, 4},
+        {"recorded: BATCH, seal", VC_WIRE_BATCH, true, SEAL, RECORDED, 2},
+        {"recorded: BATCH, body", VC_WIRE_BATCH, true, BODY, RECORDED, 8},
+        {"recorded: ACK", VC_WIRE_ACK, false, WHOLE, RECORDED, 2},
+        {"recorded: RETURN", VC_WIRE_RETURN, false, WHOLE, RECORDED, 2},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < VC_ARRAY_LEN(streams); i++) {
+        lab_record(the_lab, streams[i]);
+        for (size_t k = 0; k < VC_ARRAY_LEN(targets_here); k++)
+            attack_target(the_lab, &targets_here[k], NULL, false);
+        damaged_store_of_a_recording(the_lab);
+    }
 }
 
 void damaged_frames_are_noticed(void **state)
