@@ -405,6 +405,169 @@ static void a_handshake_can_be_cancelled(void **state)
     end_server(&s);
 }
 
+/* ---- what protects it ---- */
+
+/* A relay between two of ours, which keeps the first bytes that the server says. */
+struct relay {
+    int listener, server_port;
+    uint8_t said[160];
+    size_t n_said;
+    struct vc_thread thread;
+};
+
+static void keep(struct relay *r, const char *bytes, size_t n)
+{
+    size_t k = VC_MIN(n, sizeof(r->said) - r->n_said);
+
+    memcpy(r->said + r->n_said, bytes, k);
+    r->n_said += k;
+}
+
+static void *relay_main(void *arg)
+{
+    struct relay *r = arg;
+    struct pollfd p[2] = {{.events = POLLIN}, {.events = POLLIN}};
+    char buf[16384];
+    bool over = false;
+
+    p[0].fd = accept4(r->listener, NULL, NULL, SOCK_CLOEXEC);
+    p[1].fd = plain_connect(r->server_port);
+    while (!over && poll(p, 2, -1) > 0)
+        for (int i = 0; i < 2 && !over; i++) {
+            ssize_t n = p[i].revents ? read(p[i].fd, buf, sizeof(buf)) : 0;
+
+            over = p[i].revents && (n <= 0 || vc_write_full(p[!i].fd, buf, (size_t)n) < 0);
+            if (i == 1 && n > 0)
+                keep(r, buf, (size_t)n);
+        }
+    close(p[0].fd);
+    close(p[1].fd);
+    return NULL;
+}
+
+/* Starts it; the port that it listens on. */
+static int start_relay(struct relay *r, int server_port)
+{
+    struct sockaddr_in sa = {.sin_family = AF_INET};
+    socklen_t n = sizeof(sa);
+    struct vc_err err;
+
+    sa.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    *r = (struct relay){.server_port = server_port};
+    r->listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(r->listener, (struct sockaddr *)&sa, sizeof(sa)), 0);
+    assert_int_equal(listen(r->listener, 1), 0);
+    assert_int_equal(getsockname(r->listener, (struct sockaddr *)&sa, &n), 0);
+    assert_int_equal(vc_thread_start(&r->thread, "relay", relay_main, r, &err), 0);
+    return ntohs(sa.sin_port);
+}
+
+#define RECORD_HEADER 5u
+#define AES_128_GCM 0x1301u
+#define AES_256_GCM 0x1302u
+
+/* What a ServerHello has chosen (RFC 8446, 4.1.3): behind its header, version, random value and
+ * session id. */
+static unsigned suite_of(const uint8_t *said, size_t n)
+{
+    const size_t id_at = RECORD_HEADER + 4 + 2 + 32;
+    size_t at;
+
+    assert_true(n > id_at && said[0] == 22 && said[RECORD_HEADER] == 2);
+    at = id_at + 1 + said[id_at];
+    assert_true(at + 2 <= n);
+    return (unsigned)said[at] << 8 | said[at + 1];
+}
+
+static void two_of_ours_agree_on_aes_gcm(void **state)
+{
+    struct server s = {0};
+    struct relay r;
+    struct vc_conn *c;
+    struct vc_err err;
+    char address[64];
+    unsigned suite;
+
+    (void)state;
+    start_server(&s, "ca/a");
+    run_server(&s);
+    snprintf(address, sizeof(address), "tls://127.0.0.1:%d", start_relay(&r, s.port));
+    assert_int_equal(dial(address, "ca/b", NULL, &c, &err), 0);
+    vc_thread_join(&s.thread);
+    assert_int_equal(s.rc, 0);
+    say(c, "through a relay");
+    hear(s.conn, "through a relay");
+    vc_conn_close(c);
+    vc_thread_join(&r.thread);
+    close(r.listener);
+    end_server(&s);
+    suite = suite_of(r.said, r.n_said);
+    assert_true(suite == AES_128_GCM || suite == AES_256_GCM);
+}
+
+/* A client with these suites, in this order, is served with that one. */
+static void assert_served(const char *offer, const char *with)
+{
+    struct server s = {0};
+    char got[16] = "";
+    SSL *ssl;
+    int fd;
+
+    start_server(&s, "ca/a");
+    run_server(&s);
+    fd = plain_connect(s.port);
+    ssl = bare_client(fd, "ca/b", TLS1_3_VERSION);
+    assert_int_equal(SSL_set_ciphersuites(ssl, offer), 1);
+    assert_int_equal(SSL_connect(ssl), 1);
+    assert_string_equal(SSL_get_cipher_name(ssl), with);
+    assert_int_equal(SSL_write(ssl, "to and", 6), 6);
+    vc_thread_join(&s.thread);
+    assert_int_equal(s.rc, 0);
+    hear(s.conn, "to and");
+    say(s.conn, "fro");
+    assert_int_equal(SSL_read(ssl, got, sizeof(got)), 3);
+    assert_string_equal(got, "fro");
+    SSL_free(ssl);
+    close(fd);
+    end_server(&s);
+}
+
+static void the_server_takes_aes_gcm_whatever_a_client_likes_best(void **state)
+{
+    (void)state;
+    assert_served("TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256",
+                  "TLS_AES_128_GCM_SHA256");
+    assert_served("TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384", "TLS_AES_256_GCM_SHA384");
+}
+
+static void a_client_that_has_chacha20_alone_is_served(void **state)
+{
+    (void)state;
+    assert_served("TLS_CHACHA20_POLY1305_SHA256", "TLS_CHACHA20_POLY1305_SHA256");
+}
+
+/* Suites of TLS 1.3 that are not on our list. */
+static void a_client_without_a_suite_of_ours_is_refused(void **state)
+{
+    struct server s = {0};
+    SSL *ssl;
+    int fd;
+
+    (void)state;
+    start_server(&s, "ca/a");
+    run_server(&s);
+    fd = plain_connect(s.port);
+    ssl = bare_client(fd, "ca/b", TLS1_3_VERSION);
+    assert_int_equal(SSL_set_ciphersuites(ssl, "TLS_AES_128_CCM_SHA256"), 1);
+    assert_int_not_equal(SSL_connect(ssl), 1);
+    SSL_free(ssl);
+    close(fd);
+    vc_thread_join(&s.thread);
+    assert_true(s.rc < 0);
+    assert_string_not_equal(s.err.message, "");
+    end_server(&s);
+}
+
 /* ---- an established connection ---- */
 
 static void an_end_without_farewell_is_not_taken_for_the_end(void **state)
@@ -700,6 +863,10 @@ int main(void)
         cmocka_unit_test(a_client_without_a_certificate_is_refused),
         cmocka_unit_test(a_client_of_tls_1_2_is_refused),
         cmocka_unit_test(a_server_that_is_none_is_told_apart),
+        cmocka_unit_test(two_of_ours_agree_on_aes_gcm),
+        cmocka_unit_test(the_server_takes_aes_gcm_whatever_a_client_likes_best),
+        cmocka_unit_test(a_client_that_has_chacha20_alone_is_served),
+        cmocka_unit_test(a_client_without_a_suite_of_ours_is_refused),
         cmocka_unit_test(rubbish_ends_a_handshake),
         cmocka_unit_test(a_handshake_that_dawdles_ends_at_its_deadline),
         cmocka_unit_test(a_handshake_can_be_cancelled),
