@@ -38,7 +38,7 @@
 
 static char root[] = "/tmp/vecycle-tls-XXXXXX";
 
-static const char *path(const char *rest)
+static inline const char *path(const char *rest)
 {
     static char texts[8][300];
     static unsigned next;
@@ -48,8 +48,8 @@ static const char *path(const char *rest)
     return text;
 }
 
-static int make_hosts(const char *ca, int64_t now, uint32_t days, const char *host,
-                      struct vc_err *err)
+static inline int make_hosts(const char *ca, int64_t now, uint32_t days, const char *host,
+                             struct vc_err *err)
 {
     struct vc_tls_ca_options o = {
         .dir = path(ca), .hosts = &host, .n_hosts = 1, .now = now, .days = days};
@@ -57,7 +57,7 @@ static int make_hosts(const char *ca, int64_t now, uint32_t days, const char *ho
     return vc_tls_ca_init(&o, err);
 }
 
-static void remove_tree(const char *dir)
+static inline void remove_tree(const char *dir)
 {
     DIR *d = opendir(dir);
     struct dirent *e;
@@ -68,7 +68,7 @@ static void remove_tree(const char *dir)
     while ((e = readdir(d))) {
         if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
             continue;
-        snprintf(sub, sizeof(sub), "%s/%s", dir, e->d_name);
+        snprintf(sub, sizeof(sub), "%.300s/%.255s", dir, e->d_name);
         if (unlink(sub) < 0)
             remove_tree(sub);
     }
@@ -76,7 +76,7 @@ static void remove_tree(const char *dir)
     rmdir(dir);
 }
 
-static void copy_file(const char *from, const char *to)
+static inline void copy_file(const char *from, const char *to)
 {
     static char bytes[1 << 16];
     int in = open(path(from), O_RDONLY), out = open(path(to), O_WRONLY | O_CREAT | O_TRUNC, 0600);
@@ -102,7 +102,7 @@ struct server {
     int rc;
 };
 
-static void *server_main(void *arg)
+static inline void *server_main(void *arg)
 {
     struct server *s = arg;
 
@@ -112,7 +112,7 @@ static void *server_main(void *arg)
     return NULL;
 }
 
-static void start_server(struct server *s, const char *dir)
+static inline void start_server(struct server *s, const char *dir)
 {
     struct sockaddr_in sa;
     socklen_t n = sizeof(sa);
@@ -128,14 +128,14 @@ static void start_server(struct server *s, const char *dir)
     snprintf(s->address, sizeof(s->address), "tls://127.0.0.1:%d", s->port);
 }
 
-static void run_server(struct server *s)
+static inline void run_server(struct server *s)
 {
     struct vc_err err;
 
     assert_int_equal(vc_thread_start(&s->thread, "server", server_main, s, &err), 0);
 }
 
-static void end_server(struct server *s)
+static inline void end_server(struct server *s)
 {
     vc_thread_join(&s->thread);
     vc_conn_close(s->conn);
@@ -143,8 +143,8 @@ static void end_server(struct server *s)
     *s = (struct server){0};
 }
 
-static int dial(const char *address, const char *dir, const char *hostname, struct vc_conn **out,
-                struct vc_err *err)
+static inline int dial(const char *address, const char *dir, const char *hostname,
+                       struct vc_conn **out, struct vc_err *err)
 {
     struct vc_tls_options t = VC_TLS_OPTIONS_INIT;
     struct vc_dial_options o = {.tls = &t};
@@ -158,7 +158,7 @@ static int dial(const char *address, const char *dir, const char *hostname, stru
 }
 
 /* Two ends of one connection, both ours. */
-static void connect_pair(struct server *s, struct vc_conn **client, uint64_t rekey_bytes)
+static inline void connect_pair(struct server *s, struct vc_conn **client, uint64_t rekey_bytes)
 {
     struct vc_tls_options t = {.dir = path("ca/b"), .cancel_fd = -1, .rekey_bytes = rekey_bytes};
     struct vc_dial_options o = {.tls = &t};
@@ -172,7 +172,7 @@ static void connect_pair(struct server *s, struct vc_conn **client, uint64_t rek
     assert_int_equal(s->rc, 0);
 }
 
-static void say(struct vc_conn *c, const char *text)
+static inline void say(struct vc_conn *c, const char *text)
 {
     struct iovec iov = {(void *)(uintptr_t)text, strlen(text)};
     struct vc_err err;
@@ -180,7 +180,7 @@ static void say(struct vc_conn *c, const char *text)
     assert_int_equal(vc_conn_writev_all(c, &iov, 1, &err), 0);
 }
 
-static void hear(struct vc_conn *c, const char *text)
+static inline void hear(struct vc_conn *c, const char *text)
 {
     char buf[256];
     size_t have = 0, n = strlen(text);
@@ -197,7 +197,7 @@ static void hear(struct vc_conn *c, const char *text)
 
 /* ---- bare peers ---- */
 
-static int plain_connect(int port)
+static inline int plain_connect(int port)
 {
     struct sockaddr_in sa = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -208,7 +208,7 @@ static int plain_connect(int port)
 }
 
 /* A client that trusts anybody; @dir NULL: without a certificate. */
-static SSL *bare_client(int fd, const char *dir, int max_version)
+static inline SSL *bare_client(int fd, const char *dir, int max_version)
 {
     SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
     char file[400];
@@ -228,7 +228,7 @@ static SSL *bare_client(int fd, const char *dir, int max_version)
 }
 
 /* Reads until the peer has closed, so that nothing that it says is lost by a reset. */
-static void drain(int fd)
+static inline void drain(int fd)
 {
     char buf[4096];
 
