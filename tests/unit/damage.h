@@ -129,6 +129,9 @@ void lab_visit(struct lab *lab, struct visit *v);
 
 /** Pages of the host's newest generation that are not what its index says; -1: it has none. */
 long lab_bad_pages(struct lab *lab, int host);
+extern const struct vc_id lab_vm_id;
+/** Close it afterwards. */
+struct vc_vm *lab_open_vm(struct lab *lab, int host, enum vc_vm_open mode);
 bool lab_has_generation(struct lab *lab, int host);
 bool lab_has_complete(struct lab *lab, int host);
 /** The digest of a page under the lineage of a host. */
@@ -173,6 +176,7 @@ void damaged_store_of_a_recording(struct lab *lab);
 void damaged_stores_are_repaired_or_not_used(void **state);
 void damaged_frames_are_noticed(void **state);
 void damage_meets_what_a_real_qemu_has_sent(void **state);
+void a_damaged_word_settles_nothing_that_is_not_so(void **state);
 void a_connection_cut_anywhere_can_be_tried_again(void **state);
 void a_seal_that_fails_twice_quarantines_both_ends(void **state);
 void a_false_prefix_costs_a_batch_and_no_page(void **state);

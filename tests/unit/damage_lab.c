@@ -19,7 +19,7 @@
  * the first pass, which would be most of the time that a visit takes. */
 #define UNPACED_MS 1
 
-static const struct vc_id vm_id = {"the VM's UUID..."};
+const struct vc_id lab_vm_id = {"the VM's UUID..."};
 
 /* ---- chance ---- */
 
@@ -284,7 +284,7 @@ static void *source_main(void *arg)
         .downtime_limit_ms = UNPACED_MS,
         .name = "",
         .qmp_fd = -1,
-        .vm = vm_id,
+        .vm = lab_vm_id,
         .stream_fd = c->stream_fd,
         .listen_fd = c->listen_fd,
     };
@@ -389,18 +389,18 @@ void lab_visit(struct lab *lab, struct visit *v)
 
 /* ---- looking into stores ---- */
 
-static struct vc_vm *open_vm(struct lab *lab, int host)
+struct vc_vm *lab_open_vm(struct lab *lab, int host, enum vc_vm_open mode)
 {
     struct vc_vm *vm;
     struct vc_err err;
 
-    assert_int_equal(vc_vm_open(lab->host[host].store, &vm_id, VC_VM_READ, &vm, &err), 0);
+    assert_int_equal(vc_vm_open(lab->host[host].store, &lab_vm_id, mode, &vm, &err), 0);
     return vm;
 }
 
 bool lab_has_generation(struct lab *lab, int host)
 {
-    struct vc_vm *vm = open_vm(lab, host);
+    struct vc_vm *vm = lab_open_vm(lab, host, VC_VM_READ);
     bool has = vc_vm_n_generations(vm) > 0;
 
     vc_vm_close(vm);
@@ -409,7 +409,7 @@ bool lab_has_generation(struct lab *lab, int host)
 
 bool lab_has_complete(struct lab *lab, int host)
 {
-    struct vc_vm *vm = open_vm(lab, host);
+    struct vc_vm *vm = lab_open_vm(lab, host, VC_VM_READ);
     bool has = vc_vm_complete(vm) != NULL;
 
     vc_vm_close(vm);
@@ -418,7 +418,7 @@ bool lab_has_complete(struct lab *lab, int host)
 
 long lab_bad_pages(struct lab *lab, int host)
 {
-    struct vc_vm *vm = open_vm(lab, host);
+    struct vc_vm *vm = lab_open_vm(lab, host, VC_VM_READ);
     struct vc_verify_result r = {0};
     struct vc_lineage l;
     struct vc_gen *g = NULL;
@@ -438,7 +438,7 @@ long lab_bad_pages(struct lab *lab, int host)
 
 void lab_digest(struct lab *lab, int host, unsigned page, uint32_t version, struct vc_digest *out)
 {
-    struct vc_vm *vm = open_vm(lab, host);
+    struct vc_vm *vm = lab_open_vm(lab, host, VC_VM_READ);
     struct vc_lineage l;
     struct vc_digester *d;
     struct vc_err err;
@@ -545,7 +545,8 @@ void lab_record(struct lab *lab, const char *name)
     char path[300];
     int fd;
 
-    assert_non_null(dir);
+    if (!dir)
+        fail_msg("VC_RECORDED: the directory of the recorded streams, as `meson test` sets it");
     snprintf(path, sizeof(path), "%s/seed-qemu-%s", dir, name);
     fd = open(path, O_RDONLY | O_CLOEXEC);
     assert_true(fd >= 0 && fstat(fd, &st) == 0 && st.st_size > 1000);
@@ -574,7 +575,7 @@ void lab_init(struct lab *lab)
     snprintf(lab->dir, sizeof(lab->dir), "%s/vc-damage-XXXXXX",
              access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
     assert_non_null(mkdtemp(lab->dir));
-    vc_id_format(&vm_id, uuid);
+    vc_id_format(&lab_vm_id, uuid);
     snprintf(path, sizeof(path), "%s/%s.sock", lab->dir, uuid);
     lab->listener = vc_unix_listen(path, 0600, 4);
     assert_true(lab->listener >= 0);

@@ -21,6 +21,7 @@ static int run_groups(void)
         cmocka_unit_test(damaged_stores_are_repaired_or_not_used),
         cmocka_unit_test(damaged_frames_are_noticed),
         cmocka_unit_test(a_connection_cut_anywhere_can_be_tried_again),
+        cmocka_unit_test(a_damaged_word_settles_nothing_that_is_not_so),
         cmocka_unit_test(damage_meets_what_a_real_qemu_has_sent),
     };
     const struct CMUnitTest once[] = {
