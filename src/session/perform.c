@@ -354,11 +354,19 @@ int vc_migration_follow(struct vc_migration *m, struct vc_err *err)
 {
     for (;;) {
         struct vc_source_status st;
+        /* The destination says COMMITTED after it has carried SHUT: asked first, seen first. */
+        bool done_there = vc_queue_bytes(&m->inbox.q) > 0;
 
         vc_migration_note(m, &st);
         vc_migration_report(m);
         if (st.shut && st.shut_status == 0 && st.stream_ended)
             return 0;
+        if (done_there && !st.shut) {
+            vc_err_set(err, VC_E_PROTOCOL,
+                       "the destination is done, and its QEMU's answer has not come");
+            vc_source_abort(m->pipeline, err);
+            return err->code;
+        }
         if (st.failed) {
             vc_source_error(m->pipeline, err);
             return err->code;
