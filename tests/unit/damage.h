@@ -181,6 +181,7 @@ void a_connection_cut_anywhere_can_be_tried_again(void **state);
 void a_seal_that_fails_twice_quarantines_both_ends(void **state);
 void a_false_prefix_costs_a_batch_and_no_page(void **state);
 void a_repair_gives_the_page_of_its_place_in_the_stream(void **state);
+void a_source_does_not_wait_for_an_answer_that_has_passed(void **state);
 void the_end_of_a_package_waits_for_a_seal_that_is_right(void **state);
 
 #endif

@@ -28,6 +28,7 @@ static int run_groups(void)
         cmocka_unit_test(a_false_prefix_costs_a_batch_and_no_page),
         cmocka_unit_test(a_seal_that_fails_twice_quarantines_both_ends),
         cmocka_unit_test(a_repair_gives_the_page_of_its_place_in_the_stream),
+        cmocka_unit_test(a_source_does_not_wait_for_an_answer_that_has_passed),
         cmocka_unit_test(the_end_of_a_package_waits_for_a_seal_that_is_right),
     };
     int failed = cmocka_run_group_tests(shared, NULL, NULL);
