@@ -4,6 +4,13 @@
 #include <stdio.h>
 #include <string.h>
 
+void vc_make_printable(char *text)
+{
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f)
+            *c = '?';
+}
+
 int vc_err_set_at(struct vc_err *err, const char *file, int line, int code, int sys_errno,
                   const char *hint, const char *fmt, ...)
 {
@@ -25,6 +32,8 @@ int vc_err_set_at(struct vc_err *err, const char *file, int line, int code, int 
     }
     if (hint)
         snprintf(err->hint, sizeof(err->hint), "%s", hint);
+    vc_make_printable(err->message); /* names in it may be a peer's choice */
+    vc_make_printable(err->hint);
     return code;
 }
 

@@ -4,6 +4,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "base/err.h"
+
 void vc_log(const struct vc_log *log, enum vc_log_level level, const char *fmt, ...)
 {
     char text[768];
@@ -14,6 +16,7 @@ void vc_log(const struct vc_log *log, enum vc_log_level level, const char *fmt, 
     va_start(ap, fmt);
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
+    vc_make_printable(text);
     log->fn(log->opaque, level, text);
 }
 

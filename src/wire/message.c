@@ -338,14 +338,6 @@ void vc_wire_status_encode(struct vc_writer *w, const struct vc_wire_status *m)
     vc_write_bytes(w, m->hint, hint);
 }
 
-/* It ends up on terminals and in logs. */
-static void make_printable(char *text)
-{
-    for (char *c = text; *c; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f)
-            *c = '?';
-}
-
 int vc_wire_status_decode(const uint8_t *p, size_t n, struct vc_wire_status *m, struct vc_err *err)
 {
     struct vc_reader r = vc_reader(p, n);
@@ -360,8 +352,8 @@ int vc_wire_status_decode(const uint8_t *p, size_t n, struct vc_wire_status *m, 
         strcpy(m->hint, newline + 1);
         *newline = '\0';
     }
-    make_printable(m->text);
-    make_printable(m->hint);
+    vc_make_printable(m->text);
+    vc_make_printable(m->hint);
     return complete(&r, "status", err);
 }
 

@@ -1133,6 +1133,21 @@ static void a_log_drops_what_is_above_its_level(void **state)
     assert_string_equal(line, "1 store: busy (wait)");
 }
 
+static void a_message_is_one_line_whatever_is_in_it(void **state)
+{
+    char line[1000] = "";
+    struct vc_log log = {keep_line, line, VC_LOG_INFO};
+    struct vc_err err;
+
+    (void)state;
+    (void)vc_err_set_hint(&err, VC_E_NO_SUCH_VM, "a\thint", "no VM '%s'",
+                          "x\nall is well\x1b[2J\x7f");
+    assert_string_equal(err.message, "no VM 'x?all is well?[2J?'");
+    assert_string_equal(err.hint, "a?hint");
+    vc_log(&log, VC_LOG_INFO, "from '%s'", "a\r\nb");
+    assert_string_equal(line, "2 from 'a??b'");
+}
+
 /* ---- json ---- */
 
 static struct json_object *parse(const char *text)
@@ -1269,6 +1284,7 @@ int main(void)
         cmocka_unit_test(long_messages_are_cut_and_end_in_nul),
         cmocka_unit_test(every_code_has_a_name_of_its_own),
         cmocka_unit_test(a_log_drops_what_is_above_its_level),
+        cmocka_unit_test(a_message_is_one_line_whatever_is_in_it),
         cmocka_unit_test(members_of_another_type_count_as_absent),
         cmocka_unit_test(what_is_no_single_value_is_no_json),
         cmocka_unit_test(an_object_is_written_as_one_line),
