@@ -47,6 +47,8 @@ static int list_read(struct list *l, struct vc_err *err)
         return vc_err_set(err, VC_E_NOMEM, "no memory for the list of peers");
     if (n && vc_read_full(fd, l->text, n) < 0)
         return vc_err_set_errno(err, VC_E_REFUSED, "cannot read the list of peers '%s'", l->path);
+    if (strlen(l->text) != n) /* what is behind a zero byte would not be looked at */
+        return vc_err_set(err, VC_E_REFUSED, "'%s' is not a list of peers", l->path);
     return 0;
 }
 
