@@ -349,6 +349,31 @@ def text():
     save("text", "uuid", b"\3" + b"00000000-0000-4000-8000-00000000000A")
 
 
+def peers():
+    one, other = "6f0c7a52-93a8-4d0b-9b5e-1f6a2f1d9c11", "4d3b1c9e-52a0-4c57-8f2e-7b9d1f0a6e33"
+    lab = f"# the lab\n\n*.lab.example.org {one} db={other}\tweb-*\r\nhost2 *   # the other half\n"
+
+    def ask(name, file, who=("a.LAB.example.org", ""), socket=one, vm=one, options=0):
+        save("peers", name, bytes([options]) + le(len(file), 2) + file.encode("latin-1") +
+             str8(who[0]) + str8(who[1]) + str8(socket) + vm.encode())
+    ask("uuid", lab)
+    ask("named", lab, socket="db", vm=other)
+    ask("other-vm", lab, socket="db")
+    ask("name-attested", lab, socket="web-1", options=1)
+    ask("name-told", lab, socket="web-1")
+    ask("no-record", lab, socket="", vm=other, options=8)
+    ask("all", lab, who=("10.0.0.2", "HOST2"), socket="x")
+    ask("stranger", lab, who=("host3", "lab.example.org"))
+    ask("at-all", lab, options=2)
+    ask("nameless", lab, options=4)
+    ask("addresses", f"::1 {one}\n192.0.2.? a*b?c={one}\n", who=("192.0.2.7", ""), socket="axxb-c")
+    ask("class", "host[0-9] *\n", who=("host7", ""))
+    ask("line-in-name", lab, socket="db\nhost2 *", vm=other)
+    for i, bad in enumerate(("host2\n", "host2 a/b\n", f"host2 db={other}0\n", f"host2 ={one}\n", "ho/st *\n",
+                             "host2 #*\n", "host2 *\0\nhost3\n", "\0", "host2 db=", "\xe4 *\n")):
+        ask(f"mistake-{i}", lab + bad)
+
+
 # ---- the store: options, then changes (store.c) ----
 
 def change(what, file, at, rest=b""):
@@ -386,6 +411,7 @@ def main():
     qmp()
     control()
     text()
+    peers()
     store()
 
 
