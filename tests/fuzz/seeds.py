@@ -192,6 +192,20 @@ def returning_stream(touched=()):
     return out + streams.footer(2) + streams.TAIL
 
 
+def short_stream():
+    """The same VM with two pages that the hosts do not hold and one that they do; without its end."""
+    out = streams.config("versatilepb", 10) + streams.command(1) + streams.start(1, 2, "ram", 4)
+    out += be(24 * 1024 | 4, 8) + str8("pc.ram") + be(20 * 1024, 8) + str8("vga.vram") + be(4 * 1024, 8)
+    out += be(0x10, 8) + streams.footer(2) + streams.part(2, 2)
+    for i, version in enumerate((2, 9, 3)):
+        out += streams.record_head(0x08, i * 1024, None if i else "pc.ram") + known_page(i, version)
+    for i in range(3, 20):
+        out += streams.zero(i * 1024)
+    for i in range(4):
+        out += streams.zero(i * 1024, None if i else "vga.vram")
+    return out + be(0x10, 8) + streams.footer(2)
+
+
 def pipelines():
     for name, data in streams.synthetics():
         if len(data) < 6000:
@@ -224,9 +238,120 @@ def heard(kind):
     return 0, bytes([kind])
 
 
+# Elements that are no frames, and the bit for channel 1 (peer.h).
+BYTES, QEMU, AGAIN, CANCEL, ACKS, SIDE = 0x7F, 0x7E, 0x7D, 0x7C, 0x7B, 0x80
+# QEMU's moments and actions (qemu.h).
+COMMANDS = ("qmp_capabilities", "query-uuid", "query-status", "query-migrate", "query-migrate-capabilities",
+            "migrate-set-capabilities", "query-migrate-parameters", "migrate-set-parameters", "stop", "cont",
+            "getfd", "migrate", "migrate-incoming", "migrate-recover", "migrate-start-postcopy",
+            "migrate_cancel", "greets", "let go", "shut", "connected", "side", "now")
+ACTIONS = ("error", "say", "status", "state", "go", "answer and go", "return", "end stream", "idle", "event",
+           "stream", "send side", "end side")
+OTHER_VM = '{"UUID": "4d3b1c9e-52a0-4c57-8f2e-7b9d1f0a6e33"}'
+
+
+def qemu(*steps):
+    """More of QEMU's script: moment, action, and its text; those for the same moment are done together."""
+    out = b""
+    for i, (moment, action, *text) in enumerate(steps):
+        more = any(later[0] == moment for later in steps[i + 1:]) << 7 if moment != "now" else 0
+        text = text[0].encode("latin-1") if text and isinstance(text[0], str) else b"".join(text)
+        out += bytes([COMMANDS.index(moment), ACTIONS.index(action) | more]) + le(len(text), 2) + text
+    return QEMU, out
+
+
+def sealed(runs, flags=0, kind=BATCH):
+    return kind, bytes([flags]) + le(len(runs), 2) + runs + bytes(range(1, 60))
+
+
+def session_dest_modes():
+    """The modes in which the destination drives its QEMU, and what is left of them."""
+    driven, word, postcopy, recover, preempt = ((OPEN, bytes([n])) for n in (2, 3, 4, 5, 6))
+    opaque, after = sealed(run(1, 40)), sealed(run(1, 7))
+    pages = sealed(run(1, 9) + run(4, 3, named=True) + run(3, 4) + run(5, 2))
+    first, side = (BATCH | SIDE, b"\0\0\0"), sealed(run(1, 500), kind=BATCH | SIDE)
+    packed, side_ack, side_eof = sealed(run(1, 2000), 2, BATCH | SIDE), heard(ACK | SIDE), EOF | SIDE
+    said, end = heard(WORD_DONE), (EOF, heard(COMMITTED), COMMITTED, CLOSE)
+    has_come, suspend, abandon = heard(RETURN), (WORD, b"\3"), (WORD, b"\2")
+    settle, ask_again = (HELLO, word, WORD, said), (AGAIN, HELLO, word, WORD, said)
+    switched = qemu(("connected", "status", "postcopy-active"))
+    arrives = (HELLO, driven, START, opaque, BLOCKS_, pages, has_come)
+    runs_on = (HELLO, postcopy, START, opaque, BLOCKS_, pages, heard(ACK), WORD, said)
+
+    def save_(name, *parts, options=33, answer=b""):
+        save("session_dest", name, bytes([options, len(answer)]) + answer + elements(*parts))
+    for store in 0, 1:
+        save_(f"driven-{store}", *arrives, WORD, said, *end, options=32 | store)
+        save_(f"preempt-{store}", switched, HELLO, preempt, START, opaque, BLOCKS_, pages, first, side_ack,
+              WORD, said, side, packed, side_ack, side_ack, side_eof, after, *end, options=32 | store)
+    save_("driven-suspend", *arrives, suspend, said, *end)
+    save_("driven-abandon", *arrives, abandon, *ask_again)
+    save_("driven-early-word", HELLO, driven, START, WORD, options=1)
+    save_("driven-failed", HELLO, driven, START, opaque, has_come, WORD, options=1, answer=rp(1, be(1, 4)))
+    save_("driven-no-word", *arrives, *ask_again, *ask_again)
+    save_("driven-no-word-abandon", *arrives, AGAIN, HELLO, word, abandon, said, *ask_again)
+    save_("driven-no-word-runs", *arrives, AGAIN, qemu(("now", "state", "running")), HELLO, word, abandon, said,
+          *ask_again)
+    save_("driven-no-word-gone-on", *arrives, AGAIN, qemu(("query-status", "state", "shutdown")), *settle)
+    save_("driven-no-word-other", *arrives, AGAIN, qemu(("query-uuid", "return", OTHER_VM)), *settle)
+    save_("driven-other-vm", qemu(("query-uuid", "return", OTHER_VM)), HELLO, driven)
+    save_("driven-other-word", *arrives, (WORD, b"\1" + ID), heard(ERROR))
+    save_("driven-cancelled", HELLO, driven, START, opaque, heard(ACK), CANCEL, heard(ERROR), options=1)
+    save_("driven-cancelled-early", HELLO, CANCEL, options=1)
+    save_("driven-no-lineage", HELLO, (OPEN, b"\x82"), START, opaque, BLOCKS_, pages, has_come, WORD, said, *end)
+    save_("driven-word-twice", *arrives, WORD, said, *end, *ask_again, AGAIN, HELLO, word, abandon, said)
+    for ended in 0, 128:
+        save_(f"driven-died-{ended}", qemu(("cont", "go")), *arrives, WORD, said, *ask_again, options=33 | ended)
+        save_(f"driven-died-running-{ended}", qemu(("cont", "event", "RESUME"), ("cont", "go")), *arrives, WORD,
+              said, *ask_again, options=33 | ended)
+    save_("driven-no-cont", qemu(("cont", "error", "no")), *arrives, WORD, said, *ask_again)
+    save_("driven-leaves", *arrives, EOF, WORD, said, heard(COMMITTED), COMMITTED, CLOSE, options=97)
+    for moment, *what in (("query-uuid", "return", '{"UUID": ""}'), ("query-status", "state", "running"),
+                          ("query-migrate-capabilities", "return", "[]"), ("getfd", "error", "no"),
+                          ("migrate-set-capabilities", "error", "a\nb"), ("stop", "go"), ("greets", "say", "{}"),
+                          ("migrate-incoming", "error", "no"),
+                          ("connected", "end stream"), ("qmp_capabilities", "say", '{"error": {}}')):
+        save_(f"driven-{moment}-{what[0].replace(' ', '-')}", qemu((moment, *what)), HELLO, driven, START, opaque,
+              heard(FAILED), options=1)
+    save_("driven-name", HELLO, (OPEN, ID + ID + b"\2" + str8("a\nb") + bytes(6)), heard(ERROR))
+    save_("driven-refused", HELLO, (OPEN, ID + ID + b"\2" + str8("-vm") + bytes(6)), heard(ERROR))
+    save_("word-unknown", *settle, options=0)
+    save_("word-left", HELLO, (OPEN, b"\3"), (WORD, b"\1" + bytes(16)))
+    save_("postcopy", switched, *runs_on, after, *end)
+    save_("postcopy-early-word", HELLO, postcopy, START, WORD)
+    save_("postcopy-cut", *runs_on, after, heard(ACK), AGAIN, qemu(("connected", "stream", rp(1, be(0, 4)))),
+          HELLO, recover, START, opaque, heard(ACK), has_come, suspend, said, after, *end, options=1)
+    save_("postcopy-cut-twice", *runs_on, AGAIN, HELLO, recover, START, opaque, first, side, side_ack, AGAIN, HELLO,
+          qemu(("side", "stream", rp(1, be(0, 4)))), recover, START, opaque, first, has_come, has_come, suspend, said,
+          side_eof, *end, options=1, answer=rp(7, b""))
+    save_("postcopy-cut-before-word", switched, HELLO, postcopy, START, opaque, heard(ACK), AGAIN, HELLO, recover,
+          START, opaque, has_come, WORD, said, *end)
+    save_("postcopy-busy", qemu(("query-migrate", "error", "no")), HELLO, postcopy, START, opaque, heard(ACK),
+          AGAIN, *settle)
+    save_("recover-refused", qemu(("migrate-recover", "error", "no")), HELLO, recover, START, opaque, heard(FAILED))
+    save_("preempt-proxied", HELLO, OPEN, START, opaque, first, side, side_ack, side_ack, side_eof, after, *end)
+    save_("preempt-closed", switched, qemu(("side", "end stream")), HELLO, preempt, START, opaque, first, side_ack,
+          side, heard(FAILED), options=1)
+    for options in 1, 33, 65:
+        save_(f"preempt-side-closed-{options}", switched, qemu(("side", "end side")), HELLO, preempt, START, opaque,
+              first, side_ack, options=options)
+    save_("preempt-side-closed-later", switched, HELLO, preempt, START, opaque, first, side, side_ack, side_ack,
+          qemu(("now", "end side")), side, heard(FAILED), options=1)
+    save_("preempt-order", HELLO, preempt, START, opaque, first,
+          (BYTES, le(50, 4) + b"\x11\0\1\0" + le(9, 8) + bytes(8) + le(1, 4) + le(1, 4) + le(2, 4) + bytes(20) +
+           run(1, 1)), heard(ERROR), options=1)
+    save_("preempt-none", HELLO, driven, START, opaque, first, heard(FAILED))
+    save_("preempt-unsealed", HELLO, preempt, START, opaque, first, sealed(run(1, 5), 4, BATCH | SIDE), heard(ERROR))
+    save_("preempt-pages", HELLO, preempt, START, opaque, BLOCKS_, sealed(run(4, 1), 0, BATCH | SIDE),
+          heard(ERROR))
+    save_("preempt-empty", HELLO, preempt, START, opaque, first, first, heard(ERROR))
+    save_("preempt-ended", HELLO, preempt, START, opaque, first, side_eof, side, heard(ERROR))
+    save_("preempt-unopened", HELLO, preempt, START, side_eof, heard(ERROR))
+    save_("channel-2", HELLO, preempt, START, (BYTES, le(0, 4) + b"\x12\0\2\0"), heard(ERROR))
+    save_("channel-64", HELLO, preempt, START, (BYTES, le(0, 4) + b"\x12\0\x40\0"), heard(ERROR))
+
+
 def session_dest():
-    def sealed(runs, flags=0):
-        return BATCH, bytes([flags]) + le(len(runs), 2) + runs + bytes(range(1, 60))
     begin = (HELLO, OPEN, START)
     opaque = sealed(run(1, 40))
     some = sealed(run(1, 9) + run(4, 3, named=True) + run(3, 4) + run(5, 2) + run(3, 1, as_page=True))
@@ -269,6 +394,107 @@ def session_dest():
     save("session_dest", "word", b"\0\0" + elements(HELLO, (OPEN, ID + ID + b"\3\0" + bytes(6)),
                                                     (WORD, b"\1" + ID)))
     save("session_dest", "raw", b"\2\0" + le(12, 4) + b"\1\0\0\0" + b"vecycle\nnope")
+    session_dest_modes()
+
+
+def session_source_modes():
+    """The modes in which the source drives its QEMU, its second connection, and what is left of them."""
+    side, driven, postcopy, preempt, recover, settle, suspend = (n << 4 for n in range(1, 8))
+    body, tail = short_stream(), streams.TAIL
+    stream = body + tail
+    package = streams.command(4) + streams.command(5)
+    rest = streams.command(7, be(len(package), 4)) + package + streams.part(3, 2) + be(0x10, 8) + streams.footer(2)
+    again = b"QEVM\0\0\0\3" + streams.command(9) + tail
+    said, word, batch = heard(WORD), WORD_DONE, heard(BATCH)
+    never_ran, failed = (WORD_DONE, b"\x1f"), (RETURN, rp(1, be(1, 4)))
+    bitmap, side_batch = (RETURN, rp(6, be(1, 4))), heard(BATCH | SIDE)
+    end = (heard(EOF), EOF, heard(COMMITTED), COMMITTED, CLOSE)
+    arrives = (HELLO, ACCEPT, ACKS, batch, RETURN)
+    switches = qemu(("migrate-start-postcopy", "stream", rest + tail))
+    asks = qemu(("migrate-start-postcopy", "send side", bytes(300)), ("migrate-start-postcopy", "stream", rest + tail))
+    switched = (switches, HELLO, ACCEPT, ACKS, said)
+
+    def save_(name, options, data, *parts):
+        save("session_source", name, bytes([options]) + le(len(data), 2) + data + elements(*parts))
+    for store in 0, 1:
+        save_(f"driven-{store}", driven | store, stream, *arrives, said, word, *end)
+        save_(f"suspend-{store}", suspend | store | store << 2, stream, *arrives, said, word, *end)
+    save_("driven-never-ran", driven | 1, stream, *arrives, said, never_ran, heard(ERROR))
+    save_("driven-never-ran-no-cont", driven | 1, stream, qemu(("cont", "error", "no")), *arrives, said, never_ran)
+    save_("driven-no-answer", driven | 1, stream, *arrives, said)
+    save_("driven-other-answer", driven | 1, stream, *arrives, said, (WORD_DONE, b"\x3d"))
+    save_("driven-failed", driven | 1, stream, HELLO, ACCEPT, batch, failed, heard(WORD))
+    save_("driven-dest-failed", driven | 1, stream, HELLO, ACCEPT, batch, (FAILED, le(31, 4) + str8("no")), heard(WORD))
+    save_("driven-cut", driven | 1, stream, HELLO, ACCEPT, batch)
+    save_("driven-cancelled", driven | 1, stream, HELLO, ACCEPT, batch, CANCEL, heard(WORD))
+    save_("driven-cancelled-early", driven | 1, stream, HELLO, CANCEL)
+    save_("preempt-cancelled", preempt | 1, stream, qemu(("migrate", "idle"), ("query-migrate", "idle")), HELLO,
+          CANCEL, ACCEPT)
+    save_("proxy-cancelled", 1, body, HELLO, ACCEPT, batch, CANCEL)
+    save_("postcopy-cancelled", postcopy | 1, body, *switched, word, CANCEL)
+    save_("settle-cancelled", settle, b"", HELLO, said, CANCEL)
+    save_("driven-paused", driven | 1, stream, qemu(("query-status", "idle"), ("now", "event", "STOP"),
+                                                    ("connected", "event", "RESUME")), *arrives, said, word, *end)
+    save_("driven-user-paused", driven | 1, stream, qemu(("connected", "event", "STOP")),
+          qemu(("query-status", "state", "running")), qemu(("query-status", "state", "paused")),
+          *arrives, said, word, *end)
+    for ended in 0, 128:
+        gone = qemu(("query-migrate", "idle"), ("getfd", "idle"))
+        save_(f"driven-gone-{ended}", driven | 1 | ended, stream, gone, HELLO, ACCEPT, ACKS, batch, qemu(("now", "go")),
+              RETURN, said, word, *end)
+        save_(f"driven-gone-running-{ended}", driven | 1 | ended, b"", qemu(("connected", "stream", stream[:900])),
+              HELLO, ACCEPT, batch, qemu(("now", "go")), heard(WORD))
+        save_(f"postcopy-gone-{ended}", postcopy | 1 | ended, body, *switched, word, qemu(("now", "go")), heard(EOF))
+        save_(f"preempt-gone-{ended}", preempt | 1 | ended, body, qemu(("migrate", "go")), HELLO, ACCEPT, heard(ERROR))
+    for moment, *what in (("query-uuid", "return", '{"UUID": "00000000-0000-0000-0000-000000000000"}'),
+                          ("query-status", "state", "paused"), ("query-migrate", "status", "active"),
+                          ("query-migrate", "status", "postcopy-active"), ("getfd", "error", "no"),
+                          ("query-migrate-capabilities", "return", "[]"), ("migrate", "error", "no"),
+                          ("migrate-set-parameters", "error", "no"), ("query-migrate-parameters", "go")):
+        save_(f"driven-{moment}-{what[0].replace(' ', '-')}-{len(what[-1])}", driven | 1, stream,
+              qemu((moment, *what)), HELLO, ACCEPT, heard(ERROR))
+    for how in "cancelled", "failed", "postcopy-paused", "completed":
+        save_(f"driven-is-{how}", driven | 1, stream, qemu(("connected", "status", how)), HELLO, ACCEPT, ACKS, batch,
+              said, word)
+    save_("postcopy", postcopy | 1, body, *switched, word, RETURN, *end)
+    save_("postcopy-cut", postcopy | 1, body, *switched, word)
+    save_("postcopy-no-answer", postcopy | 1, body, *switched)
+    save_("postcopy-never-ran", postcopy | 1, body, *switched, never_ran)
+    save_("postcopy-cut-before-word", postcopy | 1, body, switches, HELLO, ACCEPT, batch)
+    save_("postcopy-failed-later", postcopy | 1, body, *switched, word, qemu(("query-migrate", "status", "failed")),
+          heard(WORD))
+    save_("postcopy-device", postcopy | 1, body, qemu(("migrate-start-postcopy", "idle"), (
+        "migrate-start-postcopy", "status", "postcopy-device")), HELLO, ACCEPT, batch)
+    save_("preempt", preempt | 1, body, asks, HELLO, ACCEPT, ACKS, side_batch, side_batch, said, word, RETURN, *end)
+    save_("preempt-refused", preempt | 1, body, qemu(("migrate", "idle")), HELLO, ACCEPT, heard(ERROR))
+    save_("preempt-old-peer", preempt | 1, body, (HELLO, b"vecycle\n" + le(1, 2) + le(1, 2) + b"\2\0\0\0" + le(1, 8) +
+                                                  str8("old")), ACCEPT, heard(ERROR))
+    save_("preempt-bad-ack", preempt | 1, body, asks, HELLO, ACCEPT, side_batch, (ACK | SIDE, le(9, 8) + le(0, 8)),
+          heard(ERROR))
+    save_("proxy-side", side | 1, stream, qemu(("now", "send side", bytes(200))), HELLO, ACCEPT, ACKS, batch,
+          side_batch, side_batch, RETURN, *end)
+    save_("proxy-multifd", side | 1, stream, qemu(("now", "send side", be(0x11223344, 4) + bytes(20))), HELLO, ACCEPT,
+          side_batch, heard(ERROR))
+    for base in 0, 4:
+        save_(f"recover-{base}", recover | 1 | base, again, HELLO, ACCEPT, ACKS, batch, bitmap, RETURN, said, word,
+              *end)
+        save_(f"recover-cut-{base}", recover | 1 | base, again, HELLO, ACCEPT, batch, bitmap)
+    save_("recover-not-paused", recover | 1, again, qemu(("query-migrate", "status", "active")), heard(OPEN))
+    save_("recover-refused", recover | 1, again, qemu(("migrate", "error", "no")), HELLO, ACCEPT, heard(ERROR))
+    save_("recover-no-store", recover, again, HELLO, ACCEPT, ACKS, batch, RETURN, said, word, *end)
+    for record in range(4):
+        options = settle | record << 2
+        save_(f"settle-{record}", options, b"", HELLO, said, word)
+        save_(f"settle-gone-{record}", options | 128, b"", HELLO, said, word)
+        save_(f"settle-runs-{record}", options, b"", qemu(("now", "state", "running")), HELLO, said, word)
+        save_(f"settle-unclear-{record}", options, b"", qemu(("now", "state", "paused")), HELLO, said, word)
+    save_("settle-never-ran", settle, b"", HELLO, said, never_ran)
+    save_("settle-other-answer", settle, b"", HELLO, said, (WORD_DONE, b"\x3d"))
+    save_("settle-runs-in-both", settle, b"", qemu(("now", "state", "running")), HELLO, said, (WORD_DONE, b"\x3d"))
+    save_("settle-gone-never-ran", settle | 128, b"", HELLO, said, never_ran)
+    save_("settle-no-answer", settle, b"", qemu(("greets", "idle")), HELLO, said, word)
+    save_("settle-other-vm", settle, b"", qemu(("query-uuid", "return", OTHER_VM)), HELLO, said, never_ran)
+    save_("settle-leaving-other-vm", settle | 4, b"", qemu(("query-migrate", "status", "failed")), HELLO, said, word)
 
 
 def session_source():
@@ -298,6 +524,7 @@ def session_source():
     save("session_source", "error", b"\0" + head + elements(HELLO, (ERROR, le(30, 4) + str8("no"))))
     save("session_source", "no-return-path", b"\0" + le(200, 2) + streams.config("pc-1.0") +
          bytes(200)[:179] + elements(*begin, *end))
+    session_source_modes()
 
 
 # ---- lines and words ----

@@ -1,16 +1,21 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* A destination's session (proxy) against a source that says anything: it ends, and no byte reaches
- * QEMU but those of batches with the right seal, in order.
+/* A destination's session, in any mode, against a source and a QEMU that say anything: it ends; no
+ * byte reaches QEMU but those of batches with the right seal, in order, on either connection; the
+ * VM is continued on the source's word alone, and never once the source was told that it will not
+ * be.
  *
  * Input: a byte of options; the length (1 byte) of what QEMU answers and that; then what the source
- * says (peer.h). A payload of no length is one that fits: HELLO, OPEN, START, BLOCKS, REPAIRED,
- * COMMITTED. The payload of a BATCH is a byte of flags, the length of its runs (2 bytes), the runs,
- * and contents; header, seal, and as much content as it takes are made for it. */
+ * says (peer.h), up to three sessions, one after the other. A payload of no length is one that
+ * fits: HELLO, OPEN, START, BLOCKS, REPAIRED, COMMITTED, WORD; so are a byte for OPEN, which is the
+ * mode (bit 7: without a lineage), and for WORD, which is the word. The payload of a BATCH is a
+ * byte of flags, the length of its runs (2 bytes), the runs, and contents; header, seal, and as
+ * much content as it takes are made for it. */
 
 #include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -18,6 +23,7 @@
 #include "dest/batch.h"
 #include "link/link.h"
 #include "peer.h"
+#include "session/parking.h"
 #include "session/session.h"
 
 #define OPT_STORE 1u
@@ -26,33 +32,36 @@
 #define OPT_DAMAGE 16u   /* pages of the checkpoint are damaged */
 #define OPT_SHUT 32u     /* QEMU answers SHUT */
 #define OPT_STAY 64u     /* QEMU does not close its end by itself */
+#define OPT_ENDED 128u   /* whoever listens for QMP is known to have ended */
 
 #define FLAG_SELF 1u
 #define FLAG_COMPRESS 2u
 #define FLAG_SPOIL 4u /* a wrong seal; the next batch takes its place */
 #define FLAG_DELTA 8u /* against the pages of OLD runs; spoilt, against what they became */
 
-#define MAX_EXPECTED (1u << 20)
+#define MAX_EXPECTED FUZZ_QEMU_BYTES
 #define MAX_CONTENT (256u << 10)
+#define MAX_SESSIONS 3
 
-struct state {
-    struct fuzz_peer peer;
-    unsigned options;
-    struct vc_ram ram;
+/* What was sent on one channel. */
+struct channel {
     uint64_t seq, position;
     struct vc_digest seal;
     size_t n_expected;
     bool too_much;
-    uint64_t repair_seq; /* what the session last asked for */
-    uint32_t repair_ordinal;
 };
 
-struct qemu {
-    pthread_t thread;
-    int listening;
+struct state {
+    struct fuzz_peer peer;
+    struct fuzz_qemu qemu;
+    struct vc_cancel cancel;
     unsigned options;
-    struct vc_reader answer;
-    size_t n_got;
+    struct vc_ram ram;
+    struct channel channels[2];
+    uint64_t repair_seq; /* what the session last asked for */
+    uint32_t repair_ordinal;
+    atomic_bool may_run; /* the word was said, or may have been */
+    atomic_bool is_void; /* the source was told that the VM will not run */
 };
 
 struct session {
@@ -61,7 +70,7 @@ struct session {
 };
 
 /* What QEMU may get, and what it got. */
-static uint8_t expected[MAX_EXPECTED], got[MAX_EXPECTED];
+static uint8_t expected[2][MAX_EXPECTED];
 
 static const struct vc_id session_id = {"a session"};
 static struct vc_store *store;
@@ -70,51 +79,57 @@ static struct vc_gen *gen;
 static struct vc_digester *pages, *seals;
 static struct vc_wire_codec *codec;
 static char socket_dir[300], image[600];
+static int qmp_listeners[2]; /* of a process of which nothing is known, and of one that ended */
 
 /* ---- QEMU ---- */
 
-static void *run_qemu(void *arg)
+static void on_command(void *opaque, const char *name)
 {
-    static const uint8_t shut[8] = {0, 1, 0, 4, 0, 0, 0, 0};
-    struct qemu *q = arg;
-    int fd = accept4(q->listening, NULL, NULL, SOCK_CLOEXEC);
-    ssize_t n;
+    struct state *st = opaque;
 
-    if (fd < 0)
-        return NULL;
-    if (vc_write_full(fd, q->answer.data, q->answer.len) == 0 && q->options & OPT_SHUT &&
-        vc_write_full(fd, shut, sizeof(shut)) == 0 && !(q->options & OPT_STAY))
-        shutdown(fd, SHUT_WR);
-    while (q->n_got < MAX_EXPECTED &&
-           (n = vc_read_some(fd, got + q->n_got, MAX_EXPECTED - q->n_got)) > 0)
-        q->n_got += (size_t)n;
-    close(fd);
-    return NULL;
+    if (strcmp(name, "cont") != 0)
+        return;
+    FUZZ_ASSERT(atomic_load(&st->may_run));
+    FUZZ_ASSERT(!atomic_load(&st->is_void));
 }
 
-static void start_qemu(struct qemu *q, unsigned options, struct vc_reader answer)
+static void set_up_qemu(struct state *st, struct vc_reader answer)
 {
-    char path[400];
+    static const uint8_t shut[8] = {0, 1, 0, 4, 0, 0, 0, 0};
+    static uint8_t all[256 + sizeof(shut)];
+    struct fuzz_qemu *q = &st->qemu;
+
+    memcpy(all, answer.data, answer.len);
+    memcpy(all + answer.len, shut, sizeof(shut));
+    fuzz_qemu_init(q, false);
+    q->answer = vc_reader(all, answer.len + (st->options & OPT_SHUT ? sizeof(shut) : 0));
+    q->ends_answer = st->options & OPT_SHUT && !(st->options & OPT_STAY);
+    q->qmp_listener = qmp_listeners[!!(st->options & OPT_ENDED)];
+    q->on_command = on_command;
+    q->opaque = st;
+}
+
+/* Its sockets, for one session: that of a proxy's migration, and QMP. */
+static void make_sockets(struct state *st)
+{
+    static const char *const from[] = {"qmp", "qmp-ended"};
+    char path[400], real[400];
 
     snprintf(path, sizeof(path), "%s/vm.sock", socket_dir);
     unlink(path);
-    *q = (struct qemu){.options = options, .answer = answer};
-    q->listening = vc_unix_listen(path, 0600, 4);
-    FUZZ_ASSERT(q->listening >= 0);
-    FUZZ_ASSERT(pthread_create(&q->thread, NULL, run_qemu, q) == 0);
-}
-
-static void stop_qemu(struct qemu *q)
-{
-    shutdown(q->listening, SHUT_RDWR); /* wakes accept(2) */
-    pthread_join(q->thread, NULL);
-    close(q->listening);
+    if (st->qemu.listener >= 0)
+        close(st->qemu.listener);
+    st->qemu.listener = vc_unix_listen(path, 0600, 4);
+    snprintf(path, sizeof(path), "%s/vm.qmp", socket_dir);
+    snprintf(real, sizeof(real), "%s/%s", fuzz_dir(), from[!!(st->options & OPT_ENDED)]);
+    unlink(path);
+    FUZZ_ASSERT(st->qemu.listener >= 0 && link(real, path) == 0);
 }
 
 /* ---- batches that fit ---- */
 
 /* Bytes of the stream that the runs stand for, and of content that they need. */
-static void sum_up(const struct state *st, struct vc_reader runs, uint64_t *stream,
+static void sum_up(const struct vc_ram *ram, struct vc_reader runs, uint64_t *stream,
                    uint64_t *content)
 {
     struct vc_wire_cursor c = {0};
@@ -122,8 +137,7 @@ static void sum_up(const struct state *st, struct vc_reader runs, uint64_t *stre
     struct vc_err err;
 
     *stream = *content = 0;
-    while (vc_wire_run_decode(&runs, &c, st->ram.n_blocks ? &st->ram : NULL, VC_WIRE_FEATURE_DELTA,
-                              &r, &err) == 0) {
+    while (vc_wire_run_decode(&runs, &c, ram, VC_WIRE_FEATURE_DELTA, &r, &err) == 0) {
         bool whole = r.kind == VC_RUN_SAME || r.kind == VC_RUN_DATA || r.as_page;
 
         if (r.kind == VC_RUN_INVALIDATE)
@@ -133,10 +147,10 @@ static void sum_up(const struct state *st, struct vc_reader runs, uint64_t *stre
             *content += r.count;
             continue;
         }
-        *stream += r.count * (whole ? 8 + st->ram.page_bytes : 9) +
-                   (r.named ? 1 + strlen(st->ram.blocks[r.block].name) : 0);
+        *stream += r.count * (whole ? 8 + ram->page_bytes : 9) +
+                   (r.named ? 1 + strlen(ram->blocks[r.block].name) : 0);
         if (r.kind == VC_RUN_DATA)
-            *content += r.count * st->ram.page_bytes;
+            *content += r.count * ram->page_bytes;
     }
 }
 
@@ -202,22 +216,29 @@ static bool resolve(const struct state *st, struct vc_dst_batch *b)
     return true;
 }
 
-static void expect(struct state *st, const struct vc_dst_batch *b)
+static void expect(struct channel *c, uint8_t *to, const struct vc_dst_batch *b)
 {
     for (size_t i = 0; i < b->n_iov; i++) {
-        if (b->iov[i].iov_len > MAX_EXPECTED - st->n_expected) {
-            st->too_much = true;
+        if (b->iov[i].iov_len > MAX_EXPECTED - c->n_expected) {
+            c->too_much = true;
             return;
         }
-        memcpy(expected + st->n_expected, b->iov[i].iov_base, b->iov[i].iov_len);
-        st->n_expected += b->iov[i].iov_len;
+        memcpy(to + c->n_expected, b->iov[i].iov_base, b->iov[i].iov_len);
+        c->n_expected += b->iov[i].iov_len;
     }
 }
 
-/* Seals the batch that is in `payload`. @old: what it was made against, if it is a delta. */
-static void seal(struct state *st, uint8_t *payload, size_t n, struct vc_wire_batch *h,
-                 const struct vc_wire_prefix *old, bool spoil)
+/* The blocks that the runs of a channel may speak of. */
+static const struct vc_ram *ram_of(const struct state *st, unsigned channel)
 {
+    return channel == 0 && st->ram.n_blocks ? &st->ram : NULL;
+}
+
+/* Seals the batch that is in `payload`. @old: what it was made against, if it is a delta. */
+static void seal(struct state *st, unsigned channel, uint8_t *payload, size_t n,
+                 struct vc_wire_batch *h, const struct vc_wire_prefix *old, bool spoil)
+{
+    struct channel *c = &st->channels[channel];
     struct vc_link_frame *f = vc_link_frame_new(VC_WIRE_BATCH, 0, (uint32_t)n);
     struct vc_dst_batch *b = vc_dst_batch_new();
     struct vc_digest sealed;
@@ -225,20 +246,19 @@ static void seal(struct state *st, uint8_t *payload, size_t n, struct vc_wire_ba
 
     FUZZ_ASSERT(f && b);
     memcpy(f->payload, payload, n);
-    if (vc_dst_batch_parse(b, f, st->ram.n_blocks ? &st->ram : NULL, VC_WIRE_FEATURE_DELTA, codec,
-                           &err) == 0 &&
+    if (vc_dst_batch_parse(b, f, ram_of(st, channel), VC_WIRE_FEATURE_DELTA, codec, &err) == 0 &&
         (h->codec != VC_WIRE_CODEC_DELTA ||
          vc_dst_batch_undelta(b, codec, old->p, old->bytes, &err) == 0) &&
         resolve(st, b)) {
-        FUZZ_ASSERT(vc_dst_batch_seal(b, seals, &st->seal, &sealed, &err) == 0);
+        FUZZ_ASSERT(vc_dst_batch_seal(b, seals, &c->seal, &sealed, &err) == 0);
         memcpy(h->seal, sealed.b, sizeof(h->seal));
         h->seal[0] ^= spoil;
         vc_wire_batch_encode(payload, h);
         if (!spoil) {
-            st->seal = sealed;
-            st->seq++;
-            st->position += h->stream_bytes;
-            expect(st, b);
+            c->seal = sealed;
+            c->seq++;
+            c->position += h->stream_bytes;
+            expect(c, expected[channel], b);
         }
     }
     vc_dst_batch_unref(b);
@@ -258,18 +278,19 @@ static size_t pack(struct vc_wire_batch *h, unsigned flags, const struct vc_wire
     return n ? runs + n : h->body_bytes;
 }
 
-static void send_batch(struct state *st, struct vc_reader in)
+static void send_batch(struct state *st, unsigned channel, struct vc_reader in)
 {
     static uint8_t old_pages[MAX_CONTENT];
     struct vc_wire_prefix old = {.p = old_pages};
     unsigned flags = (unsigned)fuzz_number(&in, 1);
     struct vc_reader runs = fuzz_part(&in, (size_t)fuzz_number(&in, 2)), rest = fuzz_rest(&in);
     uint64_t stream, content;
-    struct vc_wire_batch h = {.seq = st->seq, .position = st->position};
+    struct vc_wire_batch h = {.seq = st->channels[channel].seq,
+                              .position = st->channels[channel].position};
     uint8_t *body, *payload;
     size_t cap, n;
 
-    sum_up(st, runs, &stream, &content);
+    sum_up(ram_of(st, channel), runs, &stream, &content);
     content = VC_MIN(content, (uint64_t)MAX_CONTENT);
     h.stream_bytes = (uint32_t)stream;
     h.runs_bytes = (uint32_t)runs.len;
@@ -289,8 +310,9 @@ static void send_batch(struct state *st, struct vc_reader in)
     n = pack(&h, flags, &old, body, payload + VC_WIRE_BATCH_HEADER_BYTES,
              cap - VC_WIRE_BATCH_HEADER_BYTES);
     vc_wire_batch_encode(payload, &h);
-    seal(st, payload, VC_WIRE_BATCH_HEADER_BYTES + n, &h, &old, flags & FLAG_SPOIL);
-    fuzz_send(&st->peer, VC_WIRE_BATCH, payload, VC_WIRE_BATCH_HEADER_BYTES + n);
+    seal(st, channel, payload, VC_WIRE_BATCH_HEADER_BYTES + n, &h, &old, flags & FLAG_SPOIL);
+    fuzz_send(&st->peer, (uint8_t)(VC_WIRE_BATCH | (channel ? FUZZ_CHANNEL : 0)), payload,
+              VC_WIRE_BATCH_HEADER_BYTES + n);
     free(body);
     free(payload);
 }
@@ -301,17 +323,20 @@ static void on_frame(void *opaque, uint8_t type, const uint8_t *p, size_t n)
 {
     struct state *st = opaque;
 
+    if (type == VC_WIRE_WORD_DONE && n >= 5 && vc_load_le(p, 4) == -VC_E_DEST_QEMU)
+        atomic_store(&st->is_void, true);
     if (type != VC_WIRE_REPAIR || n < 16)
         return;
     st->repair_seq = vc_load_le(p, 8);
     st->repair_ordinal = (uint32_t)vc_load_le(p + 12, 4);
 }
 
-static void defaults(struct state *st, uint8_t type, struct vc_writer *w)
+/* The payload that a short one stands for. */
+static void defaults(struct state *st, uint8_t type, struct vc_reader in, struct vc_writer *w)
 {
     struct vc_wire_open open = {.session = session_id,
                                 .vm = fuzz_vm,
-                                .mode = VC_WIRE_MODE_PROXY,
+                                .mode = in.len ? in.data[0] & 0x7f : VC_WIRE_MODE_PROXY,
                                 .name = "vm",
                                 .window_bytes = 1u << 20};
     struct vc_wire_start start = {
@@ -328,8 +353,13 @@ static void defaults(struct state *st, uint8_t type, struct vc_writer *w)
         w->len = fuzz_hello(w->data, w->cap, VC_WIRE_SOURCE);
         break;
     case VC_WIRE_OPEN:
-        open.has_lineage = true;
+        open.has_lineage = !in.len || !(in.data[0] & 0x80);
         open.lineage = start.lineage;
+        if (start.base == VC_WIRE_BASE_PING_PONG) {
+            open.n_generations = 1;
+            open.generations[0].id = vc_gen_info(gen)->id;
+            memcpy(open.generations[0].root, vc_gen_info(gen)->root, VC_WIRE_ROOT_BYTES);
+        }
         vc_wire_open_encode(w, &open);
         break;
     case VC_WIRE_START:
@@ -349,38 +379,74 @@ static void defaults(struct state *st, uint8_t type, struct vc_writer *w)
     case VC_WIRE_COMMITTED:
         vc_wire_committed_encode(w, &committed);
         break;
+    case VC_WIRE_WORD:
+        w->len = fuzz_word(w->data, w->cap, in, &session_id);
+        break;
     default:
         break;
     }
 }
 
-static void play(struct state *st, struct vc_reader *in)
+static bool is_short(uint8_t type, const struct vc_reader *payload)
+{
+    return !payload->len || (payload->len == 1 && (type == VC_WIRE_OPEN || type == VC_WIRE_WORD));
+}
+
+/* Before it is sent: what it lets the session do. */
+static void note(struct state *st, uint8_t type, const struct vc_reader *payload)
+{
+    struct vc_err err;
+
+    if (type == FUZZ_BYTES || (type == VC_WIRE_WORD && payload->data[0] == VC_WIRE_WORD_CONTINUE))
+        atomic_store(&st->may_run, true);
+    if (type == VC_WIRE_OPEN && payload->len > 32 && payload->data[32] != VC_WIRE_MODE_WORD)
+        atomic_store(&st->is_void, false); /* another migration */
+    if (type == VC_WIRE_BLOCKS && !st->ram.n_blocks &&
+        vc_wire_blocks_decode(payload->data, payload->len, &st->ram, &err))
+        st->ram.n_blocks = 0;
+}
+
+static void play_element(struct state *st, uint8_t type, struct vc_reader payload)
+{
+    uint8_t buf[2048];
+    struct vc_writer w = vc_writer(buf, sizeof(buf));
+
+    if (type == FUZZ_AWAIT) {
+        fuzz_await(&st->peer, payload.len ? payload.data[0] : 0);
+        return;
+    }
+    if (type == FUZZ_QEMU) {
+        fuzz_qemu_script(&st->qemu, payload);
+        return;
+    }
+    if ((type & 0x7f) == VC_WIRE_BATCH) {
+        send_batch(st, type & FUZZ_CHANNEL ? 1 : 0, payload);
+        return;
+    }
+    if (is_short(type, &payload)) {
+        defaults(st, type, payload, &w);
+        if (w.len)
+            payload = vc_reader(buf, w.len);
+    }
+    note(st, type, &payload);
+    fuzz_send(&st->peer, type, payload.data, payload.len);
+}
+
+/* Until the end of the input (false), or of the session. */
+static bool play(struct state *st, struct vc_reader *in)
 {
     struct vc_reader payload;
     uint8_t type;
 
     for (int i = 0; i < FUZZ_MAX_ELEMENTS && fuzz_element(in, &type, &payload); i++) {
-        uint8_t buf[2048];
-        struct vc_writer w = vc_writer(buf, sizeof(buf));
-        struct vc_err err;
-
-        if (type == FUZZ_AWAIT) {
-            fuzz_await(&st->peer, payload.len ? payload.data[0] : 0);
-            continue;
-        }
-        if (type == VC_WIRE_BATCH) {
-            send_batch(st, payload);
-            continue;
-        }
-        if (!payload.len) {
-            defaults(st, type, &w);
-            payload = vc_reader(buf, w.len);
-        }
-        if (type == VC_WIRE_BLOCKS && !st->ram.n_blocks &&
-            vc_wire_blocks_decode(payload.data, payload.len, &st->ram, &err))
-            st->ram.n_blocks = 0;
-        fuzz_send(&st->peer, type, payload.data, payload.len);
+        if (type == FUZZ_AGAIN)
+            return true;
+        if (type == FUZZ_CANCEL)
+            vc_cancel_now(&st->cancel);
+        else
+            play_element(st, type, payload);
     }
+    return false;
 }
 
 /* ---- the whole ---- */
@@ -396,15 +462,33 @@ static void *run_session(void *arg)
     if (getenv("FUZZ_VERBOSE"))
         fprintf(stderr, "phase %u, code %d: %s\n", result.phase, rc, err.message);
     FUZZ_ASSERT(rc <= 0 && result.phase <= VC_PHASE_DONE);
+    /* QEMU serves one client at a time, and the last one was ours. */
+    FUZZ_ASSERT(!rc || !strstr(err.message, "sent no QMP greeting"));
     return NULL;
 }
 
-static void check_output(const struct state *st, const struct qemu *q)
+static void check_output(const struct state *st)
 {
-    if (st->too_much)
-        return;
-    FUZZ_ASSERT(q->n_got <= st->n_expected);
-    FUZZ_ASSERT(q->n_got == 0 || !memcmp(got, expected, q->n_got));
+    for (unsigned i = 0; i < 2; i++) {
+        const struct channel *c = &st->channels[i];
+        size_t n = st->qemu.n_got[i];
+
+        if (c->too_much)
+            continue;
+        FUZZ_ASSERT(n <= c->n_expected);
+        FUZZ_ASSERT(n == 0 || !memcmp(st->qemu.got[i], expected[i], n));
+    }
+}
+
+/* A peer may have any VM but those whose names begin so. */
+static int may_reach(void *opaque, const struct vc_conn *peer, const struct vc_reach *what,
+                     struct vc_err *err)
+{
+    (void)opaque;
+    (void)peer;
+    return what->name && what->name[0] == '-'
+               ? vc_err_set(err, VC_E_REFUSED, "'%.40s' is not for anybody", what->name)
+               : 0;
 }
 
 static void damage(void)
@@ -435,6 +519,7 @@ static void set_up(void)
 {
     struct vc_vm *vm;
     struct vc_err err;
+    char path[400];
 
     if (store)
         return;
@@ -446,6 +531,10 @@ static void set_up(void)
     vc_vm_close(vm);
     snprintf(socket_dir, sizeof(socket_dir), "%s/sockets", fuzz_dir());
     FUZZ_ASSERT(mkdir(socket_dir, 0700) == 0);
+    snprintf(path, sizeof(path), "%s/qmp", fuzz_dir());
+    qmp_listeners[0] = fuzz_qemu_listen(path, false);
+    snprintf(path, sizeof(path), "%s/qmp-ended", fuzz_dir());
+    qmp_listeners[1] = fuzz_qemu_listen(path, true);
     FUZZ_ASSERT(vc_wire_codec_new(1, &codec, &err) == 0);
     FUZZ_ASSERT(
         vc_digester_new(fuzz_lineage.algo, VC_DIGEST_PAGE, fuzz_lineage.key, &pages, &err) == 0);
@@ -453,58 +542,92 @@ static void set_up(void)
         vc_digester_new(fuzz_lineage.algo, VC_DIGEST_SEAL, fuzz_lineage.key, &seals, &err) == 0);
 }
 
-static void first_seal(struct state *st)
+/* The seals that the two channels begin with. */
+static void first_seals(struct state *st)
 {
+    static const uint8_t number[] = {1, 0};
     struct vc_err err;
 
-    FUZZ_ASSERT(vc_digest_begin(seals, &err) == 0);
-    FUZZ_ASSERT(vc_digest_update(seals, session_id.b, sizeof(session_id.b), &err) == 0);
-    FUZZ_ASSERT(vc_digest_end(seals, &st->seal, &err) == 0);
+    for (unsigned i = 0; i < 2; i++) {
+        st->channels[i] = (struct channel){.seq = 1};
+        FUZZ_ASSERT(vc_digest_begin(seals, &err) == 0);
+        FUZZ_ASSERT(vc_digest_update(seals, session_id.b, sizeof(session_id.b), &err) == 0);
+        FUZZ_ASSERT(!i || vc_digest_update(seals, number, sizeof(number), &err) == 0);
+        FUZZ_ASSERT(vc_digest_end(seals, &st->channels[i].seal, &err) == 0);
+    }
+}
+
+/* Runs one session. Returns whether there is another one in the input. */
+static bool one_session(struct state *st, struct vc_parking *parking, struct vc_reader *in)
+{
+    struct session s;
+    struct vc_conn *conn;
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_reader rest;
+    bool again = false;
+    int ends[2];
+
+    first_seals(st);
+    st->ram.n_blocks = 0;
+    make_sockets(st);
+    FUZZ_ASSERT(vc_cancel_init(&st->cancel, &err) == 0);
+    if (!(st->options & OPT_RAW))
+        fuzz_prelude(in, &st->qemu);
+    fuzz_qemu_start(&st->qemu);
+    FUZZ_ASSERT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+    FUZZ_ASSERT(vc_conn_from_fds(ends[0], ends[0], VC_CONN_LOCAL, "fuzz", &conn, &err) == 0);
+    st->peer = (struct fuzz_peer){.fd = ends[1], .on_frame = on_frame, .opaque = st};
+    s.o = (struct vc_dest_session){
+        .store = st->options & OPT_STORE ? store : NULL,
+        .log = &fuzz_log,
+        .cancel = &st->cancel,
+        .conn = conn,
+        .parking = parking,
+        .socket_dir = socket_dir,
+        .may_reach = may_reach,
+    };
+    FUZZ_ASSERT(pthread_create(&s.thread, NULL, run_session, &s) == 0);
+    if (st->options & OPT_RAW) {
+        rest = fuzz_rest(in);
+        if (vc_write_full(ends[1], rest.data, rest.len)) {
+            /* The session is over. */
+        }
+    } else {
+        again = play(st, in);
+    }
+    fuzz_hang_up(&st->peer);
+    pthread_join(s.thread, NULL);
+    fuzz_qemu_stop(&st->qemu);
+    check_output(st);
+    vc_cancel_fini(&st->cancel);
+    close(ends[1]);
+    return again;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     static struct state st;
-    struct vc_reader in = vc_reader(data, n), answer, rest;
-    struct session s;
-    struct qemu q;
-    struct vc_conn *conn;
-    struct vc_err err = VC_ERR_INIT;
-    int ends[2];
+    struct vc_reader in = vc_reader(data, n), answer;
+    struct vc_parking *parking;
 
     set_up();
-    st = (struct state){.options = (unsigned)fuzz_number(&in, 1), .seq = 1};
+    st.options = (unsigned)fuzz_number(&in, 1);
+    st.repair_seq = st.repair_ordinal = 0;
+    atomic_store(&st.may_run, st.options & OPT_RAW);
+    atomic_store(&st.is_void, false);
     answer = fuzz_part(&in, (size_t)fuzz_number(&in, 1));
-    first_seal(&st);
     if (st.options & OPT_STORE)
         fuzz_restore(saved);
     if (st.options & OPT_STORE && st.options & OPT_DAMAGE)
         damage();
     fuzz_seed_random(4);
-    start_qemu(&q, st.options, answer);
-    FUZZ_ASSERT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
-    FUZZ_ASSERT(vc_conn_from_fds(ends[0], ends[0], VC_CONN_LOCAL, "fuzz", &conn, &err) == 0);
-    st.peer.fd = ends[1];
-    st.peer.on_frame = on_frame;
-    st.peer.opaque = &st;
-    s.o = (struct vc_dest_session){
-        .store = st.options & OPT_STORE ? store : NULL,
-        .conn = conn,
-        .socket_dir = socket_dir,
-    };
-    FUZZ_ASSERT(pthread_create(&s.thread, NULL, run_session, &s) == 0);
-    if (st.options & OPT_RAW) {
-        rest = fuzz_rest(&in);
-        if (vc_write_full(ends[1], rest.data, rest.len)) {
-            /* The session is over. */
-        }
-    } else {
-        play(&st, &in);
+    set_up_qemu(&st, answer);
+    parking = vc_parking_new();
+    FUZZ_ASSERT(parking);
+    for (int i = 0; one_session(&st, parking, &in) && i < MAX_SESSIONS - 1; i++) {
+        /* The next one. */
     }
-    fuzz_hang_up(&st.peer);
-    pthread_join(s.thread, NULL);
-    stop_qemu(&q);
-    check_output(&st, &q);
-    close(ends[1]);
+    vc_parking_free(parking);
+    fuzz_qemu_fini(&st.qemu);
     return 0;
 }
