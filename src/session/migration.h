@@ -56,6 +56,8 @@ void vc_migration_note(struct vc_migration *m, struct vc_source_status *st);
 void vc_migration_report(struct vc_migration *m);
 /** Takes note of what QEMU has said meanwhile. */
 int vc_migration_take_events(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
+/** Makes *err say that it was cancelled, and where the VM is. Returns VC_E_CANCELLED. */
+int vc_migration_cancelled(const struct vc_migration *m, struct vc_err *err);
 /** Waits for the pipeline, QEMU or a cancellation, not longer than a tick. */
 void vc_migration_wait(struct vc_migration *m);
 /** Until QEMU says `completed` (0), or until the guest is certain to go on here (an error). */

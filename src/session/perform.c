@@ -173,6 +173,12 @@ void vc_migration_wait(struct vc_migration *m)
     vc_source_clear(m->pipeline);
 }
 
+int vc_migration_cancelled(const struct vc_migration *m, struct vc_err *err)
+{
+    return vc_err_set(err, VC_E_CANCELLED, "cancelled%s",
+                      vc_migration_has_switched(m) ? "" : "; the VM runs on here");
+}
+
 /* From the switch to postcopy on there is no way back: the VM would wait for its memory for
  * nothing, and where QEMU has just switched, or sent its last byte, it would be lost
  * (docs/internals/faults.md). */
@@ -335,7 +341,7 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
             return give_up(m, err);
         }
         if (is_cancelled(m, &st)) {
-            vc_err_set(err, VC_E_CANCELLED, "cancelled; the VM runs on here");
+            (void)vc_migration_cancelled(m, err);
             return give_up(m, err);
         }
         if (check_stall(m, &st, err))
@@ -377,7 +383,7 @@ int vc_migration_follow(struct vc_migration *m, struct vc_err *err)
             return err->code;
         }
         if (is_cancelled(m, &st)) {
-            vc_err_set(err, VC_E_CANCELLED, "cancelled; the VM runs on here");
+            (void)vc_migration_cancelled(m, err);
             vc_source_abort(m->pipeline, err);
             return err->code;
         }

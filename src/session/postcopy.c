@@ -13,10 +13,11 @@
 
 #define WORD_AGAIN_MS 1000
 
-/* Once the word was given nothing that QEMU says takes it back. */
+/* Once the word was given nothing that QEMU says takes it back; and what is recovered had switched.
+ */
 bool vc_migration_has_switched(const struct vc_migration *m)
 {
-    return m->word_given || vc_qmp_status_is_switched(m->status);
+    return m->word_given || m->o->recover || vc_qmp_status_is_switched(m->status);
 }
 
 /* A destination QEMU that cannot continue the VM now may do so in a moment, and meanwhile the rest

@@ -332,9 +332,9 @@ def session_dest_modes():
     save_("preempt-proxied", HELLO, OPEN, START, opaque, first, side, side_ack, side_ack, side_eof, after, *end)
     save_("preempt-closed", switched, qemu(("side", "end stream")), HELLO, preempt, START, opaque, first, side_ack,
           side, heard(FAILED), options=1)
-    for options in 1, 33, 65:
+    for options in 1, 33:
         save_(f"preempt-side-closed-{options}", switched, qemu(("side", "end side")), HELLO, preempt, START, opaque,
-              first, side_ack, options=options)
+              first, side_ack, heard(FAILED), options=options)
     save_("preempt-side-closed-later", switched, HELLO, preempt, START, opaque, first, side, side_ack, side_ack,
           qemu(("now", "end side")), side, heard(FAILED), options=1)
     save_("preempt-order", HELLO, preempt, START, opaque, first,
@@ -473,11 +473,14 @@ def session_source_modes():
           heard(ERROR))
     save_("proxy-side", side | 1, stream, qemu(("now", "send side", bytes(200))), HELLO, ACCEPT, ACKS, batch,
           side_batch, side_batch, RETURN, *end)
+    save_("proxy-side-old-peer", side | 1, stream, qemu(("now", "send side", bytes(200))),
+          (HELLO, b"vecycle\n" + le(1, 2) + le(1, 2) + b"\2\0\0\0" + le(1, 8) + str8("old")), ACCEPT, heard(ERROR))
     save_("proxy-multifd", side | 1, stream, qemu(("now", "send side", be(0x11223344, 4) + bytes(20))), HELLO, ACCEPT,
           side_batch, heard(ERROR))
     for base in 0, 4:
         save_(f"recover-{base}", recover | 1 | base, again, HELLO, ACCEPT, ACKS, batch, bitmap, RETURN, said, word,
               *end)
+        save_(f"recover-cancelled-{base}", recover | 1 | base, again, HELLO, ACCEPT, heard(START), CANCEL)
         save_(f"recover-cut-{base}", recover | 1 | base, again, HELLO, ACCEPT, batch, bitmap)
     save_("recover-not-paused", recover | 1, again, qemu(("query-migrate", "status", "active")), heard(OPEN))
     save_("recover-refused", recover | 1, again, qemu(("migrate", "error", "no")), HELLO, ACCEPT, heard(ERROR))
