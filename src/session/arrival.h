@@ -18,7 +18,7 @@ struct arrival {
     struct vc_holding holding;
     struct vc_dest *pipeline;
     struct vc_qmp *qmp; /* NULL: proxy */
-    bool was_parked;    /* ... kept from an interrupted postcopy, and to be kept on if this fails */
+    bool was_parked;    /* ... of an interrupted postcopy, and kept for its rest */
     struct vc_wire_open open;
     char name[256];
     struct vc_wire_start start;
@@ -42,10 +42,13 @@ struct vc_gen *vc_arrival_base(const struct arrival *a);
 /** Whether the peer may have the VM of OPEN at that socket; NULL: may it talk to us at all? 0, or
  *  an error that ends the session. */
 int vc_arrival_ask_leave(struct arrival *a, const char *name, struct vc_err *err) VC_NODISCARD;
-/** The QMP connection that was kept for the VM of OPEN at that socket. False: there is none. */
-bool vc_arrival_unpark(struct arrival *a, const char *name);
 /** Records durably that the VM will never run here; only then may anybody be told. */
 int vc_arrival_make_void(struct arrival *a, struct vc_err *err) VC_NODISCARD;
+/** Connects to QEMU's QMP at the socket of that name, over a connection that was parked if there is
+ *  one: QEMU serves one client at a time. */
+int vc_arrival_connect(struct arrival *a, const char *name, struct vc_err *err) VC_NODISCARD;
+/** Looks whether the VM has run, as far as events tell; never waits. */
+void vc_arrival_note_events(struct arrival *a);
 /** Whether it may run before its memory is complete. */
 bool vc_arrival_is_postcopy(const struct arrival *a);
 /** Obeys a WORD frame and answers it. An error ends the session. */

@@ -310,6 +310,15 @@ static void commit(struct arrival *a)
 
 /* ---- the whole ---- */
 
+/* Whether the connection to QEMU is needed for the rest of a postcopy: such a QEMU may be unable to
+ * take a new one. */
+static bool parks(const struct arrival *a, int rc)
+{
+    if (!a->qmp || vc_qmp_is_gone(a->qmp))
+        return false;
+    return rc == VC_E_POSTCOPY || (a->was_parked && (rc || a->open.mode == VC_WIRE_MODE_WORD));
+}
+
 static int run(struct arrival *a, struct vc_err *err)
 {
     int rc = vc_arrival_open(a, err);
@@ -339,7 +348,8 @@ static int wind_up(struct arrival *a, int rc, struct vc_err *err)
     vc_link_fail(a->link, err);
     if (a->pipeline)
         vc_dest_status(a->pipeline, &st);
-    if (rc == VC_E_POSTCOPY) /* the VM is this host's, as far as it has come */
+    /* The VM is this host's, as far as it has come; the record of what is recovered stands. */
+    if (rc == VC_E_POSTCOPY || a->open.mode == VC_WIRE_MODE_RECOVER)
         return rc;
     if (a->qmp && st.shut && st.shut_status == 0 && !a->is_void && !a->word_done)
         return vc_err_set_hint(err, VC_E_UNSETTLED,
@@ -371,7 +381,7 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
         keep(&a, err);
     vc_dest_free(a.pipeline);
     vc_preempt_tidy(&a);
-    if (a.qmp && (rc == VC_E_POSTCOPY || (rc && a.was_parked)))
+    if (parks(&a, rc))
         vc_parking_put(o->parking, &a.open.vm, vc_steal_ptr(a.qmp));
     if (rc == VC_E_SEAL)
         vc_holding_quarantine(&a.holding);

@@ -4,7 +4,6 @@
 
 #include "qmp/qmp.h"
 #include "session/arrival.h"
-#include "session/parking.h"
 
 /* The source's word, at the destination: in the session of the migration, or in a later one of mode
  * 3 (docs/formats/wire.md, WORD). A VM is continued only while the record says that it waits for
@@ -15,7 +14,7 @@
 /** Time for the last word to go out. */
 #define BYE_TIMEOUT_MS 5000
 
-static void note_events(struct arrival *a)
+void vc_arrival_note_events(struct arrival *a)
 {
     struct vc_err ignored = VC_ERR_INIT;
     struct json_object *e;
@@ -63,7 +62,7 @@ static int cannot_obey(struct arrival *a, int rc, struct vc_err *err)
 
     if (!vc_qmp_is_gone(a->qmp) || !vc_qmp_process_ended(a->qmp, EXIT_TIMEOUT_MS))
         return rc;
-    note_events(a);
+    vc_arrival_note_events(a);
     if (a->ran)
         return rc;
     rc = vc_arrival_make_void(a, &void_err);
@@ -126,30 +125,14 @@ int vc_arrival_obey(struct arrival *a, const struct vc_link_frame *f, struct vc_
 
 /* ---- mode 3: a word that was lost ---- */
 
-/* QEMU serves one client at a time: where an interrupted postcopy has left a connection to it, no
- * other one is to be had. */
-static int connect_arrived(struct arrival *a, const struct vc_handover *h, struct vc_id *uuid,
-                           struct vc_err *err)
-{
-    int fd, rc;
-
-    if (vc_arrival_unpark(a, h->socket)) {
-        rc = vc_qmp_uuid(a->qmp, uuid, err);
-        if (!rc || !vc_qmp_is_gone(a->qmp))
-            return rc;
-        vc_qmp_free(vc_steal_ptr(a->qmp));
-    }
-    fd = vc_target_connect(a->o->socket_dir, h->socket, ".qmp", err);
-    rc = fd < 0 ? fd : vc_qmp_from_fd(fd, h->socket, &a->qmp, err);
-    return rc ? rc : vc_qmp_uuid(a->qmp, uuid, err);
-}
-
 /* The QEMU that the record names, if it is this VM's. */
 static int find_arrived(struct arrival *a, const struct vc_handover *h, struct vc_err *err)
 {
     struct vc_id uuid;
-    int rc = connect_arrived(a, h, &uuid, err);
+    int rc = vc_arrival_connect(a, h->socket, err);
 
+    if (!rc)
+        rc = vc_qmp_uuid(a->qmp, &uuid, err);
     if (!rc && !vc_id_equal(&uuid, &a->open.vm))
         rc = vc_err_set(err, VC_E_UNSETTLED, "another VM has its socket now");
     return rc;
@@ -244,8 +227,6 @@ int vc_arrival_repeat_word(struct arrival *a, struct vc_err *err)
     if (rc)
         return rc;
     rc = judge(a, &h, word.word, &end, err);
-    if (a->was_parked && a->qmp && !vc_qmp_is_gone(a->qmp)) /* for the rest of its memory */
-        vc_parking_put(a->o->parking, &a->open.vm, vc_steal_ptr(a->qmp));
     if (!rc && end != h.state) {
         h.state = (uint8_t)end;
         rc = vc_handover_begin(a->holding.vm, &h, err);

@@ -81,11 +81,23 @@ static int check_qemu(struct arrival *a, struct vc_err *err)
     return rc ? rc : set_up_qemu(a, err);
 }
 
-bool vc_arrival_unpark(struct arrival *a, const char *name)
+int vc_arrival_connect(struct arrival *a, const char *name, struct vc_err *err)
 {
+    int fd;
+
     a->qmp = vc_parking_take(a->o->parking, &a->open.vm, name);
-    a->was_parked = a->qmp;
-    return a->qmp;
+    if (a->qmp)
+        vc_arrival_note_events(a);
+    a->was_parked = a->qmp && !vc_qmp_is_gone(a->qmp);
+    if (a->was_parked)
+        return 0;
+    vc_qmp_free(vc_steal_ptr(a->qmp)); /* that QEMU has ended */
+    a->ran = false;
+    fd = vc_target_connect(a->o->socket_dir, name, ".qmp", err);
+    if (fd < 0)
+        return fd;
+    return vc_arrival_is_postcopy(a) ? vc_qmp_from_fd_oob(fd, name, &a->qmp, err)
+                                     : vc_qmp_from_fd(fd, name, &a->qmp, err);
 }
 
 static int find_name(struct arrival *a, struct vc_err *err)
@@ -99,17 +111,13 @@ static int find_name(struct arrival *a, struct vc_err *err)
 
 static int find_qemu(struct arrival *a, struct vc_err *err)
 {
-    int fd, rc;
+    int rc;
 
     if (a->open.mode == VC_WIRE_MODE_PROXY)
         return vc_target_exists(a->o->socket_dir, a->name, ".sock", err);
-    if (a->open.mode == VC_WIRE_MODE_RECOVER && vc_arrival_unpark(a, a->name))
-        return 0;
-    fd = vc_target_connect(a->o->socket_dir, a->name, ".qmp", err);
-    if (fd < 0)
-        return fd;
-    rc = vc_arrival_is_postcopy(a) ? vc_qmp_from_fd_oob(fd, a->name, &a->qmp, err)
-                                   : vc_qmp_from_fd(fd, a->name, &a->qmp, err);
+    rc = vc_arrival_connect(a, a->name, err);
+    if (!rc && a->was_parked && a->open.mode == VC_WIRE_MODE_RECOVER)
+        return 0; /* it is known, and may be unable to answer */
     if (!rc)
         rc = check_qemu(a, err);
     if (rc == VC_E_QMP) {

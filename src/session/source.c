@@ -351,7 +351,7 @@ static void see_that_it_runs(struct vc_migration *m)
     struct vc_err err = VC_ERR_INIT;
     char state[32];
 
-    if (!m->pipeline || !m->qmp || m->completed || m->user_paused ||
+    if (!m->pipeline || !m->qmp || m->completed || m->word_given || m->user_paused ||
         vc_qmp_run_state(m->qmp, state, &err) || strcmp(state, "postmigrate") != 0)
         return;
     if (vc_qmp_simple(m->qmp, "cont", &err))

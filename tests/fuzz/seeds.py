@@ -283,7 +283,7 @@ def session_dest_modes():
     for store in 0, 1:
         save_(f"driven-{store}", *arrives, WORD, said, *end, options=32 | store)
         save_(f"preempt-{store}", switched, HELLO, preempt, START, opaque, BLOCKS_, pages, first, side_ack,
-              WORD, said, side, packed, side_ack, side_ack, side_eof, after, *end, options=32 | store)
+              heard(ACK), WORD, said, side, packed, side_ack, side_ack, side_eof, after, *end, options=32 | store)
     save_("driven-suspend", *arrives, suspend, said, *end)
     save_("driven-abandon", *arrives, abandon, *ask_again)
     save_("driven-early-word", HELLO, driven, START, WORD, options=1)
@@ -326,6 +326,12 @@ def session_dest_modes():
           side_eof, *end, options=1, answer=rp(7, b""))
     save_("postcopy-cut-before-word", switched, HELLO, postcopy, START, opaque, heard(ACK), AGAIN, HELLO, recover,
           START, opaque, has_come, WORD, said, *end)
+    save_("postcopy-cut-and-not-recovered", switched, HELLO, postcopy, START, opaque, heard(ACK), AGAIN, HELLO, recover,
+          START, AGAIN, HELLO, recover, START, opaque, has_come, WORD, said, *end)
+    save_("postcopy-cancelled", switched, HELLO, postcopy, START, opaque, heard(ACK), CANCEL, heard(ERROR), AGAIN, HELLO,
+          recover, START, opaque, has_come, WORD, said, *end)
+    save_("postcopy-cut-then-another", switched, HELLO, postcopy, START, opaque, heard(ACK), AGAIN, HELLO, postcopy,
+          AGAIN, HELLO, recover, START, opaque, has_come, WORD, said, *end)
     save_("postcopy-busy", qemu(("query-migrate", "error", "no")), HELLO, postcopy, START, opaque, heard(ACK),
           AGAIN, *settle)
     save_("recover-refused", qemu(("migrate-recover", "error", "no")), HELLO, recover, START, opaque, heard(FAILED))

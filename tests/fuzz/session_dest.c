@@ -60,8 +60,9 @@ struct state {
     struct channel channels[2];
     uint64_t repair_seq; /* what the session last asked for */
     uint32_t repair_ordinal;
-    atomic_bool may_run; /* the word was said, or may have been */
-    atomic_bool is_void; /* the source was told that the VM will not run */
+    bool recovers, abandoned; /* what the source has said it does */
+    atomic_bool may_run;      /* the word was said, or may have been */
+    atomic_bool is_void;      /* the source was told that the VM will not run */
 };
 
 struct session {
@@ -399,6 +400,10 @@ static void note(struct state *st, uint8_t type, const struct vc_reader *payload
 
     if (type == FUZZ_BYTES || (type == VC_WIRE_WORD && payload->data[0] == VC_WIRE_WORD_CONTINUE))
         atomic_store(&st->may_run, true);
+    if (type == FUZZ_BYTES || (type == VC_WIRE_WORD && payload->data[0] == VC_WIRE_WORD_ABANDON))
+        st->abandoned = true;
+    if (type == VC_WIRE_OPEN && payload->len > 32)
+        st->recovers = payload->data[32] == VC_WIRE_MODE_RECOVER;
     if (type == VC_WIRE_OPEN && payload->len > 32 && payload->data[32] != VC_WIRE_MODE_WORD)
         atomic_store(&st->is_void, false); /* another migration */
     if (type == VC_WIRE_BLOCKS && !st->ram.n_blocks &&
@@ -557,6 +562,23 @@ static void first_seals(struct state *st)
     }
 }
 
+/* The state of the VM's record. */
+static unsigned record(const struct state *st)
+{
+    struct vc_handover h = {0};
+    struct vc_err err;
+    struct vc_vm *vm;
+
+    if (!(st->options & OPT_STORE))
+        return VC_HANDOVER_NONE;
+    if (vc_vm_open(store, &fuzz_vm, VC_VM_READ, &vm, &err) == 0) {
+        if (vc_handover_get(vm, &h, &err))
+            h.state = VC_HANDOVER_NONE;
+        vc_vm_close(vm);
+    }
+    return h.state;
+}
+
 /* Runs one session. Returns whether there is another one in the input. */
 static bool one_session(struct state *st, struct vc_parking *parking, struct vc_reader *in)
 {
@@ -565,8 +587,10 @@ static bool one_session(struct state *st, struct vc_parking *parking, struct vc_
     struct vc_err err = VC_ERR_INIT;
     struct vc_reader rest;
     bool again = false;
+    unsigned before = record(st);
     int ends[2];
 
+    st->recovers = st->abandoned = false;
     first_seals(st);
     st->ram.n_blocks = 0;
     make_sockets(st);
@@ -599,6 +623,9 @@ static bool one_session(struct state *st, struct vc_parking *parking, struct vc_
     pthread_join(s.thread, NULL);
     fuzz_qemu_stop(&st->qemu);
     check_output(st);
+    /* A recovery that fails is no reason to think that the VM will never run here. */
+    if (st->recovers && !st->abandoned && before == VC_HANDOVER_ARRIVING)
+        FUZZ_ASSERT(record(st) != VC_HANDOVER_VOID || atomic_load(&st->is_void));
     vc_cancel_fini(&st->cancel);
     close(ends[1]);
     return again;
