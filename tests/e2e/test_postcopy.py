@@ -247,7 +247,8 @@ def at_the_word(f):
     f.gate.hold(WORD, True)
     p = start_slow(f)
     assert f.gate.is_held.wait(60)
-    assert f.dest.status() == "paused" and migration(f.qemu) == "postcopy-active"
+    assert migration(f.qemu) == "postcopy-active"
+    f.dest.wait_status("paused")  # before that it could not wait for the rest
     return p
 
 
@@ -359,6 +360,7 @@ def test_a_vm_that_somebody_paused_stays_so_through_a_recovery(slow):
     f.qemu.qmp.execute("stop")
     assert f.gate.is_held.wait(60)
     assert migration(f.qemu) == "postcopy-active"
+    f.dest.wait_status("paused")
     f.gate.cut()
     assert p.wait(60) == 62, p.messages()
     recovers(f, "paused")
