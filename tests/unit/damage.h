@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 
+#include "sanitized.h"
 #include "synthetic.h"
 
 #include "session/session.h"
@@ -169,6 +170,11 @@ extern struct lab *the_lab;
 /** A visit mostly waits for threads and sockets, so several processes share the places, each with a
  *  laboratory of its own. This one is the_worker. */
 #define WORKERS 8u
+/* A worker's share of n visits: some, and under a sanitizer a quarter. */
+static inline unsigned lab_share(const struct lab *lab, unsigned n)
+{
+    return (n * lab->scale + WORKERS - 1) / WORKERS / (SANITIZED ? 4 : 1) + SANITIZED;
+}
 extern unsigned the_worker;
 
 /** The destination's files, before the VM returns with the stream that was recorded. */

@@ -153,7 +153,7 @@ void damaged_stores_are_repaired_or_not_used(void **state)
     (void)state;
     for (int host = 0; host < 2; host++)
         for (size_t i = 0; i < VC_ARRAY_LEN(files); i++)
-            for (unsigned k = 0; k < files[i].visits * the_lab->scale / WORKERS; k++) {
+            for (unsigned k = 0; k < lab_share(the_lab, files[i].visits); k++) {
                 bool parted = k % 4 == 3; /* a return from a third host */
                 bool cut = k % 10 == 0;
                 char kind[40];

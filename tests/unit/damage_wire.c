@@ -241,7 +241,7 @@ static void strike(struct lab *lab, struct attack *a, struct visit *v, struct fi
 static void attack_target(struct lab *lab, const struct target *t, const struct lie *lie, bool cut)
 {
     unsigned frames = count_frames(lab, t, lie);
-    unsigned visits = (cut ? t->visits / 8 + 1 : t->visits * WIRE_TIMES / WORKERS) * lab->scale;
+    unsigned visits = lab_share(lab, cut ? t->visits + WORKERS : t->visits * WIRE_TIMES);
 
     for (unsigned i = 0; i < visits; i++) {
         struct attack a = {

@@ -151,7 +151,7 @@ void a_damaged_word_settles_nothing_that_is_not_so(void **state)
 
     (void)state;
     for (size_t i = 0; i < VC_ARRAY_LEN(frames); i++)
-        for (unsigned k = 0; k < WORD_VISITS * the_lab->scale / WORKERS; k++) {
+        for (unsigned k = 0; k < lab_share(the_lab, WORD_VISITS); k++) {
             struct word_attack attack = {
                 .type = frames[i].type,
                 .to_dest = frames[i].to_dest,

@@ -3,6 +3,7 @@
 
 #include <malloc.h>
 
+#include "sanitized.h"
 #include "simdisk.h"
 
 /* The store on a disk that fails, fills up, and loses power, at every single call: docs/internals/
@@ -458,15 +459,7 @@ static bool suffer(enum sim_fault fault, unsigned at, unsigned cuts)
 }
 
 /* Sanitizers make it some ten times slower: one call in fifteen is tried then, others each time. */
-#ifndef __has_feature
-#define __has_feature(x) 0
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
-    __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SPARSE 15u
-#else
-#define SPARSE 1u
-#endif
+#define SPARSE (SANITIZED ? 15u : 1u)
 
 static unsigned offset;
 

@@ -4,6 +4,7 @@
 #include <malloc.h>
 
 #include "base/clock.h"
+#include "sanitized.h"
 #include "simdisk.h"
 
 /* Forgetting on a disk that fails, fills up, and loses power, at any call: a store is led
@@ -372,15 +373,7 @@ static bool suffer(enum sim_fault fault, unsigned at, unsigned cuts)
 
 /* Others each time, where not every call is tried. Under a sanitizer each life takes several times
  * as long: one call in fifteen then. */
-#ifndef __has_feature
-#define __has_feature(x) 0
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
-    __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SPARSE 15u
-#else
-#define SPARSE 1u
-#endif
+#define SPARSE (SANITIZED ? 15u : 1u)
 
 static unsigned offset;
 
