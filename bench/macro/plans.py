@@ -55,6 +55,7 @@ PLANS = {
         Job(["1gbit"], BOTH, [*WORK, "third-host", "resume"], repeats=2),
         Job(["1gbit"], ["vecycle-cold", "vecycle-slow"], ["idle-return", "changed-25"], repeats=2),
         Job(["1gbit-20ms"], BOTH, ["first-visit", "idle-return", "changed-25"], repeats=2),
+        small(["100mbit"], [*BOTH, "xbzrle"], ["writing"], repeats=1),
     ], 45, offline=("idle-return", "changed-25", "work-redis")),
     "downtime": Plan([small(["100mbit"], BOTH, ["tail-changed"], repeats=10)], 20),
     "full": Plan([
