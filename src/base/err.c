@@ -1,14 +1,20 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "base/err.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
 void vc_make_printable(char *text)
 {
-    for (char *c = text; *c; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f)
+    for (unsigned char *c = (unsigned char *)text; *c; c++) {
+        bool c1 = c[0] == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0; /* in UTF-8 */
+
+        if (*c < 0x20 || *c == 0x7f || c1)
             *c = '?';
+        if (c1)
+            *++c = '?';
+    }
 }
 
 int vc_err_set_at(struct vc_err *err, const char *file, int line, int code, int sys_errno,

@@ -1144,8 +1144,8 @@ static void a_message_is_one_line_whatever_is_in_it(void **state)
                           "x\nall is well\x1b[2J\x7f");
     assert_string_equal(err.message, "no VM 'x?all is well?[2J?'");
     assert_string_equal(err.hint, "a?hint");
-    vc_log(&log, VC_LOG_INFO, "from '%s'", "a\r\nb");
-    assert_string_equal(line, "2 from 'a??b'");
+    vc_log(&log, VC_LOG_INFO, "from '%s'", "a\r\nb \xc2\x9b\x32J \xc3\xa9 \xc2\xb0 \xc2");
+    assert_string_equal(line, "2 from 'a??b ??2J \xc3\xa9 \xc2\xb0 \xc2'");
 }
 
 /* ---- json ---- */
