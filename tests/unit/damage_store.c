@@ -145,7 +145,7 @@ void damaged_stores_are_repaired_or_not_used(void **state)
 {
     static const struct victim_file files[] = {
         {".image", IMAGE, 48, 32},
-        {".delta", DELTA, 24, 32},
+        {".delta", DELTA, 64, 32},
         {".index", INDEX, 1, 1024},
         {"manifest", MANIFEST, 1, 1024},
     };
