@@ -31,7 +31,7 @@ struct arrival {
     bool is_void;      /* it will never run here */
     bool stopped_late; /* this vecycle is to stop, and waits for the end of a postcopy */
     bool ran;          /* somebody continued it, as far as events tell */
-    uint64_t progress_mark, progress_ns; /* when something moved last */
+    struct vc_progress progress;
 };
 
 /** HELLO to START, within a time and unless cancelled. 0; VC_EOF: a word was repeated, and that was

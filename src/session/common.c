@@ -13,6 +13,15 @@
 /** Time for it to hang up. */
 #define BYE_TIMEOUT_MS 5000
 
+uint64_t vc_stands_still_ns(struct vc_progress *p, uint64_t mark)
+{
+    uint64_t now = vc_now_ns();
+
+    if (mark != p->mark || !p->ns)
+        *p = (struct vc_progress){.mark = mark, .ns = now};
+    return now - p->ns;
+}
+
 int vc_inbox_init(struct vc_inbox *in, struct vc_err *err)
 {
     vc_queue_init(&in->q, UINT64_MAX / 2);

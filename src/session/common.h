@@ -27,6 +27,13 @@
 #define VC_ANSWER_TIMES 3
 #define VC_COMMIT_TIMES 12
 
+/** Since when nothing has moved. Zero: nothing was looked at yet. */
+struct vc_progress {
+    uint64_t mark, ns;
+};
+/** Nanoseconds since @mark, a sum of what moves, was another one for the last time. */
+uint64_t vc_stands_still_ns(struct vc_progress *p, uint64_t mark);
+
 static inline uint32_t vc_dead_peer_ms(uint32_t option_ms)
 {
     return option_ms ? option_ms : VC_LINK_DEAD_PEER_MS;

@@ -168,14 +168,12 @@ static bool may_wait(const struct arrival *a, const struct vc_dest_status *st)
 /* A source that answers and sends nothing would keep the VM from every other. */
 static int check_stall(struct arrival *a, const struct vc_dest_status *st, struct vc_err *err)
 {
-    uint64_t mark = st->stream_bytes + st->return_bytes + st->connected, now = vc_now_ns();
+    uint64_t mark = st->stream_bytes + st->return_bytes + st->connected;
     uint64_t limit_ms = (uint64_t)VC_STALL_DEST_TIMES * vc_dead_peer_ms(a->o->dead_peer_ms);
 
-    if (mark != a->progress_mark || !a->progress_ns || may_wait(a, st)) {
-        a->progress_mark = mark;
-        a->progress_ns = now;
-    }
-    if (now - a->progress_ns < limit_ms * VC_NS_PER_MS)
+    if (may_wait(a, st))
+        a->progress = (struct vc_progress){0};
+    if (vc_stands_still_ns(&a->progress, mark) < limit_ms * VC_NS_PER_MS)
         return 0;
     return vc_err_set_hint(err, VC_E_PEER_LOST, "see the source's own messages",
                            "'%.100s' has sent nothing of the VM for %llu s", vc_link_peer(a->link),

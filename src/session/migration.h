@@ -32,8 +32,8 @@ struct vc_migration {
     bool unknown;      /* whether it completed is not known */
     bool orphan;       /* the source QEMU is gone for certain; the guest was paused */
     bool guest_paused; /* as far as events tell */
-    uint64_t progress_mark, progress_ns; /* what was done when something was done last */
-    uint64_t rate_bytes, rate_ns;        /* last sample of the intake */
+    struct vc_progress progress;
+    uint64_t rate_bytes, rate_ns; /* last sample of the intake */
     double intake_rate;
     int stream_fd;      /* proxy: until the pipeline has it */
     int listen_fd;      /* the same; -1: none */

@@ -244,18 +244,15 @@ static int check_stall(struct vc_migration *m, const struct vc_source_status *st
                        struct vc_err *err)
 {
     uint64_t mark = st->stream_bytes + st->return_bytes + st->acked_batches;
-    uint64_t now = vc_now_ns(), limit_ms = vc_dead_peer_ms(m->o->dead_peer_ms);
+    uint64_t still_ns = vc_stands_still_ns(&m->progress, mark);
+    uint64_t limit_ms = vc_dead_peer_ms(m->o->dead_peer_ms);
 
     limit_ms *= m->guest_paused ? VC_STALL_PAUSED_TIMES : VC_STALL_TIMES;
-    if (mark != m->progress_mark || !m->progress_ns) {
-        m->progress_mark = mark;
-        m->progress_ns = now;
-    }
-    if (now - m->progress_ns < limit_ms * VC_NS_PER_MS)
+    if (still_ns < limit_ms * VC_NS_PER_MS)
         return 0;
     return vc_err_set_hint(err, VC_E_MIGRATION, "is one of the two QEMUs stopped or hung?",
                            "the migration has not moved for %llu s, with the guest %s",
-                           (unsigned long long)(now - m->progress_ns) / VC_NS_PER_S,
+                           (unsigned long long)still_ns / VC_NS_PER_S,
                            m->guest_paused ? "paused" : "running");
 }
 

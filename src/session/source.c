@@ -342,9 +342,6 @@ static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
     return 0;
 }
 
-/* It did not come to a good end. Where that is certain, the destination is told, and the record
- * says that nothing is open; else the record stays as it is, for `vecycle resolve` and the agent.
- */
 /* QEMU 7.2 leaves the guest paused where it fails to start postcopy. */
 static void see_that_it_runs(struct vc_migration *m)
 {
@@ -360,6 +357,9 @@ static void see_that_it_runs(struct vc_migration *m)
         vc_log(m->o->log, VC_LOG_WARNING, "QEMU had left the VM paused: continued");
 }
 
+/* It did not come to a good end. Where that is certain, the destination is told, and the record
+ * says that nothing is open; else the record stays as it is, for `vecycle resolve` and the agent.
+ */
 static int wind_up(struct vc_migration *m, int rc, struct vc_err *err)
 {
     struct vc_wire_word_msg word = {.word = VC_WIRE_WORD_ABANDON, .session = m->session};
