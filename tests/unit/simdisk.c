@@ -5,13 +5,19 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cmocka.h>
+
 #include "base/fdio.h"
+#include "sanitized.h"
 
 #define SECTOR 512u
 
@@ -598,4 +604,18 @@ void sim_power_cut(const struct sim *s, uint64_t seed, const char *dir)
         abort();
     make_dir(&cut, s->root, fd);
     close(fd);
+}
+
+/* ---- the calls of a life ---- */
+
+void sim_each_call(sim_suffer_fn *suffer, enum sim_fault fault, unsigned cuts, unsigned step,
+                   unsigned offset)
+{
+    unsigned at;
+
+    step *= SANITIZED ? 15 : 1;
+    for (at = offset % step; suffer(fault, at, cuts); at += step)
+        ;
+    assert_true(at > 100);
+    print_message("%u calls\n", at);
 }

@@ -33,6 +33,14 @@ bool sim_struck(const struct sim *s);
 /* Nothing happens any more. */
 bool sim_dead(const struct sim *s);
 
+/* A life in which call @at suffers the fault, what it leaves, and what @cuts power cuts do,
+ * checked; false: the fault did not strike any more. */
+typedef bool sim_suffer_fn(enum sim_fault fault, unsigned at, unsigned cuts);
+/* Every @step-th call suffers it, from one that @offset chooses on: others each time. Under a
+ * sanitizer each life takes some ten times as long: one in fifteen of them then. */
+void sim_each_call(sim_suffer_fn *suffer, enum sim_fault fault, unsigned cuts, unsigned step,
+                   unsigned offset);
+
 /* Makes what a power cut now might leave, in an existing, empty directory: of what was not synced
  * each write, or each of its sectors, or a beginning of all, or nothing, as the seed has it. An odd
  * seed has of all names in a directory only the last change reach the disk. */

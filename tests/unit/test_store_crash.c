@@ -3,7 +3,6 @@
 
 #include <malloc.h>
 
-#include "sanitized.h"
 #include "simdisk.h"
 
 /* The store on a disk that fails, fills up, and loses power, at every single call: docs/internals/
@@ -458,19 +457,11 @@ static bool suffer(enum sim_fault fault, unsigned at, unsigned cuts)
     return struck;
 }
 
-/* Sanitizers make it some ten times slower: one call in fifteen is tried then, others each time. */
-#define SPARSE (SANITIZED ? 15u : 1u)
-
 static unsigned offset;
 
 static void each_call(enum sim_fault fault, unsigned cuts, unsigned step)
 {
-    unsigned at = offset % SPARSE;
-
-    for (step *= SPARSE; suffer(fault, at, cuts); at += step)
-        ;
-    assert_true(at > 100);
-    print_message("%u calls\n", at);
+    sim_each_call(suffer, fault, cuts, step, offset);
 }
 
 static void any_call_may_fail(void **state)
@@ -514,7 +505,7 @@ int main(void)
     };
 
     rng_seed();
-    offset = (unsigned)(rng_state % SPARSE);
+    offset = (unsigned)(rng_state % 1000);
     /* Large pieces come and go all the time: keep their memory. */
     mallopt(M_MMAP_THRESHOLD, 64 << 20);
     mallopt(M_TRIM_THRESHOLD, 128 << 20);

@@ -4,7 +4,6 @@
 #include <malloc.h>
 
 #include "base/clock.h"
-#include "sanitized.h"
 #include "simdisk.h"
 
 /* Forgetting on a disk that fails, fills up, and loses power, at any call: a store is led
@@ -371,20 +370,11 @@ static bool suffer(enum sim_fault fault, unsigned at, unsigned cuts)
     return struck;
 }
 
-/* Others each time, where not every call is tried. Under a sanitizer each life takes several times
- * as long: one call in fifteen then. */
-#define SPARSE (SANITIZED ? 15u : 1u)
-
 static unsigned offset;
 
 static void each_call(enum sim_fault fault, unsigned cuts, unsigned step)
 {
-    unsigned at = offset % (step * SPARSE);
-
-    for (step *= SPARSE; suffer(fault, at, cuts); at += step)
-        ;
-    assert_true(at > 100);
-    print_message("%u calls\n", at);
+    sim_each_call(suffer, fault, cuts, step, offset);
 }
 
 static void any_call_may_fail(void **state)
