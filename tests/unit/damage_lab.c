@@ -201,8 +201,11 @@ static void take_stream(struct dest_qemu *q, int fd)
             atomic_store(&q->filter->got, q->got);
         if (q->ends_at && q->got >= q->ends_at)
             break;
-        if (q->got == q->stream->n && vc_write_full(fd, shut, sizeof(shut)))
+        if (q->got == q->stream->n) {
+            if (vc_write_full(fd, shut, sizeof(shut)) == 0)
+                shutdown(fd, SHUT_WR); /* as QEMU does: all that it had to say */
             break;
+        }
     }
     close(fd);
 }

@@ -223,33 +223,54 @@ void the_end_of_a_package_waits_for_a_seal_that_is_right(void **state)
 
 /* ---- an answer that never comes ---- */
 
-/* The first ACK behind the first pages becomes bytes of the return path, which swallow SHUT. */
+/* The first ACK behind the first pages becomes bytes of the return path, which swallow SHUT, unless
+ * that has passed already. */
 static size_t swallow_shut(struct filter *f, bool to_dest, uint8_t *frame, size_t n)
 {
     bool *done = f->opaque;
 
     if (!to_dest && !*done && frame_type(frame) == VC_WIRE_ACK &&
         vc_load_le(frame + FRAME_HEAD, 8) == 2) {
-        memcpy(frame + FRAME_HEAD, "\0\2\0\x40", 4); /* a message of 64 bytes */
+        memcpy(frame + FRAME_HEAD, "\0\3\0\x40", 4); /* a message of 64 bytes */
         frame[4] = VC_WIRE_RETURN;
         *done = true;
     }
     return n;
 }
 
-/* Both sides are alive, and each waits for the other: the source of a proxied migration for SHUT,
- * the destination for COMMITTED. */
-void a_source_does_not_wait_for_an_answer_that_has_passed(void **state)
+/* What brings SHUT becomes a frame that nobody has to know. */
+static size_t hide_shut(struct filter *f, bool to_dest, uint8_t *frame, size_t n)
+{
+    bool *done = f->opaque;
+
+    if (!to_dest && frame_type(frame) == VC_WIRE_RETURN) {
+        frame[4] = 0x57;
+        frame[5] = VC_WIRE_FRAME_OPTIONAL;
+        *done = true;
+    }
+    return n;
+}
+
+static enum verdict lose_shut(struct lab *lab, filter_fn how)
 {
     bool done = false;
-    struct filter f = {.on_frame = swallow_shut, .opaque = &done};
+    struct filter f = {.on_frame = how, .opaque = &done};
     struct visit v = {.from = 1, .filter = &f};
 
-    (void)state;
-    lab_restore(the_lab, the_lab->kept);
-    lab_visit(the_lab, &v);
+    lab_restore(lab, lab->kept);
+    lab_visit(lab, &v);
     assert_true(done);
     v.filter = NULL;
-    assert_int_equal(conclude(the_lab, &v, WIRE, "SHUT is swallowed", 1), FAILED);
-    assert_int_equal(v.source.rc, VC_E_PROTOCOL);
+    return conclude(lab, &v, WIRE, "SHUT is lost", 1);
+}
+
+/* Both sides are alive, and each could wait for the other: the source of a proxied migration for
+ * SHUT, the destination for COMMITTED, or for the end of the source QEMU's stream. */
+void a_source_does_not_wait_for_an_answer_that_has_passed(void **state)
+{
+    enum verdict verdict = lose_shut(the_lab, swallow_shut);
+
+    (void)state;
+    assert_true(verdict == FAILED || verdict == INTACT);
+    assert_int_equal(lose_shut(the_lab, hide_shut), FAILED);
 }
