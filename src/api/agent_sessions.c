@@ -163,7 +163,8 @@ static void *session_main(void *arg)
     else
         vc_log(&a->log, VC_LOG_INFO, "%s: migrated %s '%s': %llu pages reused, %llu sent", vm,
                s->job.kind == VC_JOB_RECEIVE ? "from" : "to", r.peer,
-               (unsigned long long)r.pages_same, (unsigned long long)r.pages_data);
+               (unsigned long long)(r.pages_same + r.pages_moved),
+               (unsigned long long)r.pages_data);
     if (rc && s->job.kind == VC_JOB_MIGRATE)
         vc_settler_kick(a->settler);
     if (!rc && r.committed)

@@ -38,9 +38,11 @@ static void prefetch(const struct vc_dst_resolve *r, const struct vc_dst_batch *
         return;
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_wire_run *run = &b->runs[i].run;
+        uint16_t block;
+        struct vc_page page = vc_dst_base_page(run, &block);
 
-        if ((run->kind == VC_RUN_SAME || run->old) && r->map[run->block] >= 0)
-            vc_gen_prefetch(gen, (uint32_t)r->map[run->block], run->page, run->count);
+        if ((vc_dst_is_reference(run) || run->old) && r->map[block] >= 0)
+            vc_gen_prefetch(gen, (uint32_t)r->map[block], page, run->count);
     }
 }
 

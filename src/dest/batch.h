@@ -22,7 +22,7 @@ struct vc_link_frame;
 struct vc_dst_page {
     const uint8_t *content;
     struct vc_digest digest; /* of the content; zeroes: a page of zeroes */
-    bool same;               /* as the base generation has it */
+    bool same;               /* read from the base generation, here or elsewhere in it */
 };
 
 struct vc_dst_run {
@@ -64,10 +64,26 @@ static inline struct vc_dst_batch *vc_dst_batch_of_record(struct vc_queue_node *
     return (struct vc_dst_batch *)((char *)n - offsetof(struct vc_dst_batch, record_node));
 }
 
+/** Whether the run's contents are those of pages of the base generation. */
+static inline bool vc_dst_is_reference(const struct vc_wire_run *run)
+{
+    return run->kind == VC_RUN_SAME || run->kind == VC_RUN_MOVED;
+}
+
+/** Where in the base generation the pages of such a run begin, or those that an OLD one replaces.
+ */
+static inline struct vc_page vc_dst_base_page(const struct vc_wire_run *run, uint16_t *block)
+{
+    bool moved = run->kind == VC_RUN_MOVED;
+
+    *block = moved ? run->from_block : run->block;
+    return moved ? run->from_page : run->page;
+}
+
 /** Takes the frame, expands its body, decodes its runs and lays out the stream: everything is
- *  checked against the limits and lengths of docs/formats/wire.md. Contents of *same* pages are
- *  left to be filled in (pages[i].content points to room in `same`), and all contents of a batch
- *  of codec delta (vc_dst_batch_undelta()). VC_E_PROTOCOL, VC_E_NOMEM. */
+ *  checked against the limits and lengths of docs/formats/wire.md. Contents of *same* and *moved*
+ *  pages are left to be filled in (pages[i].content points to room in `same`), and all contents of
+ * a batch of codec delta (vc_dst_batch_undelta()). VC_E_PROTOCOL, VC_E_NOMEM. */
 int vc_dst_batch_parse(struct vc_dst_batch *b, struct vc_link_frame *frame,
                        const struct vc_ram *ram, uint64_t features, struct vc_wire_codec *codec,
                        struct vc_err *err) VC_NODISCARD;

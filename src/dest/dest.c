@@ -89,6 +89,7 @@ void vc_dest_status(struct vc_dest *d, struct vc_dest_status *out)
         .stream_bytes = atomic_load(&d->n.stream_bytes),
         .return_bytes = atomic_load(&d->n.return_bytes),
         .pages_same = atomic_load(&d->n.pages_same),
+        .pages_moved = atomic_load(&d->n.pages_moved),
         .pages_zero = atomic_load(&d->n.pages_zero),
         .pages_data = atomic_load(&d->n.pages_data),
         .pages_unknown = atomic_load(&d->n.pages_unknown),

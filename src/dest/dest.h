@@ -49,7 +49,7 @@ struct vc_dest_options {
 struct vc_dest_status {
     uint64_t stream_bytes; /* written to QEMU */
     uint64_t return_bytes; /* carried back */
-    uint64_t pages_same, pages_zero, pages_data, pages_unknown;
+    uint64_t pages_same, pages_moved, pages_zero, pages_data, pages_unknown;
     uint64_t repaired_pages, resent_batches;
     bool connected;       /* QEMU's socket is connected */
     bool source_eof;      /* the source's stream has ended, and all of it was written */

@@ -24,7 +24,7 @@
 
 struct vc_dest_counters {
     atomic_ullong stream_bytes, return_bytes;
-    atomic_ullong pages_same, pages_zero, pages_data, pages_unknown;
+    atomic_ullong pages_same, pages_moved, pages_zero, pages_data, pages_unknown;
     atomic_ullong repaired_pages, resent_batches;
 };
 

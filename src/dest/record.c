@@ -53,10 +53,12 @@ static int record_pages(struct vc_txn *t, const struct vc_dst_batch *b,
         uint64_t page = run->run.page.n + i, n = 1;
         int rc;
 
+        bool same = run->run.kind == VC_RUN_SAME && p[i].same;
+
         while (i + n < run->run.count && p[i].same == p[i + n].same)
             n++;
-        rc = p[i].same ? vc_txn_same(t, run->run.block, vc_page(page), n, err)
-                       : put(t, run->run.block, page, &p[i], n, err);
+        rc = same ? vc_txn_same(t, run->run.block, vc_page(page), n, err)
+                  : put(t, run->run.block, page, &p[i], n, err);
         if (rc)
             return rc;
         i += n;
@@ -85,6 +87,7 @@ static int record_batch(struct vc_txn *t, const struct vc_dst_batch *b, bool *ha
             rc = vc_txn_unknown(t, run->run.block, run->run.page, run->run.count, err);
             break;
         case VC_RUN_SAME:
+        case VC_RUN_MOVED:
         case VC_RUN_DATA:
             rc = record_pages(t, b, run, err);
             break;

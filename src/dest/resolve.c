@@ -29,20 +29,21 @@ static int read_base(struct vc_dst_resolve *r, const struct vc_wire_run *run, ui
                      struct vc_digest *digests)
 {
     const struct vc_gen *gen = r->d->o.gen;
-    int block = r->d->o.base != VC_WIRE_BASE_NONE && gen ? r->map[run->block] : -1;
+    uint16_t named;
+    struct vc_page page = vc_dst_base_page(run, &named);
+    int block = r->d->o.base != VC_WIRE_BASE_NONE && gen ? r->map[named] : -1;
     struct vc_err err = VC_ERR_INIT;
     uint64_t begun;
     int rc;
 
-    if (block < 0 ||
-        run->page.n + run->count > vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)block))
+    if (block < 0 || page.n + run->count > vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)block))
         return vc_err_set(&r->err, VC_E_PROTOCOL, "BATCH: a reference to pages not held here");
     for (uint64_t i = 0; i < run->count; i++)
-        if (vc_gen_lookup(gen, (uint32_t)block, vc_page(run->page.n + i),
+        if (vc_gen_lookup(gen, (uint32_t)block, vc_page(page.n + i),
                           digests ? &digests[i] : NULL) != VC_PAGE_HELD)
             return vc_err_set(&r->err, VC_E_PROTOCOL, "BATCH: a reference to pages not held here");
     begun = vc_now_ns();
-    rc = vc_gen_read(gen, (uint32_t)block, run->page, run->count, to, &err);
+    rc = vc_gen_read(gen, (uint32_t)block, page, run->count, to, &err);
     r->reads.now.reading_ns += vc_now_ns() - begun;
     r->reads.now.bytes += run->count * r->d->ram.page_bytes;
     if (!rc)
@@ -51,8 +52,9 @@ static int read_base(struct vc_dst_resolve *r, const struct vc_wire_run *run, ui
     return VC_MISMATCH;
 }
 
-/* Reads the pages of a *same* run and notes their digests as the index has them. What cannot be
- * read is left as zeroes, whose digest is no page's in an index, so that it will be repaired. */
+/* Reads the pages of a *same* or *moved* run and notes their digests as the index has them. What
+ * cannot be read is left as zeroes, whose digest is no page's in an index, so that it will be
+ * repaired. */
 static int read_same(struct vc_dst_resolve *r, struct vc_dst_batch *b, const struct vc_dst_run *run,
                      struct vc_digest *expected)
 {
@@ -117,7 +119,7 @@ static int digest_all(struct vc_dst_resolve *r, struct vc_dst_batch *b)
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_dst_run *run = &b->runs[i];
 
-        if (run->run.kind != VC_RUN_SAME && run->run.kind != VC_RUN_DATA)
+        if (!vc_dst_is_reference(&run->run) && run->run.kind != VC_RUN_DATA)
             continue;
         for (uint64_t k = 0; k < run->run.count && !rc; k++) {
             g.at[g.n] = run->first + (uint32_t)k;
@@ -156,7 +158,7 @@ static int resolve_same(struct vc_dst_resolve *r, struct vc_dst_batch *b)
         if (!expected)
             return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
         for (uint32_t i = 0; i < b->n_runs && !rc; i++)
-            if (b->runs[i].run.kind == VC_RUN_SAME)
+            if (vc_dst_is_reference(&b->runs[i].run))
                 rc = read_same(r, b, &b->runs[i], expected);
     }
     if (!rc)
@@ -216,6 +218,9 @@ static void count(struct vc_dest *d, const struct vc_dst_batch *b)
         switch (r->kind) {
         case VC_RUN_SAME:
             vc_count(&d->n.pages_same, r->count);
+            break;
+        case VC_RUN_MOVED:
+            vc_count(&d->n.pages_moved, r->count);
             break;
         case VC_RUN_ZERO:
             vc_count(&d->n.pages_zero, r->count);

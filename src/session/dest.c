@@ -78,6 +78,7 @@ static void note_status(struct arrival *a, struct vc_dest_status *st)
 
     vc_dest_status(a->pipeline, st);
     r->pages_same = st->pages_same;
+    r->pages_moved = st->pages_moved;
     r->pages_zero = st->pages_zero;
     r->pages_data = st->pages_data;
     r->pages_unknown = st->pages_unknown;
@@ -265,7 +266,7 @@ static bool knows_ram(struct arrival *a)
 static struct vc_txn_note describe(const struct arrival *a)
 {
     return (struct vc_txn_note){
-        .same_pages = a->result->pages_same,
+        .same_pages = a->result->pages_same + a->result->pages_moved,
         .data_pages = a->result->pages_data,
         .role = 2,
         .peer = a->result->peer,

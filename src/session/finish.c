@@ -128,7 +128,7 @@ void vc_migration_describe(const struct vc_migration *m, struct vc_txn_note *not
 
     vc_source_status(m->pipeline, &st);
     *note = (struct vc_txn_note){
-        .same_pages = st.pages_same,
+        .same_pages = st.pages_same + st.pages_moved,
         .data_pages = st.pages_data,
         .role = 1,
         .peer = m->result->peer,

@@ -253,6 +253,7 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
         .listen_fd = m->listen_fd > 0 ? vc_steal_fd(&m->listen_fd) : 0,
         .channels = m->features & VC_WIRE_FEATURE_CHANNELS,
         .delta = m->features & VC_WIRE_FEATURE_DELTA,
+        .moved = m->features & VC_WIRE_FEATURE_MOVED,
         .reads = m->features & VC_WIRE_FEATURE_READS,
         .link = m->link,
         .session = m->session,

@@ -83,7 +83,10 @@ static bool continues(const struct vc_src_run *last, const struct vc_wire_run *r
 {
     return last && last->run.kind == run->kind && last->run.as_page == run->as_page &&
            last->run.old == run->old && last->run.block == run->block &&
-           last->run.page.n + last->run.count == run->page.n && !run->named;
+           last->run.page.n + last->run.count == run->page.n && !run->named &&
+           (run->kind != VC_RUN_MOVED ||
+            (last->run.from_block == run->from_block &&
+             last->run.from_page.n + last->run.count == run->from_page.n));
 }
 
 void vc_src_batch_add_page(struct vc_src_batch *b, struct vc_slab *slab,
@@ -126,7 +129,8 @@ void vc_src_batch_add_invalidate(struct vc_src_batch *b, uint16_t block, struct 
 static bool has_content(const struct vc_src_run *r, enum vc_src_form form)
 {
     return r->run.kind == VC_RUN_DATA ||
-           (form == VC_SRC_SELF_CONTAINED && r->run.kind == VC_RUN_SAME);
+           (form == VC_SRC_SELF_CONTAINED &&
+            (r->run.kind == VC_RUN_SAME || r->run.kind == VC_RUN_MOVED));
 }
 
 size_t vc_src_batch_body_bound(const struct vc_src_batch *b, enum vc_src_form form,

@@ -80,8 +80,8 @@ bool vc_src_batch_has_room(const struct vc_src_batch *b, size_t stream_bytes,
 /** Appenders; vc_src_batch_has_room() was true. They extend the last run where they can. */
 void vc_src_batch_add_opaque(struct vc_src_batch *b, struct vc_slab *slab, const uint8_t *p,
                              uint32_t n);
-/** A ZERO record (content NULL) or a PAGE record. @kind: SAME, ZERO or DATA, the latter with `old`
- * if both hosts have the page as it was. */
+/** A ZERO record (content NULL) or a PAGE record. @kind: SAME, MOVED, ZERO or DATA, the latter with
+ * `old` if both hosts have the page as it was. */
 void vc_src_batch_add_page(struct vc_src_batch *b, struct vc_slab *slab,
                            const struct vc_wire_run *run, uint32_t header_bytes,
                            const uint8_t *content, uint32_t page_bytes,

@@ -200,7 +200,7 @@ static int dispatch(struct vc_source *s, struct vc_qs_return_path *rp, struct vc
     case VC_WIRE_ANNOUNCE:
         return vc_remote_announce(&s->remote, f->payload, f->bytes, err);
     case VC_WIRE_ANNOUNCE_END:
-        return 0;
+        return vc_remote_announced(&s->remote, err);
     case VC_WIRE_READS:
         return on_reads(s, f, err);
     case VC_WIRE_STREAM_FAILED:

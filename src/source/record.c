@@ -88,6 +88,7 @@ static int record_batch(const struct vc_source *s, struct vc_txn *t, struct vc_s
             rc = vc_txn_unknown(t, r->run.block, r->run.page, r->run.count, err);
             break;
         case VC_RUN_SAME:
+        case VC_RUN_MOVED:
         case VC_RUN_DATA:
             if (partial)
                 look_into_base(s, b, r);

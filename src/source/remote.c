@@ -19,6 +19,7 @@ void vc_remote_init(struct vc_remote *r, enum vc_wire_base base, const struct vc
 
 void vc_remote_fini(struct vc_remote *r)
 {
+    vc_lookup_fini(&r->lookup);
     for (uint32_t i = 0; r->blocks && i < r->announced.n_blocks; i++) {
         free((void *)r->blocks[i].held);
         free(r->blocks[i].prefix);
@@ -68,6 +69,8 @@ int vc_remote_announce(struct vc_remote *r, const uint8_t *p, size_t n, struct v
 
     if (!r->blocks)
         return vc_err_set(err, VC_E_PROTOCOL, "ANNOUNCE: came before ANNOUNCE_BLOCKS");
+    if (atomic_load(&r->complete))
+        return vc_err_set(err, VC_E_PROTOCOL, "ANNOUNCE: came after ANNOUNCE_END");
     rc = vc_wire_announce_open(p, n, &r->announced, &a, err);
     if (rc)
         return rc;
@@ -80,6 +83,14 @@ int vc_remote_announce(struct vc_remote *r, const uint8_t *p, size_t n, struct v
             atomic_store_explicit(&b->held[run.page.n + i], run.held, memory_order_release);
     }
     return rc == VC_EOF ? 0 : rc;
+}
+
+int vc_remote_announced(struct vc_remote *r, struct vc_err *err)
+{
+    if (!r->blocks || atomic_load(&r->complete))
+        return vc_err_set(err, VC_E_PROTOCOL, "ANNOUNCE_END: nothing was announced");
+    atomic_store_explicit(&r->complete, true, memory_order_release);
+    return 0;
 }
 
 static bool announced_has(const struct vc_remote *r, int block, struct vc_page page,
@@ -102,8 +113,8 @@ static bool generation_has(const struct vc_gen *gen, int block, struct vc_page p
            !memcmp(d.b, digest->b, sizeof(d.b));
 }
 
-bool vc_remote_has(struct vc_remote *r, const struct vc_ram *ram, uint16_t block,
-                   struct vc_page page, const struct vc_digest *digest)
+/* Whether anything of it is known yet. */
+static bool is_known(struct vc_remote *r, const struct vc_ram *ram)
 {
     if (r->base == VC_WIRE_BASE_NONE || (r->base == VC_WIRE_BASE_ANNOUNCE &&
                                          !atomic_load_explicit(&r->ready, memory_order_acquire)))
@@ -112,8 +123,74 @@ bool vc_remote_has(struct vc_remote *r, const struct vc_ram *ram, uint16_t block
         vc_ram_map(ram, r->gen ? vc_gen_ram(r->gen) : &r->announced, r->map);
         r->mapped = ram;
     }
-    if (r->map[block] < 0)
+    return true;
+}
+
+bool vc_remote_has(struct vc_remote *r, const struct vc_ram *ram, uint16_t block,
+                   struct vc_page page, const struct vc_digest *digest)
+{
+    if (!is_known(r, ram) || r->map[block] < 0)
         return false;
     return r->gen ? generation_has(r->gen, r->map[block], page, digest)
                   : announced_has(r, r->map[block], page, digest);
+}
+
+/* ---- at another address ---- */
+
+static struct vc_page locate(const struct vc_remote *r, uint64_t n, uint16_t *block)
+{
+    uint16_t b = 0;
+
+    while (n >= r->first[b + 1])
+        b++;
+    *block = b;
+    return vc_page(n - r->first[b]);
+}
+
+/* For the lookup: the beginning of the digest of a page of the stream's RAM. */
+static bool hash_of(void *opaque, uint64_t n, uint64_t *hash)
+{
+    const struct vc_remote *r = opaque;
+    uint16_t block;
+    struct vc_page page = locate(r, n, &block);
+    int there = r->map[block];
+    struct vc_digest d;
+
+    if (there < 0)
+        return false;
+    if (!r->gen) {
+        const struct vc_remote_block *b = &r->blocks[there];
+
+        *hash = page.n < b->pages ? b->prefix[page.n] : 0;
+        return page.n < b->pages && atomic_load(&b->held[page.n]) == VC_WIRE_HELD;
+    }
+    if (page.n >= vc_ram_block_pages(vc_gen_ram(r->gen), (uint32_t)there) ||
+        vc_gen_lookup(r->gen, (uint32_t)there, page, &d) != VC_PAGE_HELD)
+        return false;
+    memcpy(hash, d.b, sizeof(*hash));
+    return true;
+}
+
+bool vc_remote_find(struct vc_remote *r, const struct vc_ram *ram, const struct vc_digest *digest,
+                    uint16_t *block, struct vc_page *page)
+{
+    const uint32_t *candidates;
+    uint64_t hash;
+    uint32_t n;
+
+    if (!is_known(r, ram) || (!r->gen && !atomic_load_explicit(&r->complete, memory_order_acquire)))
+        return false;
+    if (!r->lookup.hash) {
+        for (uint32_t i = 0; i < ram->n_blocks; i++)
+            r->first[i + 1] = r->first[i] + vc_ram_block_pages(ram, i);
+        vc_lookup_init(&r->lookup, r->first[ram->n_blocks], hash_of, r);
+    }
+    memcpy(&hash, digest->b, sizeof(hash));
+    candidates = vc_lookup_find(&r->lookup, hash, &n);
+    for (uint32_t i = 0; candidates && i < n; i++) {
+        *page = locate(r, candidates[i], block);
+        if (vc_remote_has(r, ram, *block, *page, digest))
+            return true;
+    }
+    return false;
 }

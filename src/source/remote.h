@@ -9,6 +9,7 @@
 #include "base/err.h"
 #include "base/units.h"
 #include "digest/digest.h"
+#include "source/lookup.h"
 #include "wire/wire.h"
 
 /* What the source knows of the memory that the destination already has: nothing, the generation
@@ -30,6 +31,11 @@ struct vc_remote {
     atomic_bool ready;           /* announce: `announced` and `blocks` are there */
     int map[VC_MAX_BLOCKS];      /* [thread: ingest] block of the stream -> block here, or -1 */
     const struct vc_ram *mapped; /* [thread: ingest] what map was made for */
+
+    atomic_bool complete; /* announce: nothing more will come */
+    /* Contents at other addresses. [thread: ingest] */
+    uint64_t first[VC_MAX_BLOCKS + 1]; /* pages of the stream's RAM in the blocks before */
+    struct vc_lookup lookup;
 };
 
 /** @gen: with PING_PONG. */
@@ -42,8 +48,15 @@ int vc_remote_blocks(struct vc_remote *r, const uint8_t *p, size_t n,
 int vc_remote_announce(struct vc_remote *r, const uint8_t *p, size_t n,
                        struct vc_err *err) VC_NODISCARD;
 
+/** That was all. [thread: recv] */
+int vc_remote_announced(struct vc_remote *r, struct vc_err *err) VC_NODISCARD;
+
 /** Whether the destination holds this content at this address. [thread: ingest] */
 bool vc_remote_has(struct vc_remote *r, const struct vc_ram *ram, uint16_t block,
                    struct vc_page page, const struct vc_digest *digest);
+/** Whether it holds it elsewhere, and where: nothing is found before the lookup has been asked
+ * often enough. [thread: ingest] */
+bool vc_remote_find(struct vc_remote *r, const struct vc_ram *ram, const struct vc_digest *digest,
+                    uint16_t *block, struct vc_page *page);
 
 #endif

@@ -160,6 +160,25 @@ static bool held_here(const struct vc_source *s, uint16_t block, struct vc_page 
            vc_gen_lookup(gen, (uint32_t)b, page, digest) == VC_PAGE_HELD;
 }
 
+/* Whether the destination holds the content at another address: where the page before it, if that
+ * has moved too, had its next one, or anywhere. */
+static bool has_moved(struct vc_ingest *in, const struct vc_digest *digest, struct vc_wire_run *run)
+{
+    struct vc_source *s = in->s;
+    const struct vc_src_batch *b = in->batch;
+    const struct vc_wire_run *last = b->n_runs ? &b->runs[b->n_runs - 1].run : NULL;
+
+    if (last && last->kind == VC_RUN_MOVED && last->block == run->block &&
+        last->page.n + last->count == run->page.n) {
+        run->from_block = last->from_block;
+        run->from_page = vc_page(last->from_page.n + last->count);
+        if (run->from_page.n < vc_ram_block_pages(&s->ram, run->from_block) &&
+            vc_remote_has(&s->remote, &s->ram, run->from_block, run->from_page, digest))
+            return true;
+    }
+    return vc_remote_find(&s->remote, &s->ram, digest, &run->from_block, &run->from_page);
+}
+
 int vc_runs_page(struct vc_ingest *in, const struct vc_ingest_item *g,
                  const struct vc_digest *digest)
 {
@@ -193,6 +212,9 @@ int vc_runs_page(struct vc_ingest *in, const struct vc_ingest_item *g,
         if (read_there && vc_remote_has(&s->remote, &s->ram, run.block, run.page, digest)) {
             run.kind = VC_RUN_SAME;
             vc_count(&s->n.pages_same, 1);
+        } else if (read_there && s->o.moved && has_moved(in, digest, &run)) {
+            run.kind = VC_RUN_MOVED;
+            vc_count(&s->n.pages_moved, 1);
         } else {
             vc_count(&s->n.pages_data, 1);
             vc_count(&s->n.data_bytes, s->ram.page_bytes);

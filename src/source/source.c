@@ -86,6 +86,7 @@ void vc_source_status(struct vc_source *s, struct vc_source_status *out)
         .stream_bytes = atomic_load(&s->n.stream_bytes),
         .return_bytes = atomic_load(&s->n.return_bytes),
         .pages_same = atomic_load(&s->n.pages_same),
+        .pages_moved = atomic_load(&s->n.pages_moved),
         .pages_zero = atomic_load(&s->n.pages_zero),
         .pages_data = atomic_load(&s->n.pages_data),
         .pages_unknown = atomic_load(&s->n.pages_unknown),

@@ -27,6 +27,7 @@ struct vc_source_options {
     int listen_fd;        /* where QEMU's second connection comes, listening; taken; 0: nowhere */
     bool channels;        /* the destination takes a second connection */
     bool delta;           /* the destination takes batches of codec delta */
+    bool moved;           /* it takes moved runs */
     bool reads;           /* it may say READS */
     struct vc_link *link; /* in phase `stream`; borrowed until vc_source_free() */
     struct vc_id session;

@@ -95,7 +95,7 @@ enum vc_wire_word {
 };
 
 #define VC_WIRE_FEATURE_ANNOUNCE (1ull << 0)
-#define VC_WIRE_FEATURE_MOVED (1ull << 1)   /* reserved */
+#define VC_WIRE_FEATURE_MOVED (1ull << 1)   /* moved runs */
 #define VC_WIRE_FEATURE_CREDITS (1ull << 2) /* reserved */
 #define VC_WIRE_FEATURE_CHANNELS (1ull << 3)
 #define VC_WIRE_FEATURE_DELTA (1ull << 4)

@@ -82,8 +82,6 @@ def dump_batch(b):
         if r.kind == vcbatch.MOVED:
             text += f" from {r.from_block} {r.from_page}"
         lines.append(text + " named" * r.named + " as_page" * r.as_page + " old" * r.old)
-    if any(r.kind == vcbatch.MOVED for r in b.runs):
-        return lines  # reserved: the runs alone
     stream, _, _ = vcbatch.expand(b, BLOCKS, PAGE_SIZE, base_page)
     return lines + [f"stream {hashlib.sha256(stream).hexdigest()}"]
 

@@ -89,6 +89,7 @@ struct lab {
     struct memory memory;           /* as host 1 of `parted` has it */
     struct memory now;              /* as it is when it returns */
     struct buf stream;              /* the migration of `now` */
+    struct buf shifted;             /* the same, and every page has moved */
     struct buf recorded;            /* a migration that a real QEMU has sent */
     struct pristine recorded_at[2]; /* both have the generation of it */
     unsigned scale;

@@ -534,6 +534,9 @@ static void make_history(struct lab *lab)
     lab->now = *m;
     change(&lab->now, 31, 13);
     put_migration(&lab->stream, &lab->now, NULL);
+    lab->now.shift = 5;
+    put_migration(&lab->shifted, &lab->now, NULL);
+    lab->now.shift = 0;
 }
 
 /* What fuzzing appends to a stream. */
@@ -604,6 +607,7 @@ void lab_fini(struct lab *lab)
     free_pristine(&lab->parted[1]);
     lab_unrecord(lab);
     buf_free(&lab->stream);
+    buf_free(&lab->shifted);
     close(lab->listener);
     remove_tree(lab->dir);
 }

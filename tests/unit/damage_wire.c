@@ -16,6 +16,7 @@ enum scene {
     SECOND,     /* as RETURN, and QEMU makes a second connection: channel 1 */
     SLOW,       /* as RETURN, and the destination's disk is slow: it says READS */
     GIVEN_UP,   /* as RETURN, and the destination's QEMU goes away: STREAM_FAILED */
+    SHIFTED,    /* as RETURN, and every page has another place than before */
     RECORDED,   /* the VM returns with the very stream of a real QEMU with which it had left */
 };
 
@@ -66,6 +67,8 @@ static const struct target targets[] = {
     {"EOF of channel 1", VC_WIRE_EOF, true, WHOLE, SECOND, 8, 1},
     {"ACK of channel 1", VC_WIRE_ACK, false, WHOLE, SECOND, 16, 1},
     {"READS", VC_WIRE_READS, false, WHOLE, SLOW, 8},
+    {"BATCH, moved", VC_WIRE_BATCH, true, WHOLE, SHIFTED, 16},
+    {"BATCH, moved, runs", VC_WIRE_BATCH, true, RUNS, SHIFTED, 32},
     {"STREAM_FAILED", VC_WIRE_STREAM_FAILED, false, WHOLE, GIVEN_UP, 10},
 };
 
@@ -194,7 +197,9 @@ static bool visit_under(struct lab *lab, struct attack *a, struct visit *v, stru
         .filter = f,
         .second = a->t->scene == SECOND,
         .slow_disk = a->t->scene == SLOW,
-        .stream = a->t->scene == RECORDED ? &lab->recorded : NULL,
+        .stream = a->t->scene == RECORDED  ? &lab->recorded
+                  : a->t->scene == SHIFTED ? &lab->shifted
+                                           : NULL,
         .dest_ends_at = a->t->scene == GIVEN_UP ? lab->stream.n / 2 : 0,
     };
     /* A wrong length is found out by the silence that follows. Where the machine is too busy for so
@@ -220,6 +225,7 @@ static unsigned count_frames(struct lab *lab, const struct target *t, const stru
         assert_true(v.side_whole || t->scene != SECOND);
         if (t->scene == WRONG_WAY)
             assert_int_equal(judge(&v), RESENT);
+        assert_true(v.source.result.pages_moved > 10 || t->scene != SHIFTED);
         if (t->scene == REPAIRS)
             assert_int_equal(judge(&v), REPAIRED);
     }

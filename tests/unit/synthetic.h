@@ -17,6 +17,7 @@
 struct memory {
     unsigned pages;  /* at most MAX_PAGES */
     unsigned passes; /* over everything */
+    unsigned shift;  /* each page has the content that belongs so many pages behind it */
     uint32_t version[MAX_PAGES];
 };
 
@@ -49,13 +50,14 @@ static inline void fill_page(uint8_t *p, unsigned page, uint32_t version)
 static inline void put_memory_page(struct buf *b, const struct memory *m, unsigned page, bool named)
 {
     const char *name = named ? "pc.ram" : NULL;
+    unsigned content = (page + m->shift) % m->pages;
 
-    if (!m->version[page]) {
+    if (!m->version[content]) {
         put_zero(b, (uint64_t)page * PAGE, name);
         return;
     }
     put_record(b, 0x08, (uint64_t)page * PAGE, name);
-    fill_page(put(b, PAGE), page, m->version[page]);
+    fill_page(put(b, PAGE), content, m->version[content]);
 }
 
 /* The beginning of a stream, up to the list of blocks. */
@@ -98,6 +100,7 @@ static inline void some_memory(struct memory *m, unsigned pages)
 {
     m->pages = pages;
     m->passes = 1;
+    m->shift = 0;
     for (unsigned i = 0; i < pages; i++)
         m->version[i] = i % 5 == 0 ? 0 : 1 + (uint32_t)(rng() % 3);
 }

@@ -469,13 +469,16 @@ static void fill_in(struct vc_dst_batch *b)
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_dst_run *r = &b->runs[i];
 
-        if (r->run.kind != VC_RUN_SAME && r->run.kind != VC_RUN_DATA)
+        uint16_t block;
+        struct vc_page page = vc_dst_base_page(&r->run, &block);
+
+        if (!vc_dst_is_reference(&r->run) && r->run.kind != VC_RUN_DATA)
             continue;
         for (uint64_t k = 0; k < r->run.count; k++) {
             struct vc_dst_page *p = &b->pages[r->first + k];
 
-            if (r->run.kind == VC_RUN_SAME)
-                base_page(r->run.block, r->run.page.n + k, (uint8_t *)p->content);
+            if (vc_dst_is_reference(&r->run))
+                base_page(block, page.n + k, (uint8_t *)p->content);
             assert_int_equal(
                 vc_digest_pages(g.pages, &p->content, 1, g.ram.page_bytes, &p->digest, &err), 0);
         }
@@ -553,37 +556,6 @@ static int batch(const struct vector *v, const uint8_t *p, size_t n, struct outc
     return o->rc;
 }
 
-/* Moved runs are reserved: only their encoding is looked at, uncompressed. */
-static int moved_batch(const struct vector *v, const uint8_t *p, size_t n, struct outcome *o,
-                       struct vc_writer *w)
-{
-    struct vc_wire_batch h;
-    struct vc_wire_cursor from = {0}, to = {0};
-    struct vc_wire_run run;
-    struct vc_reader r;
-    struct vc_err err;
-    uint8_t header[VC_WIRE_BATCH_HEADER_BYTES];
-
-    o->stage = STAGE_MESSAGE;
-    o->rc = vc_wire_batch_decode(p, n, &h, &err);
-    if (o->rc)
-        return o->rc;
-    if (h.codec != VC_WIRE_CODEC_NONE)
-        return o->rc = VC_E_PROTOCOL;
-    print_header(o->fields, &h);
-    vc_wire_batch_encode(header, &h);
-    vc_write_bytes(w, header, sizeof(header));
-    r = vc_reader(p + sizeof(header), h.runs_bytes);
-    while ((o->rc = vc_wire_run_decode(&r, &from, &g.ram, v->features, &run, &err)) == 0) {
-        print_run(o->fields, &run);
-        vc_wire_run_encode(w, &to, &run);
-    }
-    if (o->rc == VC_EOF)
-        o->rc = 0;
-    vc_write_bytes(w, p + sizeof(header) + h.runs_bytes, n - sizeof(header) - h.runs_bytes);
-    return o->rc;
-}
-
 /* ---- verdicts ---- */
 
 static void judge_payload(const struct vector *v, const struct vc_wire_frame *f, const uint8_t *p,
@@ -594,7 +566,7 @@ static void judge_payload(const struct vector *v, const struct vc_wire_frame *f,
 
     o->stage = STAGE_MESSAGE;
     if (f->type == VC_WIRE_BATCH)
-        (v->features & VC_WIRE_FEATURE_MOVED ? moved_batch : batch)(v, p, f->bytes, o, &w);
+        batch(v, p, f->bytes, o, &w);
     else
         o->rc = message(f->type, p, f->bytes, o->fields, &w);
     if (o->rc && o->stage != STAGE_SEAL)

@@ -298,6 +298,12 @@ def batches():
     b = batch([Run(MOVED, 2, 0, 1, named=True, from_block=1, from_page=14)])
     add("batch-moved", frame("BATCH", encode_batch(b)), features=2)
     bad("batch-moved-not-agreed", "BATCH", encode_batch(b))
+    b = batch([Run(SAME, 1, 0, 4, named=True), Run(MOVED, 3, 0, 5, from_block=0, from_page=40),
+               Run(MOVED, 1, 0, 8, from_block=0, from_page=4), Run(DATA, 1, 0, 9, content=pages_of(1, 1)),
+               Run(MOVED, 1, 1, 2, named=True, from_block=0, from_page=63)], codec=ZSTD)
+    add("batch-moved-among-others", frame("BATCH", encode_batch(b)), features=2)
+    b = batch([Run(MOVED, 2, 0, 1, named=True, from_block=1, from_page=14)], self_contained=True)
+    bad("batch-moved-self-contained", "BATCH", encode_batch(b), features=2)
 
 
 def touched(n, block, page):
