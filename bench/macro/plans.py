@@ -7,7 +7,7 @@ from .scenarios import PERCENTS
 
 CHANGED = [f"changed-{p}" for p in PERCENTS]
 RETURNS = ["idle-return", *CHANGED]
-WORK = ["work-redis", "work-sort", "work-xz"]
+WORK = ["work-redis", "work-sort", "work-xz", "work-restart"]
 PEER_SCENARIOS = ["first-visit", "idle-return", "changed-25", "writing", "work-redis"]
 BOTH = ["plain", "vecycle"]
 PEERS = ["xbzrle", "multifd-zstd"]

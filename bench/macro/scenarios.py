@@ -66,6 +66,14 @@ def writing(lab, more):
         lab.guest.command("stop")
 
 
+def restart(lab, more):
+    """A program is started anew, and has the same data, in other pages."""
+    ping_pong(lab)
+    while more():
+        lab.guest.command(f"fill {lab.fill_mib} 1", SETTLE_TIMEOUT_S)
+        yield lab.migrate("work-restart")
+
+
 def third_host(lab, more):
     """It returns to a host by way of a third one: the two hosts of the migration hold different
     checkpoints, and the source has to learn what the destination has."""
@@ -155,6 +163,7 @@ SCENARIOS = {
     "tail-changed": Scenario(tail_changed),
     "writing": Scenario(writing),
     "resume": Scenario(resume),
+    "work-restart": Scenario(restart),
     "third-host": Scenario(third_host, n_hosts=3),
     "work-redis": Scenario(work("redis", _redis), programs=True),
     "work-sort": Scenario(work("sort", _sort), programs=True),

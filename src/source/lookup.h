@@ -20,7 +20,7 @@
 typedef bool (*vc_lookup_hash_fn)(void *opaque, uint64_t page, uint64_t *hash);
 
 /** Pages that one question works on: about what it takes to compress one. */
-#define VC_LOOKUP_STEP 256u
+#define VC_LOOKUP_STEP 512u
 /** Pages that are looked at for a content: many may be alike in the lowest bits of their hashes. */
 #define VC_LOOKUP_MOST 32u
 /** Page numbers have 32 bits; a set with more has no table. */

@@ -33,6 +33,23 @@ def test_a_vm_wanders_there_and_back_four_times(fleet):
         assert v.json("verify", f.vm)["bad_pages"] == 0
 
 
+def test_contents_that_have_moved_in_memory_are_found(fleet):
+    """A program is started anew and has the same data, in other pages."""
+    f = fleet()
+    f.boot_linux(256, 100)
+    f.migrate(1)
+    f.guest.command("fill 100 1")
+    r = f.migrate(0)
+    assert r["pages"]["moved"] > 5000 and r["pages"]["moved"] > 3 * r["pages"]["data"], r["pages"]
+    assert r["wire_bytes"] < r["pages"]["moved"] * 4096 / 3
+    assert r["repaired_pages"] == 0 and r["resent_batches"] == 0
+    f.check_guest()
+    f.migrate(1)
+    for v in f.vecycles:
+        assert v.json("verify", f.vm)["bad_pages"] == 0
+    f.check_guest()
+
+
 def test_a_vm_returns_after_a_third_host(fleet):
     f = fleet(3)
     f.boot_linux(192, 60)
