@@ -20,6 +20,7 @@
 
 #define OPT_BASE 3u  /* vc_wire_base; 3: none, and both record */
 #define OPT_DELTA 4u /* changed pages may be sent as what has changed */
+#define OPT_MOVED 8u /* contents that have moved may be referred to */
 #define WAIT_S 120   /* then it hangs: much, as the machine may be busy */
 
 struct host {
@@ -130,13 +131,15 @@ static void start(struct ends *e, const uint8_t *stream, size_t n, unsigned opti
         .base = (enum vc_wire_base)base,
         .gen = base ? hosts[1].gen : NULL,
         .txn = keep ? record(&hosts[1]) : NULL,
-        .features = options & OPT_DELTA ? VC_WIRE_FEATURE_DELTA : 0,
+        .features = (options & OPT_DELTA ? VC_WIRE_FEATURE_DELTA : 0) |
+                    (options & OPT_MOVED ? VC_WIRE_FEATURE_MOVED : 0),
         .connect = connect_dest,
         .on_frame = drop_frame,
     };
     struct vc_source_options s = {
         .qemu_fd = e->source_qemu[0],
         .delta = options & OPT_DELTA,
+        .moved = options & OPT_MOVED,
         .reads = true,
         .link = e->links[0],
         .session = session,

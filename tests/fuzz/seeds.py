@@ -176,16 +176,18 @@ def touched_page(page, version):
     return content[:100] + b"what has changed" + content[116:]
 
 
-def returning_stream(touched=()):
-    """A VM whose pages the hosts of hosts.c hold, but for some, and some that have changed a bit."""
+def returning_stream(touched=(), shift=0):
+    """A VM whose pages the hosts of hosts.c hold, but for some, and some that have changed a bit; all
+    may have moved, and come twice."""
     def ram(offset, content, name=None):
         return streams.record_head(0x08, offset, name) + content
     out = streams.config("versatilepb", 10) + streams.command(1) + streams.start(1, 2, "ram", 4)
     out += be(24 * 1024 | 4, 8) + str8("pc.ram") + be(20 * 1024, 8)
     out += str8("vga.vram") + be(4 * 1024, 8) + be(0x10, 8) + streams.footer(2) + streams.part(2, 2)
-    for i in range(16):
-        version = 9 if i == 3 else 2 if i % 5 == 0 else 1
-        content = (touched_page if i in touched else known_page)(i, version)
+    for i in [*range(16)] * (2 if shift else 1):
+        page = (i + shift) % 16
+        version = 9 if page == 3 else 2 if page % 5 == 0 else 1
+        content = (touched_page if i in touched else known_page)(page, version)
         out += ram(i * 1024, content, None if i else "pc.ram")
     out += streams.zero(16 * 1024) + ram(17 * 1024, bytes(1024)) + be(0x10, 8) + streams.footer(2)
     out += streams.part(3, 2) + ram(1024, known_page(101, 7), "vga.vram") + be(0x10, 8)
@@ -216,6 +218,8 @@ def pipelines():
         for delta in 0, 4:
             save("pipelines", f"touched-{base | delta}", bytes([base | delta]) +
                  returning_stream((0, 1, 4, 5, 6, 15)))
+        for what in 0, 4:
+            save("pipelines", f"moved-{base | what}", bytes([base | what | 8]) + returning_stream(shift=3))
     save("pipelines", "empty", b"\0")
 
 
@@ -362,6 +366,8 @@ def session_dest():
     opaque = sealed(run(1, 40))
     some = sealed(run(1, 9) + run(4, 3, named=True) + run(3, 4) + run(5, 2) + run(3, 1, as_page=True))
     same = sealed(run(2, 4, named=True) + run(2, 2, page=2))
+    moved = sealed(run(6, 3, named=True) + varint(0) + varint(6) + run(2, 2) + run(6, 1) + varint(0) +
+                   varint(15))
     wrong = (BATCH, bytes([4]) + some[1][1:])
     end = (EOF, heard(COMMITTED), COMMITTED, CLOSE)
     for store in (0, 1):
@@ -375,6 +381,10 @@ def session_dest():
         options = 1 | base << 2 | 32
         save("session_dest", f"same-{base}", bytes([options, 0]) +
              elements(*begin, BLOCKS_, same, some, *end))
+        save("session_dest", f"moved-{base}", bytes([options, 0]) +
+             elements(*begin, BLOCKS_, moved, some, *end))
+        save("session_dest", f"moved-repair-{base}", bytes([options | 16, 0]) +
+             elements(*begin, BLOCKS_, moved, heard(REPAIR), REPAIRED, some, *end))
         save("session_dest", f"repair-{base}", bytes([options | 16, 0]) +
              elements(*begin, BLOCKS_, same, heard(REPAIR), REPAIRED, some, *end))
     content = b"".join(touched_page(i, 2 if i % 5 == 0 else 1) for i in (0, 1, 4))

@@ -129,6 +129,9 @@ static void make_sockets(struct state *st)
 
 /* ---- batches that fit ---- */
 
+/* What batches make use of, of all that was agreed on. */
+#define FEATURES (VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_MOVED)
+
 /* Bytes of the stream that the runs stand for, and of content that they need. */
 static void sum_up(const struct vc_ram *ram, struct vc_reader runs, uint64_t *stream,
                    uint64_t *content)
@@ -138,8 +141,8 @@ static void sum_up(const struct vc_ram *ram, struct vc_reader runs, uint64_t *st
     struct vc_err err;
 
     *stream = *content = 0;
-    while (vc_wire_run_decode(&runs, &c, ram, VC_WIRE_FEATURE_DELTA, &r, &err) == 0) {
-        bool whole = r.kind == VC_RUN_SAME || r.kind == VC_RUN_DATA || r.as_page;
+    while (vc_wire_run_decode(&runs, &c, ram, FEATURES, &r, &err) == 0) {
+        bool whole = vc_dst_is_reference(&r) || r.kind == VC_RUN_DATA || r.as_page;
 
         if (r.kind == VC_RUN_INVALIDATE)
             continue;
@@ -158,16 +161,18 @@ static void sum_up(const struct vc_ram *ram, struct vc_reader runs, uint64_t *st
 /* Reads pages of the checkpoint. False: it does not hold them. */
 static bool read_base(const struct state *st, const struct vc_wire_run *run, uint8_t *to)
 {
-    int block = vc_ram_find(vc_gen_ram(gen), st->ram.blocks[run->block].name);
+    uint16_t named;
+    struct vc_page page = vc_dst_base_page(run, &named);
+    int block = vc_ram_find(vc_gen_ram(gen), st->ram.blocks[named].name);
     struct vc_err err;
 
     if (block < 0 || st->ram.page_bytes != FUZZ_PAGE_BYTES ||
-        run->page.n + run->count > vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)block))
+        page.n + run->count > vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)block))
         return false;
     for (uint64_t k = 0; k < run->count; k++)
-        if (vc_gen_lookup(gen, (uint32_t)block, vc_page(run->page.n + k), NULL) != VC_PAGE_HELD)
+        if (vc_gen_lookup(gen, (uint32_t)block, vc_page(page.n + k), NULL) != VC_PAGE_HELD)
             return false;
-    return vc_gen_read(gen, (uint32_t)block, run->page, run->count, to, &err) == 0;
+    return vc_gen_read(gen, (uint32_t)block, page, run->count, to, &err) == 0;
 }
 
 /* What a delta of these runs is made against; zeroes where the checkpoint does not hold it. Of no
@@ -179,8 +184,7 @@ static size_t read_old(const struct state *st, struct vc_reader runs, uint8_t *t
     struct vc_err err;
     size_t n = 0;
 
-    while (st->ram.n_blocks &&
-           vc_wire_run_decode(&runs, &c, &st->ram, VC_WIRE_FEATURE_DELTA, &r, &err) == 0) {
+    while (st->ram.n_blocks && vc_wire_run_decode(&runs, &c, &st->ram, FEATURES, &r, &err) == 0) {
         uint64_t bytes = r.count * st->ram.page_bytes;
 
         if (!r.old)
@@ -202,9 +206,9 @@ static bool resolve(const struct state *st, struct vc_dst_batch *b)
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_dst_run *run = &b->runs[i];
 
-        if (run->run.kind != VC_RUN_SAME && run->run.kind != VC_RUN_DATA)
+        if (!vc_dst_is_reference(&run->run) && run->run.kind != VC_RUN_DATA)
             continue;
-        if (run->run.kind == VC_RUN_SAME &&
+        if (vc_dst_is_reference(&run->run) &&
             !read_base(st, &run->run, (uint8_t *)b->pages[run->first].content))
             return false;
         for (uint64_t k = 0; k < run->run.count; k++) {
@@ -247,7 +251,7 @@ static void seal(struct state *st, unsigned channel, uint8_t *payload, size_t n,
 
     FUZZ_ASSERT(f && b);
     memcpy(f->payload, payload, n);
-    if (vc_dst_batch_parse(b, f, ram_of(st, channel), VC_WIRE_FEATURE_DELTA, codec, &err) == 0 &&
+    if (vc_dst_batch_parse(b, f, ram_of(st, channel), FEATURES, codec, &err) == 0 &&
         (h->codec != VC_WIRE_CODEC_DELTA ||
          vc_dst_batch_undelta(b, codec, old->p, old->bytes, &err) == 0) &&
         resolve(st, b)) {
