@@ -22,7 +22,8 @@ void vc_effort_init(struct vc_effort *e)
 
 int vc_effort_level(struct vc_effort *e, uint64_t content_bytes, bool *probe)
 {
-    *probe = e->probe && content_bytes >= VC_EFFORT_PROBE_BYTES;
+    *probe = e->probe && content_bytes >= VC_EFFORT_PROBE_BYTES &&
+             e->wire_bytes >= VC_EFFORT_PROBE_SHARE * content_bytes;
     if (!*probe)
         return steps[e->step].level;
     e->probe = false;
@@ -77,8 +78,10 @@ static void decide(struct vc_effort *e, uint64_t now_ns, double probe_rate)
 }
 
 void vc_effort_note(struct vc_effort *e, uint64_t now_ns, uint64_t content_bytes,
-                    uint64_t waited_ns, uint64_t worked_ns, bool backlogged, double probe_rate)
+                    uint64_t wire_bytes, uint64_t waited_ns, uint64_t worked_ns, bool backlogged,
+                    double probe_rate)
 {
+    e->wire_bytes += wire_bytes;
     if (!content_bytes)
         return;
     e->content_bytes += content_bytes;

@@ -24,9 +24,10 @@
 /** How long it is remembered how fast a step was, and a probe. */
 #define VC_EFFORT_MEMORY_NS (2000 * 1000000ull)
 /** A probe is at least as large, and costs bytes: it comes when the sender has been what everybody
- *  waits for in so many periods on end. */
+ *  waits for in so many periods on end, and so many times as much has crossed the wire. */
 #define VC_EFFORT_PROBE_BYTES (128u << 10)
 #define VC_EFFORT_PROBE_PERIODS 5
+#define VC_EFFORT_PROBE_SHARE 32
 
 struct vc_effort {
     int step;
@@ -34,6 +35,7 @@ struct vc_effort {
     bool idle;  /* at some time of the period nothing waited behind: QEMU is the slow one */
     bool probe; /* the next batch that is large enough goes as it is */
     int slow;   /* periods on end in which the sender was what everybody waited for */
+    uint64_t wire_bytes; /* in all */
     struct {
         double bytes_per_s;
         uint64_t at_ns;
@@ -43,10 +45,11 @@ struct vc_effort {
 void vc_effort_init(struct vc_effort *e);
 /** The level for the next batch, of @content_bytes before compression. *probe: it is a probe. */
 int vc_effort_level(struct vc_effort *e, uint64_t content_bytes, bool *probe);
-/** It went out: it had waited for the wire, and been worked on, for so long. @backlogged: another
- *  one waits behind it. @probe_rate: how fast the last probe came through, within
- *  VC_EFFORT_MEMORY_NS; 0: there was none. */
+/** It went out, in @wire_bytes: it had waited for the wire, and been worked on, for so long.
+ *  @backlogged: another one waits behind it. @probe_rate: how fast the last probe came through,
+ * within VC_EFFORT_MEMORY_NS; 0: there was none. */
 void vc_effort_note(struct vc_effort *e, uint64_t now_ns, uint64_t content_bytes,
-                    uint64_t waited_ns, uint64_t worked_ns, bool backlogged, double probe_rate);
+                    uint64_t wire_bytes, uint64_t waited_ns, uint64_t worked_ns, bool backlogged,
+                    double probe_rate);
 
 #endif

@@ -86,8 +86,9 @@ static int send_batch(struct send *st, struct vc_src_batch *b)
     done = vc_now_ns();
     batch.wire_bytes = f->bytes + VC_WIRE_HEADER_BYTES;
     into_window(s, b, &batch);
-    vc_effort_note(&st->effort, done, content_bytes, batch.wire_limited ? went - begun : 0,
-                   done - went, batch.backlogged, probe_rate);
+    vc_effort_note(&st->effort, done, content_bytes, batch.wire_bytes,
+                   batch.wire_limited ? went - begun : 0, done - went, batch.backlogged,
+                   probe_rate);
     return vc_link_send(s->o.link, f, false);
 }
 

@@ -58,7 +58,8 @@ static double run(const struct zstd *z, double link, double intake, int fixed, u
         }
         if (now - probed >= VC_EFFORT_MEMORY_NS)
             probe_rate = 0;
-        vc_effort_note(&e, now, BATCH, waited, worked, !idle || waited, probe_rate);
+        vc_effort_note(&e, now, BATCH, (uint64_t)(BATCH * k->ratio), waited, worked,
+                       !idle || waited, probe_rate);
         if (now > end / 2) {
             half = half ? half : now;
             bytes += BATCH;
@@ -116,6 +117,25 @@ static void a_link_of_1_gbit_always_gets_some(void **state)
     assert_true(at[0] * 100 < at[1] + at[3]);
 }
 
+/* A VM of which little has changed: what is sent for it is less than a probe would be. */
+static void a_return_of_few_bytes_is_not_probed(void **state)
+{
+    struct vc_effort e;
+    uint64_t now = 1;
+
+    (void)state;
+    vc_effort_init(&e);
+    for (unsigned i = 0; i < 1000; i++) { /* 250 MiB at 100 MB/s become 7.5 MiB */
+        bool probe;
+
+        assert_int_equal(vc_effort_level(&e, BATCH, &probe), 1);
+        assert_false(probe);
+        now += 2600000;
+        vc_effort_note(&e, now, BATCH, BATCH * 3 / 100, 0, 2600000, true, 0);
+    }
+    assert_true(e.probe); /* it would have been due */
+}
+
 /* Who is not waited for has no reason to be quicker or to try harder. */
 static void a_slow_qemu_changes_nothing(void **state)
 {
@@ -133,6 +153,7 @@ int main(void)
         cmocka_unit_test(a_thin_link_gets_the_highest_level),
         cmocka_unit_test(a_fast_link_gets_none),
         cmocka_unit_test(a_link_of_1_gbit_always_gets_some),
+        cmocka_unit_test(a_return_of_few_bytes_is_not_probed),
         cmocka_unit_test(a_slow_qemu_changes_nothing),
     };
 
