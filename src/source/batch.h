@@ -19,7 +19,7 @@
  * read into. Built by the ingest thread, then shared, unchanging, by the sender (until the
  * destination has acknowledged it: the repair window) and the recorder. */
 
-#define VC_SRC_BATCH_STREAM_BYTES (1u << 20)
+#define VC_SRC_BATCH_STREAM_BYTES (2u << 20)
 #define VC_SRC_BATCH_PAGES (VC_SRC_BATCH_STREAM_BYTES / VC_MIN_PAGE_BYTES)
 #define VC_SRC_BATCH_RUNS 512
 #define VC_SRC_BATCH_SLABS 8
