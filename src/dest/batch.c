@@ -125,7 +125,7 @@ static int decode_runs(struct vc_dst_batch *b, const uint8_t *body, uint64_t fea
             return illegal(err, "its runs stand for more than it says");
         if (vc_dst_is_reference(&run) && (b->h.flags & VC_WIRE_BATCH_SELF_CONTAINED))
             return illegal(err, "a reference in a self-contained batch");
-        if (run.old && b->h.codec != VC_WIRE_CODEC_DELTA)
+        if (run.old && !vc_wire_codec_is_delta(b->h.codec))
             return illegal(err, "OLD where there is no delta");
         b->n_old += run.old ? (uint32_t)run.count : 0;
         if (b->n_runs == cap) {
@@ -144,7 +144,7 @@ static int decode_runs(struct vc_dst_batch *b, const uint8_t *body, uint64_t fea
     if (b->h.runs_bytes + s->opaque + s->data_pages * (b->ram ? b->ram->page_bytes : 0) !=
         b->h.body_bytes)
         return illegal(err, "the body has another length than its runs say");
-    if (b->h.codec == VC_WIRE_CODEC_DELTA && !b->n_old)
+    if (vc_wire_codec_is_delta(b->h.codec) && !b->n_old)
         return illegal(err, "a delta to nothing");
     return 0;
 }
@@ -212,6 +212,7 @@ static int expand(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uin
 {
     const uint8_t *p = b->frame->payload + VC_WIRE_BATCH_HEADER_BYTES;
     size_t n = b->frame->bytes - VC_WIRE_BATCH_HEADER_BYTES;
+    uint32_t at = vc_wire_delta_at(&b->h);
     int rc;
 
     *body = p;
@@ -221,9 +222,13 @@ static int expand(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uin
     if (!b->body)
         return no_memory(err);
     *body = b->body;
-    if (b->h.codec == VC_WIRE_CODEC_DELTA) {
+    if (vc_wire_codec_is_delta(b->h.codec)) {
         memcpy(b->body, p, b->h.runs_bytes);
-        return vc_wire_body_check(p + b->h.runs_bytes, n - b->h.runs_bytes,
+        if (b->h.codec == VC_WIRE_CODEC_RECENT)
+            b->after = vc_load_le(p + b->h.runs_bytes, VC_WIRE_AFTER_BYTES);
+        if (b->after >= b->h.seq)
+            return illegal(err, "a delta to what is yet to come");
+        return vc_wire_body_check(b->frame->payload + at, b->frame->bytes - at,
                                   b->h.body_bytes - b->h.runs_bytes, err);
     }
     rc = vc_wire_body_expand(codec, p, n, NULL, 0, b->body, b->h.body_bytes, err);
@@ -234,13 +239,19 @@ static int expand(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uin
 int vc_dst_batch_undelta(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uint8_t *prefix,
                          size_t prefix_bytes, struct vc_err *err)
 {
-    uint32_t packed_at = VC_WIRE_BATCH_HEADER_BYTES + b->h.runs_bytes;
+    uint32_t packed_at = vc_wire_delta_at(&b->h);
     int rc = vc_wire_body_expand(codec, b->frame->payload + packed_at, b->frame->bytes - packed_at,
                                  prefix, prefix_bytes, b->body + b->h.runs_bytes,
                                  b->h.body_bytes - b->h.runs_bytes, err);
 
     vc_link_frame_free(vc_steal_ptr(b->frame));
     return rc;
+}
+
+static bool is_agreed(uint8_t codec, uint64_t features)
+{
+    return features & VC_WIRE_FEATURE_DELTA &&
+           (codec != VC_WIRE_CODEC_RECENT || features & VC_WIRE_FEATURE_RECENT);
 }
 
 int vc_dst_batch_parse(struct vc_dst_batch *b, struct vc_link_frame *frame,
@@ -255,7 +266,7 @@ int vc_dst_batch_parse(struct vc_dst_batch *b, struct vc_link_frame *frame,
     b->frame = frame;
     b->ram = ram;
     rc = vc_wire_batch_decode(frame->payload, frame->bytes, &b->h, err);
-    if (!rc && b->h.codec == VC_WIRE_CODEC_DELTA && !(features & VC_WIRE_FEATURE_DELTA))
+    if (!rc && vc_wire_codec_is_delta(b->h.codec) && !is_agreed(b->h.codec, features))
         rc = illegal(err, "a delta, which was not agreed on");
     if (!rc)
         rc = expand(b, codec, &body, err);

@@ -39,6 +39,7 @@ struct vc_dst_batch {
     bool is_eof;              /* not a batch: the source's stream ends here */
     const struct vc_ram *ram; /* NULL before BLOCKS */
     struct vc_wire_batch h;
+    uint64_t after; /* codec recent: what must be recorded before old pages are read */
 
     struct vc_dst_run *runs;
     uint32_t n_runs;
@@ -83,13 +84,13 @@ static inline struct vc_page vc_dst_base_page(const struct vc_wire_run *run, uin
 /** Takes the frame, expands its body, decodes its runs and lays out the stream: everything is
  *  checked against the limits and lengths of docs/formats/wire.md. Contents of *same* and *moved*
  *  pages are left to be filled in (pages[i].content points to room in `same`), and all contents of
- * a batch of codec delta (vc_dst_batch_undelta()). VC_E_PROTOCOL, VC_E_NOMEM. */
+ *  a batch of codec delta or recent (vc_dst_batch_undelta()). VC_E_PROTOCOL, VC_E_NOMEM. */
 int vc_dst_batch_parse(struct vc_dst_batch *b, struct vc_link_frame *frame,
                        const struct vc_ram *ram, uint64_t features, struct vc_wire_codec *codec,
                        struct vc_err *err) VC_NODISCARD;
-/** Expands the contents of a batch of codec delta, once, before they are looked at. @prefix: the
- * base generation's pages of all runs with `old`, in order, n_old of them. VC_E_PROTOCOL: these are
- * not the pages that it was made with, or it is damaged. VC_E_NOMEM. */
+/** Expands the contents of a batch of codec delta or recent, once, before they are looked at.
+ * @prefix: what the pages of all runs with `old` were, in order, n_old of them. VC_E_PROTOCOL:
+ * these are not the pages that it was made with, or it is damaged. VC_E_NOMEM. */
 int vc_dst_batch_undelta(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uint8_t *prefix,
                          size_t prefix_bytes, struct vc_err *err) VC_NODISCARD;
 

@@ -44,11 +44,11 @@ int vc_wire_batch_decode(const uint8_t *p, size_t n, struct vc_wire_batch *b, st
         return illegal(err, "the body is too long");
     if (b->runs_bytes > b->body_bytes)
         return illegal(err, "the runs are longer than the body");
-    if (b->codec > VC_WIRE_CODEC_DELTA || (b->flags & ~VC_WIRE_BATCH_SELF_CONTAINED) || reserved)
+    if (b->codec > VC_WIRE_CODEC_RECENT || (b->flags & ~VC_WIRE_BATCH_SELF_CONTAINED) || reserved)
         return illegal(err, "unknown codec or flags");
-    if (b->codec == VC_WIRE_CODEC_DELTA && (b->flags & VC_WIRE_BATCH_SELF_CONTAINED))
+    if (vc_wire_codec_is_delta(b->codec) && (b->flags & VC_WIRE_BATCH_SELF_CONTAINED))
         return illegal(err, "a delta in a self-contained batch");
-    if (b->codec == VC_WIRE_CODEC_DELTA && vc_reader_left(&r) <= b->runs_bytes)
+    if (vc_wire_codec_is_delta(b->codec) && n <= vc_wire_delta_at(b))
         return illegal(err, "a delta without contents");
     if (b->codec == VC_WIRE_CODEC_NONE && vc_reader_left(&r) != b->body_bytes)
         return illegal(err, "the body does not fit the frame");

@@ -100,6 +100,7 @@ enum vc_wire_word {
 #define VC_WIRE_FEATURE_CHANNELS (1ull << 3)
 #define VC_WIRE_FEATURE_DELTA (1ull << 4)
 #define VC_WIRE_FEATURE_READS (1ull << 5)
+#define VC_WIRE_FEATURE_RECENT (1ull << 6) /* with _DELTA */
 #define VC_WIRE_LINEAGE_EXPOSED 1u
 #define VC_WIRE_FRAME_OPTIONAL 1u
 
@@ -297,7 +298,8 @@ struct vc_wire_run {
     uint8_t kind; /* vc_wire_run_kind */
     bool named;   /* the first record names its block */
     bool as_page; /* zero: PAGE records */
-    bool old;     /* data: the base generation's pages at this place are in the prefix */
+    bool old;     /* data: what these pages were is in the prefix */
+    bool recent;  /* that holds for codec recent; a note of the source's, not on the wire */
     uint16_t block;
     struct vc_page page;
     uint64_t count; /* pages, or bytes of an opaque run */
@@ -337,6 +339,20 @@ struct vc_wire_batch {
 #define VC_WIRE_CODEC_NONE 0
 #define VC_WIRE_CODEC_ZSTD 1
 #define VC_WIRE_CODEC_DELTA 2 /* runs plain, contents with old pages as zstd's prefix */
+/* The same with pages that the session has carried; behind the runs is the number of a batch. */
+#define VC_WIRE_CODEC_RECENT 3
+#define VC_WIRE_AFTER_BYTES 8 /* that number */
+
+static inline bool vc_wire_codec_is_delta(uint8_t codec)
+{
+    return codec == VC_WIRE_CODEC_DELTA || codec == VC_WIRE_CODEC_RECENT;
+}
+/** Where a delta's frame begins in the payload of BATCH. */
+static inline uint32_t vc_wire_delta_at(const struct vc_wire_batch *b)
+{
+    return VC_WIRE_BATCH_HEADER_BYTES + b->runs_bytes +
+           (b->codec == VC_WIRE_CODEC_RECENT ? VC_WIRE_AFTER_BYTES : 0);
+}
 
 void vc_wire_batch_encode(uint8_t out[VC_WIRE_BATCH_HEADER_BYTES], const struct vc_wire_batch *b);
 /** Checks the header's own limits and lengths against each other and the payload's length. */

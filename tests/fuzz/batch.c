@@ -231,7 +231,7 @@ static struct vc_dst_batch *parse(const uint8_t *p, size_t n, const struct vc_ra
     memcpy(f->payload, p, n);
     rc = vc_dst_batch_parse(b, f, blocks, features, codec, &err);
     fuzz_check_error(rc, &err);
-    if (!rc && b->h.codec == VC_WIRE_CODEC_DELTA) {
+    if (!rc && vc_wire_codec_is_delta(b->h.codec)) {
         size_t bytes = (size_t)b->n_old * blocks->page_bytes;
         uint8_t *prefix = old_pages(bytes);
 
@@ -372,7 +372,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     unsigned options = (unsigned)fuzz_number(&in, 1);
     struct vc_reader list = fuzz_part(&in, (size_t)fuzz_number(&in, 2));
     uint64_t features = (options & OPT_MOVED ? VC_WIRE_FEATURE_MOVED : 0) |
-                        (options & OPT_DELTA ? VC_WIRE_FEATURE_DELTA : 0);
+                        (options & OPT_DELTA ? VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_RECENT : 0);
     const struct vc_ram *blocks = options & OPT_NO_BLOCKS ? NULL : &ram;
     struct vc_err err;
 

@@ -16,8 +16,9 @@ KINDS = {OPAQUE: "opaque", SAME: "same", ZERO: "zero", DATA: "data", INVALIDATE:
          MOVED: "moved"}
 NAMED, BLOCK, PAGE, AS_PAGE = 16, 32, 64, 128
 OLD = 128  # of data, where zero has AS_PAGE
-NONE, ZSTD, DELTA = range(3)  # codecs
-FEATURE_MOVED, FEATURE_DELTA = 1 << 1, 1 << 4
+NONE, ZSTD, DELTA, RECENT = range(4)  # codecs
+DELTAS = DELTA, RECENT
+FEATURE_MOVED, FEATURE_DELTA, FEATURE_RECENT = 1 << 1, 1 << 4, 1 << 6
 SELF_CONTAINED = 1
 REC_ZERO, REC_PAGE, REC_EOS, REC_CONTINUE = 0x02, 0x08, 0x10, 0x20  # docs/internals/qemu-stream.md
 
@@ -60,6 +61,7 @@ class Batch:
     runs: list = field(default_factory=list)
     codec: int = NONE
     self_contained: bool = False
+    after: int = 0  # recent
 
 
 def encode_runs(runs):
@@ -94,17 +96,19 @@ def encode_batch(b, raw_runs=None, level=3, prefix=b"", **header):
     h.update({k: v for k, v in header.items() if k != "packed"})
     packed = header.get("packed")
     if packed is None:
-        packed = _pack(b.codec, runs, contents, level, prefix)
+        packed = _pack(b.codec, runs, contents, level, prefix, b.after)
     return struct.pack("<QQIIIBBH16s", *(h[k] for k in (
         "sequence", "position", "stream_bytes", "runs_length", "body_length", "codec", "flags",
         "zero", "seal"))) + packed
 
 
-def _pack(codec, runs, contents, level, prefix):
+def _pack(codec, runs, contents, level, prefix, after):
     if codec == ZSTD:
         return zstandard.ZstdCompressor(level=level).compress(runs + contents)
-    if codec == DELTA:
-        return runs + zstandard.ZstdCompressor(level=level, dict_data=_raw(prefix)).compress(contents)
+    if codec in DELTAS:
+        between = struct.pack("<Q", after) if codec == RECENT else b""
+        packed = zstandard.ZstdCompressor(level=level, dict_data=_raw(prefix)).compress(contents)
+        return runs + between + packed
     return runs + contents
 
 
@@ -112,9 +116,11 @@ def _raw(prefix):
     return zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
-def old_pages(runs, blocks, base):
+def old_pages(runs, blocks, base, codec=DELTA):
     """What the contents of a delta were compressed with."""
     pages = [base(blocks[r.block][0], r.page + i) for r in runs if r.old for i in range(r.count)]
+    if None in pages and codec == RECENT:
+        raise Bad("seal", "OLD, where there is nothing", "SEAL")
     if None in pages:
         raise Bad("base", "OLD, where the base generation holds nothing")
     return b"".join(pages)
@@ -156,11 +162,12 @@ def _unpack(data, length, prefix=None):
 
 def split_body(codec, data, runs_length, length):
     """(the runs, the contents: those of a delta are still packed)."""
-    if codec == DELTA:
-        if len(data) <= runs_length or length == runs_length:
+    if codec in DELTAS:
+        frame = runs_length + (8 if codec == RECENT else 0)
+        if len(data) <= frame or length == runs_length:
             raise Bad("body", "a delta without contents")
-        _check_frame(data[runs_length:], length - runs_length)
-        return data[:runs_length], data[runs_length:]
+        _check_frame(data[frame:], length - runs_length)
+        return data[:runs_length], data[frame:]
     if codec == ZSTD:
         _check_frame(data, length)
         data = _unpack(data, length)
@@ -169,12 +176,13 @@ def split_body(codec, data, runs_length, length):
     return data[:runs_length], data[runs_length:]
 
 
-def decode_batch(payload, blocks=(), page_size=4096, features=0, base=None):
+def decode_batch(payload, blocks=(), page_size=4096, features=0, base=None, recent=None):
     """`blocks`: (name, length) as in BLOCKS; `features`: in use; `base(name, page)`: what a page of the
-    base generation is, None if it is not held."""
+    base generation is, None if it is not held; `recent(name, page)`: what a page was before this
+    batch, None if nothing of it is known (not given: there was no batch before)."""
     r = Reader(payload)
     b = Batch(r.u64(), r.u64(), r.u32(), b"")
-    runs_length, body_length, b.codec = r.u32(), r.u32(), r.one_of(NONE, ZSTD, DELTA)
+    runs_length, body_length, b.codec = r.u32(), r.u32(), r.one_of(NONE, ZSTD, DELTA, RECENT)
     b.self_contained = bool(flags_of(r, SELF_CONTAINED))
     r.zero(2)
     b.seal = r.take(16)
@@ -186,20 +194,27 @@ def decode_batch(payload, blocks=(), page_size=4096, features=0, base=None):
         raise Bad("message", f"a body of {body_length} bytes")
     if runs_length > body_length:
         raise Bad("message", "runs longer than the body")
-    if b.codec == DELTA and not features & FEATURE_DELTA:
+    needs = {DELTA: FEATURE_DELTA, RECENT: FEATURE_DELTA | FEATURE_RECENT}.get(b.codec, 0)
+    if features & needs != needs:
         raise Bad("message", "a delta, which was not agreed on")
-    if b.codec == DELTA and b.self_contained:
+    if b.codec in DELTAS and b.self_contained:
         raise Bad("message", "a self-contained delta")
-    runs, contents = split_body(b.codec, r.take(r.left()), runs_length, body_length)
+    body = r.take(r.left())
+    runs, contents = split_body(b.codec, body, runs_length, body_length)
+    if b.codec == RECENT:
+        b.after = int.from_bytes(body[runs_length:runs_length + 8], "little")
+        if b.after >= b.sequence:
+            raise Bad("message", "a delta to what is yet to come")
     b.runs = decode_runs(runs, blocks, page_size)
     _check_runs(b, features)
     if sum(x.stream_bytes(blocks, page_size) for x in b.runs) != b.stream_bytes:
         raise Bad("stream", "the runs do not add up to the batch's stream bytes")
     if sum(x.content_bytes(page_size) for x in b.runs) != body_length - runs_length:
         raise Bad("stream", "the contents do not add up to the body")
-    if b.codec == DELTA:
+    if b.codec in DELTAS:
+        of = recent if b.codec == RECENT and recent else base
         contents = _unpack(contents, body_length - runs_length,
-                           old_pages(b.runs, blocks, base or (lambda *_: None)))
+                           old_pages(b.runs, blocks, of or (lambda *_: None), b.codec))
     _fill(b, Reader(contents, "stream"), page_size)
     return b
 
@@ -210,8 +225,8 @@ def _check_runs(b, features):
         raise Bad("runs", "moved, which was not agreed on")
     if b.self_contained and any(x.kind in (SAME, MOVED) for x in b.runs):
         raise Bad("runs", "a reference in a self-contained batch")
-    if any(x.old for x in b.runs) != (b.codec == DELTA):
-        raise Bad("runs", "a delta to nothing" if b.codec == DELTA else "OLD where there is no delta")
+    if any(x.old for x in b.runs) != (b.codec in DELTAS):
+        raise Bad("runs", "a delta to nothing" if b.codec in DELTAS else "OLD where there is no delta")
 
 
 def _fill(b, contents, page_size):

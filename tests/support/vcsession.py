@@ -122,6 +122,7 @@ class Session:
         self.reads = dict.fromkeys(vcwire.READS, 0)
         self.base, self.generation, self.seals = None, None, None
         self.batches, self.asked, self.repaired = {}, {}, {}
+        self.recent = {}  # (block name, page): (run, number in it) that carried it last
         self.position, self.acked = 0, 0
         self.returned, self.committed = bytearray(), {}
         self.side_channel = None
@@ -303,7 +304,9 @@ class Session:
     # ---- batches ----
 
     def _batch(self, payload):
-        b = vcbatch.decode_batch(payload, self.blocks, self.page_size, self._features(), self._old)
+        b = vcbatch.decode_batch(payload, self.blocks, self.page_size, self._features(), self._old,
+                                 self._before)
+        self._note(b)
         b.again = False
         need(b.stream_bytes <= self.accept["max_stream"], "a batch larger than accepted")
         old = self.batches.get(b.sequence)
@@ -322,6 +325,24 @@ class Session:
         """A page of the base generation, whether or not it is what the index says: what a delta is
         made against is not checked by itself."""
         return self.stored(self.accept["generation"], name, page) if self.base else None
+
+    def _before(self, name, page):
+        """A page as the session has carried it, or else as it is in the base generation."""
+        run, i = self.recent.get((name, page), (None, 0))
+        if run is None or run.kind == SAME:
+            return self._old(name, page)
+        if run.kind == DATA:
+            return run.content[i * self.page_size:(i + 1) * self.page_size]
+        return bytes(self.page_size)
+
+    def _note(self, b):
+        for r in b.runs:
+            for i in range(r.count if r.kind in (SAME, ZERO, DATA, INVALIDATE) else 0):
+                place = self.blocks[r.block][0], r.page + i
+                if r.kind == INVALIDATE:
+                    self.recent.pop(place, None)
+                else:
+                    self.recent[place] = r, i
 
     def _expand(self, b):
         need(self.base or all(r.kind not in (SAME, MOVED) for r in b.runs), "a reference to nothing")

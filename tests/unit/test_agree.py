@@ -33,7 +33,7 @@ def damaged(rng, data):
     if data[4] == BATCH and data[8 + 28]:
         # What a damaged zstd frame unpacks to is not for us to say. A delta's begins behind the runs.
         runs_length = int.from_bytes(payload[20:24], "little")
-        end, kinds = 48 + (runs_length if data[8 + 28] == vcbatch.DELTA else 0), 3
+        end, kinds = 48 + (runs_length if data[8 + 28] in vcbatch.DELTAS else 0), 3
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(end)
         kind = rng.randrange(kinds)
@@ -115,7 +115,7 @@ def main():
     vectors = [(x, (v.DIRECTORY / f"{x['name']}.bin").read_bytes()) for x in known
                if x["verdict"] == "good"]
     vectors = [(x, d) for x, d in vectors if 8 < len(d) < 4000 and not d[5]
-               and x["features"] in (0, vcbatch.FEATURE_DELTA)]
+               and not x["features"] & ~(vcbatch.FEATURE_DELTA | vcbatch.FEATURE_RECENT)]
     vectors += [(x, d) for x, d in vectors if d[4] == BATCH] * 4  # there is most to say about them
     verdicts = {}
     for _ in range(ROUNDS):

@@ -440,7 +440,7 @@ static void print_header(FILE *f, const struct vc_wire_batch *h)
     print_hex(f, "seal", h->seal, VC_WIRE_SEAL_BYTES);
 }
 
-/* Expands a delta with the pages of the base. False: it cannot be. */
+/* Expands a delta with the pages of the base: no batch came before it. False: it cannot be. */
 static bool undelta(struct vc_dst_batch *b)
 {
     uint8_t *prefix = malloc((size_t)b->n_old * g.ram.page_bytes), *to = prefix;
@@ -533,7 +533,7 @@ static int batch(const struct vector *v, const uint8_t *p, size_t n, struct outc
     memcpy(frame->payload, p, n);
     o->stage = STAGE_MESSAGE;
     o->rc = vc_dst_batch_parse(b, frame, &g.ram, v->features, g.codec, &err);
-    if (!o->rc && b->h.codec == VC_WIRE_CODEC_DELTA && !undelta(b)) {
+    if (!o->rc && vc_wire_codec_is_delta(b->h.codec) && !undelta(b)) {
         encode_again(b, p, n, b->body, w);
         o->stage = STAGE_SEAL;
         o->rc = VC_E_SEAL;

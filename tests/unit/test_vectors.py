@@ -70,12 +70,20 @@ class Deltas(unittest.TestCase):
     OLD = vcvectors.base_page(b"vga", 3)
     NEW = OLD[:100] + b"what has changed" + OLD[116:]
 
-    def decoded(self, base, features=vcbatch.FEATURE_DELTA):
+    def decoded(self, base, recent=None, codec=vcbatch.DELTA):
         run = vcbatch.Run(vcbatch.DATA, 1, 1, 3, old=True, content=self.NEW)
-        b = vcbatch.Batch(1, 0, 8 + vcvectors.PAGE_SIZE, bytes(16), [run], vcbatch.DELTA)
+        b = vcbatch.Batch(1, 0, 8 + vcvectors.PAGE_SIZE, bytes(16), [run], codec)
         payload = vcbatch.encode_batch(b, prefix=self.OLD)
-        self.assertLess(len(payload), 48 + 60)
-        return vcbatch.decode_batch(payload, vcvectors.BLOCKS, vcvectors.PAGE_SIZE, features, base)
+        self.assertLess(len(payload), 48 + 68)
+        return vcbatch.decode_batch(payload, vcvectors.BLOCKS, vcvectors.PAGE_SIZE,
+                                    vcbatch.FEATURE_DELTA | vcbatch.FEATURE_RECENT, base, recent)
+
+    def test_recent_pages_come_before_those_of_the_base(self):
+        b = self.decoded(lambda *_: bytes(vcvectors.PAGE_SIZE), lambda *_: self.OLD, vcbatch.RECENT)
+        self.assertEqual(b.runs[0].content, self.NEW)
+        with self.assertRaises(vcwire.Bad) as e:
+            self.decoded(lambda *_: self.OLD, lambda *_: None, vcbatch.RECENT)
+        self.assertEqual(e.exception.code, "SEAL")
 
     def test_contents_come_from_the_old_page(self):
         asked = []

@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 import vcvectors as v  # noqa: E402
 import zstandard  # noqa: E402
-from vcbatch import (DATA, DELTA, FEATURE_DELTA, INVALIDATE, MOVED, OPAQUE, SAME, ZERO, ZSTD,  # noqa: E402
-                     Batch, Run, encode_batch, encode_runs, old_pages)
+from vcbatch import (DATA, DELTA, FEATURE_DELTA, FEATURE_RECENT, INVALIDATE, MOVED, OPAQUE, RECENT, SAME, ZERO,  # noqa: E402
+                     ZSTD, Batch, Run, encode_batch, encode_runs, old_pages)
 from vcdigest import Digest  # noqa: E402
 from vcwire import BY_NAME, DEST, SOURCE, encode, frame, varint, zigzag  # noqa: E402
 
@@ -399,6 +399,36 @@ def bad_deltas():
     refused("wrong-seal", delta(b, seal=bytes(16)), "bad SEAL seal")
 
 
+BOTH = FEATURE_DELTA | FEATURE_RECENT
+
+
+def recent():
+    """The judges know nothing of batches before: an old page is the base's."""
+    for name, runs in ("page", [old(1, 0, 9, named=True)]), ("all-kinds", ALL_KINDS):
+        b = batch(runs, 1, 0, RECENT)
+        add("batch-recent-" + name, frame("BATCH", delta(b)), features=BOTH)
+    b = batch(ALL_KINDS, 7, 5000, RECENT)
+    b.after = 6
+    add("batch-recent-after-the-last", frame("BATCH", delta(b)), features=BOTH)
+    runs, packed = encode_runs(b.runs), delta(b)[48 + len(encode_runs(b.runs)) + 8:]
+
+    def refused(name, payload, verdict="bad PROTOCOL message", features=BOTH):
+        add("batch-recent-" + name, frame("BATCH", payload), verdict, features=features)
+    refused("not-agreed", delta(b), features=FEATURE_DELTA)
+    refused("without-delta", delta(b), features=FEATURE_RECENT)
+    refused("self-contained", delta(b, flags=1))
+    refused("without-old", delta(batch(EVERYTHING, codec=RECENT), [old(1, 0, 9)]))
+    refused("without-after", delta(b, packed=runs + packed))
+    refused("cut-in-after", delta(b, packed=runs + struct.pack("<Q", 6)[:7]))
+    refused("contents-missing", delta(b, packed=runs + struct.pack("<Q", 6)))
+    refused("frame-trailing", delta(b, packed=runs + struct.pack("<Q", 6) + packed + b"\0"))
+    refused("body-with-after", delta(b, body_length=len(runs + b"".join(r.content for r in b.runs)) + 8))
+    for name, after in ("itself", 7), ("later", 8), ("largest", 2 ** 64 - 1):
+        refused("after-" + name, delta(b, packed=runs + struct.pack("<Q", after) + packed))
+    refused("other-old-pages", delta(b, [old(5, 1, 8)]), "bad SEAL seal")
+    refused("wrong-seal", delta(b, seal=bytes(16)), "bad SEAL seal")
+
+
 def preempt():
     """Channel 1 has a chain of seals of its own."""
     seal, position = Digest(v.KEY, "seal")(v.SESSION + struct.pack("<H", 1)), 0
@@ -416,6 +446,7 @@ def bad_headers():
         bad("batch-" + name, "BATCH", encode_batch(b, **header))
     refused("sequence-0", sequence=0)
     refused("codec-3", codec=3)
+    refused("codec-4", codec=4)
     refused("unknown-flag", flags=2)
     refused("reserved", zero=1)
     refused("stream-above-4-mib", stream_bytes=(4 << 20) + 1)
@@ -534,7 +565,7 @@ def bad_runs():
 
 def main():
     for make in (frames, hello, handshake, blocks, stream, announce, end, batches, deltas, preempt, bad_headers,
-                 bad_zstd, bad_deltas, bad_runs):
+                 bad_zstd, bad_deltas, recent, bad_runs):
         make()
     v.DIRECTORY.mkdir(parents=True, exist_ok=True)
     for old in v.DIRECTORY.glob("*.bin"):
