@@ -108,10 +108,11 @@ void *vc_dest_record_main(void *arg)
         struct vc_dst_batch *b = vc_dst_batch_of_record(node);
         struct vc_txn *t = vc_recorder_begin(&d->recorder);
         struct vc_err err = VC_ERR_INIT;
+        uint64_t seq = b->h.seq;
         int rc = t ? record_batch(t, b, &have_ram, &err) : 0;
 
         vc_dst_batch_unref(b);
-        vc_recorder_done(&d->recorder, rc, &err);
+        vc_recorder_done(&d->recorder, seq, rc, &err);
     }
     vc_recorder_end(&d->recorder);
     return NULL;

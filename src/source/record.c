@@ -112,6 +112,7 @@ void *vc_source_record_main(void *arg)
         struct vc_src_batch *b = vc_src_batch_of_record(node);
         struct vc_err err = VC_ERR_INIT;
         struct vc_txn *t = vc_recorder_begin(&s->recorder);
+        uint64_t seq = b->seq;
         int rc = 0;
 
         if (t && b->item == VC_SRC_BLOCKS)
@@ -119,7 +120,7 @@ void *vc_source_record_main(void *arg)
         else if (t && b->item == VC_SRC_BATCH)
             rc = record_batch(s, t, b, &err);
         vc_src_batch_unref(b);
-        vc_recorder_done(&s->recorder, rc, &err);
+        vc_recorder_done(&s->recorder, seq, rc, &err);
     }
     vc_recorder_end(&s->recorder);
     return NULL;

@@ -181,6 +181,15 @@ int vc_txn_put(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
                const uint8_t *const *contents, const struct vc_digest *digests,
                struct vc_err *err) VC_NODISCARD;
 
+/** How many of n pages from @page on, one at least, have this in common: *known says whether the
+ *  transaction has a content for them (held, or zeroes). Not while another thread records, like
+ *  the next one. */
+size_t vc_txn_known(const struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
+                    bool *known);
+/** Reads n pages, for all of which it has one, into @buf, unverified. */
+int vc_txn_read(const struct vc_txn *t, uint32_t block, struct vc_page page, size_t n, uint8_t *buf,
+                struct vc_err *err) VC_NODISCARD;
+
 struct vc_txn_note {
     uint64_t same_pages, data_pages;
     uint8_t role;

@@ -283,6 +283,71 @@ int vc_txn_put(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
     return 0;
 }
 
+/* ---- reading ---- */
+
+static bool is_known(uint8_t state)
+{
+    return state == VC_PAGE_HELD || state == VC_PAGE_ZERO;
+}
+
+size_t vc_txn_known(const struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
+                    bool *known)
+{
+    const uint8_t *state;
+    size_t k = 1;
+
+    *known = false;
+    if (!t->ram_set)
+        return n;
+    state = t->ix.state + t->ix.first[block] + page.n;
+    *known = is_known(state[0]);
+    while (k < n && is_known(state[k]) == *known)
+        k++;
+    return k;
+}
+
+/* Reads the first of n pages, and what lies behind it where the next ones are; *k: so many. */
+static int read_stretch(const struct vc_txn *t, uint32_t block, uint64_t page, size_t n,
+                        uint8_t *buf, size_t *k, struct vc_err *err)
+{
+    const uint8_t *state = t->ix.state + t->ix.first[block] + page;
+    const struct vc_io *io = t->vm->store->io;
+    uint32_t page_bytes = t->ix.ram.page_bytes, layer, next;
+    uint64_t at;
+    int rc;
+
+    *k = 1;
+    if (state[0] == VC_PAGE_ZERO) {
+        memset(buf, 0, page_bytes);
+        return 0;
+    }
+    at = vc_index_offset(&t->ix, block, page, &layer);
+    if (layer != t->own)
+        return vc_gen_read(t->base, block, vc_page(page), 1, buf, err);
+    while (*k < n && state[*k] == VC_PAGE_HELD &&
+           vc_index_offset(&t->ix, block, page + *k, &next) == at + *k * page_bytes &&
+           next == layer)
+        ++*k;
+    rc = io->read(io, t->fd, buf, *k * page_bytes, at);
+    if (rc == 0)
+        return vc_err_set(err, VC_E_CORRUPT, "the new generation's file is cut off");
+    return rc < 0 ? vc_store_errno(err, "read", "the new generation") : 0;
+}
+
+int vc_txn_read(const struct vc_txn *t, uint32_t block, struct vc_page page, size_t n, uint8_t *buf,
+                struct vc_err *err)
+{
+    for (size_t i = 0, k; i < n; i += k) {
+        int rc = read_stretch(t, block, page.n + i, n - i, buf + i * t->ix.ram.page_bytes, &k, err);
+
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+/* ---- the log ---- */
+
 int vc_txn_log(struct vc_txn *t, bool sync, struct vc_err *err)
 {
     if (!t->ram_set)

@@ -334,6 +334,37 @@ static inline struct vc_txn *begin(struct vc_vm *vm, const struct vc_gen *base, 
     return t;
 }
 
+/* Pages [from, to) are in one block. */
+static inline void assert_txn_block(const struct vc_txn *t, const struct image *m, unsigned from,
+                                    unsigned to)
+{
+    static uint8_t got[N_PAGES * PAGE_BYTES];
+    uint8_t want[PAGE_BYTES];
+    struct vc_err err;
+    uint32_t block;
+    uint64_t page;
+    bool known;
+
+    for (unsigned i = from, n; i < to; i += n) {
+        locate(i, &block, &page);
+        n = (unsigned)vc_txn_known(t, block, vc_page(page), to - i, &known);
+        assert_true(n >= 1 && n <= to - i);
+        if (known)
+            assert_int_equal(vc_txn_read(t, block, vc_page(page), n, got, &err), 0);
+        for (unsigned k = 0; k < n; k++) {
+            uint8_t state = m->state[i + k];
+
+            assert_int_equal(known, state == VC_PAGE_HELD || state == VC_PAGE_ZERO);
+            if (!known)
+                continue;
+            memset(want, 0, sizeof(want));
+            if (state == VC_PAGE_HELD)
+                content_of(m->version[i + k], want);
+            assert_memory_equal(got + k * PAGE_BYTES, want, PAGE_BYTES);
+        }
+    }
+}
+
 static inline void random_runs(struct vc_txn *t, unsigned n, struct image *m,
                                const struct image *base)
 {
@@ -341,6 +372,8 @@ static inline void random_runs(struct vc_txn *t, unsigned n, struct image *m,
 
     for (unsigned i = 0; i < n; i++)
         assert_int_equal(random_run(t, m, base, &err), 0);
+    assert_txn_block(t, m, 0, FIRST_OF_LAST);
+    assert_txn_block(t, m, FIRST_OF_LAST, N_PAGES);
 }
 
 static const struct vc_txn_note note = {
