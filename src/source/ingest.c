@@ -382,7 +382,6 @@ void *vc_source_ingest_main(void *arg)
         s->stream_ended = true;
         s->first_pass_done = true;
     }
-    vc_queue_close(&s->recorder.queue);
     vc_queue_close(&s->to_send);
     vc_source_notify(s);
     vc_src_batch_unref(in->batch);

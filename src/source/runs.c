@@ -22,16 +22,7 @@ static int open_batch(struct vc_ingest *in)
 static int push(struct vc_ingest *in, struct vc_src_batch *b)
 {
     struct vc_source *s = in->s;
-    int rc;
 
-    vc_src_batch_ref(b);
-    rc = vc_recorder_push(&s->recorder, &b->record_node, b->stream_bytes);
-    if (rc)
-        vc_src_batch_unref(b);
-    if (rc == VC_CLOSED) {
-        vc_src_batch_unref(b);
-        return VC_CLOSED;
-    }
     atomic_fetch_add(&s->unsent, 1);
     if (vc_queue_push(&s->to_send, &b->send_node, b->data_bytes + b->opaque_bytes + 1024u)) {
         vc_src_batch_unref(b);

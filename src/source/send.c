@@ -10,7 +10,8 @@
 #include "source/pipeline.h"
 
 /* The sending stage: takes batches in order, waits until another one may be on its way, compresses,
- * puts the batch into the repair window and hands its frame to the link. */
+ * has the batch recorded, puts it into the repair window and hands its frame to the link. It is
+ * recorded no earlier, so that while a batch is packed the new generation has what was before. */
 
 /* So many batches that came again say that the old pages at the destination are not what they
  * should be: no more deltas then. */
@@ -52,6 +53,14 @@ static void into_window(struct vc_source *s, struct vc_src_batch *b,
     s->window_tail = b;
 }
 
+/* A store that is stuck takes nothing. */
+static void have_recorded(struct vc_source *s, struct vc_src_batch *b)
+{
+    vc_src_batch_ref(b);
+    if (vc_recorder_push(&s->recorder, &b->record_node, b->stream_bytes))
+        vc_src_batch_unref(b);
+}
+
 static int no_memory(struct vc_err *err)
 {
     return vc_err_set(err, VC_E_NOMEM, "no memory for a frame");
@@ -73,12 +82,14 @@ static int send_batch(struct send *st, struct vc_src_batch *b)
     int level;
 
     if (!wait_for_room(s, &batch, &probe_rate)) {
+        have_recorded(s, b);
         vc_src_batch_unref(b);
         return VC_CLOSED;
     }
     went = vc_now_ns();
     level = vc_effort_level(&st->effort, content_bytes, &batch.probe);
     f = vc_packer_frame(&st->packer, b, delta ? VC_SRC_DELTA : VC_SRC_PLAIN, level);
+    have_recorded(s, b);
     if (!f) {
         vc_src_batch_unref(b);
         return no_memory(&st->err);
@@ -112,6 +123,8 @@ static int send_item(struct send *st, struct vc_src_batch *b)
     struct vc_link_frame *eof;
     int rc;
 
+    if (b->item != VC_SRC_BATCH)
+        have_recorded(s, b);
     switch (b->item) {
     case VC_SRC_BLOCKS:
         rc = send_blocks(s, b->ram, &st->err);
@@ -146,6 +159,11 @@ void *vc_source_send_main(void *arg)
     }
     if (rc < 0)
         vc_source_abort(s, &st.err);
+    while ((node = vc_queue_drain(&s->to_send))) { /* what was read is recorded */
+        have_recorded(s, (struct vc_src_batch *)node);
+        vc_src_batch_unref((struct vc_src_batch *)node);
+    }
+    vc_queue_close(&s->recorder.queue);
     /* A link that is closed tells the receiving stage why: the peer may have said it. */
     vc_packer_fini(&st.packer);
     vc_source_notify(s);

@@ -66,7 +66,6 @@ void vc_source_abort(struct vc_source *s, const struct vc_err *why)
     shutdown(s->o.qemu_fd, SHUT_RDWR);
     vc_src_channel_abort(s);
     vc_queue_abort(&s->to_send);
-    vc_queue_close(&s->recorder.queue); /* what was read is recorded */
     vc_slab_pool_close(&s->slabs);
     vc_source_notify(s);
 }
@@ -162,6 +161,7 @@ int vc_source_start(const struct vc_source_options *o, struct vc_source **out, s
         rc = start_threads(s, err);
     if (rc) {
         vc_source_abort(s, err);
+        vc_queue_close(&s->recorder.queue); /* there may be no sender who would */
         vc_txn_abort(vc_source_join(s));
         vc_source_free(s);
         return rc;
