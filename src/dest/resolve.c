@@ -19,6 +19,9 @@
  * self-contained; if that fails too, there is nothing left to trust. */
 
 #define DIGEST_GROUP 64
+/* For the recorder to come as far as a delta needs. It has at most VC_DEST_RECORD_BYTES to write,
+ * so it fails or hangs if it takes longer, and the batch comes again without. */
+#define RECORDED_NS VC_NS_PER_S
 
 /* ---- pages of the base generation ---- */
 
@@ -67,26 +70,67 @@ static int read_same(struct vc_dst_resolve *r, struct vc_dst_batch *b, const str
     return 0;
 }
 
+/* Reads what pages were before the batch: from the new generation, or where they have not been in
+ * this session, from the base. VC_MISMATCH: there is nothing, or the store does not give it. */
+static int read_recent(struct vc_dst_resolve *r, const struct vc_txn *t,
+                       const struct vc_wire_run *run, uint8_t *to)
+{
+    struct vc_wire_run part = *run;
+    struct vc_err err = VC_ERR_INIT;
+    int rc = 0;
+
+    for (uint64_t i = 0; i < run->count && !rc; i += part.count) {
+        bool known;
+
+        part.page = vc_page(run->page.n + i);
+        part.count = vc_txn_known(t, run->block, part.page, run->count - i, &known);
+        rc = known ? vc_txn_read(t, run->block, part.page, part.count, to, &err)
+                   : read_base(r, &part, to, NULL);
+        if (rc && known)
+            vc_log_err(r->d->o.log, VC_LOG_WARNING, "the new generation cannot be read", &err);
+        to += part.count * r->d->ram.page_bytes;
+    }
+    return rc ? VC_MISMATCH : 0;
+}
+
+/* Reads the old pages of a batch. @t: with those that the session has carried; may be NULL. */
+static int read_old(struct vc_dst_resolve *r, const struct vc_dst_batch *b, const struct vc_txn *t)
+{
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < b->n_runs; i++) {
+        const struct vc_wire_run *run = &b->runs[i].run;
+        int rc;
+
+        if (!run->old)
+            continue;
+        rc = t ? read_recent(r, t, run, r->prefix.p + n) : read_base(r, run, r->prefix.p + n, NULL);
+        if (rc)
+            return rc;
+        n += run->count * b->ram->page_bytes;
+    }
+    return 0;
+}
+
 /* Reads what a delta was made against, and expands it. VC_MISMATCH: it cannot be, here. */
 static int undelta(struct vc_dst_resolve *r, struct vc_dst_batch *b)
 {
-    size_t bytes = (size_t)b->n_old * b->ram->page_bytes, n = 0;
+    bool recent = b->h.codec == VC_WIRE_CODEC_RECENT;
+    size_t bytes = (size_t)b->n_old * b->ram->page_bytes;
+    const struct vc_txn *t = NULL;
     struct vc_err err = VC_ERR_INIT;
     int rc;
 
     if (!vc_buf_reserve(&r->prefix, bytes))
         return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
-    for (uint32_t i = 0; i < b->n_runs; i++) {
-        const struct vc_wire_run *run = &b->runs[i].run;
-
-        if (!run->old)
-            continue;
-        rc = read_base(r, run, r->prefix.p + n, NULL);
-        if (rc)
-            return rc;
-        n += run->count * b->ram->page_bytes;
-    }
-    rc = vc_dst_batch_undelta(b, r->codec, r->prefix.p, n, &err);
+    if (recent && !(t = vc_recorder_hold(&r->d->recorder, b->after, vc_now_ns() + RECORDED_NS)))
+        return VC_MISMATCH;
+    rc = read_old(r, b, t);
+    if (t)
+        vc_recorder_let_go(&r->d->recorder);
+    if (rc)
+        return rc;
+    rc = vc_dst_batch_undelta(b, r->codec, r->prefix.p, bytes, &err);
     if (rc == VC_E_PROTOCOL)
         return VC_MISMATCH;
     if (rc)
@@ -178,7 +222,7 @@ static int build(struct vc_dst_resolve *r, struct vc_dst_batch *b)
         rc = vc_err_set(&r->err, VC_E_PROTOCOL, "BATCH: number %llu at %llu, expected %llu at %llu",
                         (unsigned long long)b->h.seq, (unsigned long long)b->h.position,
                         (unsigned long long)r->next_seq, (unsigned long long)r->position);
-    if (!rc && b->h.codec == VC_WIRE_CODEC_DELTA)
+    if (!rc && vc_wire_codec_is_delta(b->h.codec))
         rc = undelta(r, b);
     if (!rc)
         rc = resolve_same(r, b);

@@ -254,6 +254,7 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
         .channels = m->features & VC_WIRE_FEATURE_CHANNELS,
         .delta = m->features & VC_WIRE_FEATURE_DELTA,
         .moved = m->features & VC_WIRE_FEATURE_MOVED,
+        .recent = m->features & VC_WIRE_FEATURE_RECENT,
         .reads = m->features & VC_WIRE_FEATURE_READS,
         .link = m->link,
         .session = m->session,

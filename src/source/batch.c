@@ -82,8 +82,9 @@ void vc_src_batch_add_opaque(struct vc_src_batch *b, struct vc_slab *slab, const
 static bool continues(const struct vc_src_run *last, const struct vc_wire_run *run)
 {
     return last && last->run.kind == run->kind && last->run.as_page == run->as_page &&
-           last->run.old == run->old && last->run.block == run->block &&
-           last->run.page.n + last->run.count == run->page.n && !run->named &&
+           last->run.old == run->old && last->run.recent == run->recent &&
+           last->run.block == run->block && last->run.page.n + last->run.count == run->page.n &&
+           !run->named &&
            (run->kind != VC_RUN_MOVED ||
             (last->run.from_block == run->from_block &&
              last->run.from_page.n + last->run.count == run->from_page.n));
@@ -111,6 +112,8 @@ void vc_src_batch_add_page(struct vc_src_batch *b, struct vc_slab *slab,
         b->data_bytes += page_bytes;
     if (run->old)
         b->old_bytes += page_bytes;
+    if (run->recent)
+        b->recent_bytes += page_bytes;
     b->content[b->n_pages] = content;
     b->digests[b->n_pages] = *digest;
     b->local_same[b->n_pages] = local_same;
@@ -151,7 +154,7 @@ void vc_src_batch_runs(const struct vc_src_batch *b, enum vc_src_form form, stru
 
         if (has_content(&b->runs[i], form))
             run.kind = VC_RUN_DATA;
-        run.old = run.old && form == VC_SRC_DELTA;
+        run.old = (run.old && form == VC_SRC_DELTA) || (run.recent && form == VC_SRC_RECENT);
         vc_wire_run_encode(w, &cursor, &run);
     }
 }

@@ -46,11 +46,14 @@ struct vc_src_batch {
     const struct vc_ram *ram; /* BLOCKS, and every batch after it; owned by the pipeline */
     uint64_t seq, position;
     uint32_t stream_bytes;
-    uint32_t data_bytes; /* contents of data runs */
-    uint32_t old_bytes;  /* of these, where both hosts have the page as it was */
+    uint32_t data_bytes;   /* contents of data runs */
+    uint32_t old_bytes;    /* of these, where both hosts have the page as it was */
+    uint32_t recent_bytes; /* ... or will, once they have recorded ... */
+    uint64_t after;        /* ... this batch; 0: there is nothing that is not in old_bytes */
     uint32_t opaque_bytes;
     struct vc_digest seal;
     struct vc_flow_mark mark; /* [thread: send, then lock: pipeline's mu] */
+    bool sent_recent;         /* likewise: as codec recent */
     bool resent, repaired;    /* [thread: recv] */
 
     uint32_t n_runs, n_pages, n_slabs;
@@ -81,7 +84,7 @@ bool vc_src_batch_has_room(const struct vc_src_batch *b, size_t stream_bytes,
 void vc_src_batch_add_opaque(struct vc_src_batch *b, struct vc_slab *slab, const uint8_t *p,
                              uint32_t n);
 /** A ZERO record (content NULL) or a PAGE record. @kind: SAME, MOVED, ZERO or DATA, the latter with
- * `old` if both hosts have the page as it was. */
+ * `old` if both hosts have the page as it was, and `recent` likewise. */
 void vc_src_batch_add_page(struct vc_src_batch *b, struct vc_slab *slab,
                            const struct vc_wire_run *run, uint32_t header_bytes,
                            const uint8_t *content, uint32_t page_bytes,
@@ -92,14 +95,15 @@ void vc_src_batch_add_invalidate(struct vc_src_batch *b, uint16_t block, struct 
 /** What a batch may refer to on the wire. */
 enum vc_src_form {
     VC_SRC_PLAIN,          /* pages that the destination has */
-    VC_SRC_DELTA,          /* and to what they were, from OLD runs */
+    VC_SRC_DELTA,          /* and to what they were in the base generation */
+    VC_SRC_RECENT,         /* or have become in this session */
     VC_SRC_SELF_CONTAINED, /* nothing */
 };
 /** Most bytes that vc_src_batch_body() writes. */
 size_t vc_src_batch_body_bound(const struct vc_src_batch *b, enum vc_src_form form,
                                uint32_t page_bytes);
 /** Writes the body (runs, then contents) as docs/formats/wire.md has it; *runs_bytes_out is the
- *  length of its first part, which is the same for PLAIN and DELTA. Returns the length. */
+ *  length of its first part, which is the same for PLAIN, DELTA and RECENT. Returns the length. */
 size_t vc_src_batch_body(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
                          uint8_t *out, size_t cap, uint32_t *runs_bytes_out);
 /** Writes the runs of such a body once more. */

@@ -96,6 +96,12 @@ static int ram_known(struct vc_ingest *in)
     if (!in->seen)
         return vc_err_set(&in->err, VC_E_NOMEM, "no memory for %llu pages",
                           (unsigned long long)pages);
+    if (s->o.delta && s->o.recent && s->o.txn) {
+        int rc = vc_recent_init(&in->recent, pages, &in->err);
+
+        if (rc)
+            return rc;
+    }
     if (s->o.local_gen)
         vc_ram_map(&s->ram, vc_gen_ram(s->o.local_gen), s->local_map);
     atomic_store(&s->n.first_pass_left, vc_ram_bytes(&s->ram));
@@ -390,6 +396,7 @@ void *vc_source_ingest_main(void *arg)
     vc_digester_free(in->seals);
     vc_qs_parser_free(in->parser);
     free(in->seen);
+    vc_recent_fini(&in->recent);
     free(in);
     return NULL;
 }

@@ -4,6 +4,7 @@
 
 #include "qstream/qstream.h"
 #include "source/pipeline.h"
+#include "source/recent.h"
 
 /* What the two halves of the intake share: ingest.c reads and parses, runs.c makes batches. All of
  * it belongs to the ingest thread. */
@@ -34,6 +35,7 @@ struct vc_ingest {
 
     uint8_t *seen; /* first pass: one bit a page, blocks one behind the other */
     bool repeated; /* a page came again */
+    struct vc_recent recent;
     uint64_t block_first[VC_MAX_BLOCKS];
     bool return_path;
     double credit_bytes; /* pacing: bytes that may be read now */

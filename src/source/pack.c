@@ -5,13 +5,19 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "link/link.h"
-#include "store/store.h"
+#include "store/recorder.h"
 
 /* The body of a batch is put together in one buffer and compressed from there into the frame. Where
  * both hosts have what a page was before, that is given to zstd as a prefix: what has changed in it
- * is all that is left (docs/formats/wire.md, "BATCH"). */
+ * is all that is left (docs/formats/wire.md, "BATCH"). What it was before the batch is best, and
+ * that the new generation tells, if this host's recorder has come so far. */
+
+/* For what the recorder is at to be done. It writes to the page cache, or is not worth waiting for.
+ */
+#define TURN_NS (5 * VC_NS_PER_MS)
 
 int vc_packer_init(struct vc_packer *p, const struct vc_gen *gen, const int *map,
                    const struct vc_lineage *lineage, const struct vc_log *log, struct vc_err *err)
@@ -45,32 +51,66 @@ static bool are_right(struct vc_packer *p, const struct vc_wire_run *r, const ui
            !bad;
 }
 
-/* Reads what the pages of OLD runs were. False: there is nothing, or it cannot be read. */
-static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b,
-                        struct vc_wire_prefix *out)
+/* Reads pages of the base generation as the destination has them. */
+static bool read_base(struct vc_packer *p, const struct vc_wire_run *r, uint8_t *to)
 {
-    uint32_t page_bytes = b->old_bytes ? b->ram->page_bytes : 0;
-    size_t content = 0, n = 0;
     struct vc_err err = VC_ERR_INIT;
 
-    if (!b->old_bytes || p->gen_failed || !vc_buf_reserve(&p->prefix, b->old_bytes))
+    if (p->gen_failed)
+        return false;
+    if (vc_gen_read(p->gen, (uint32_t)p->map[r->block], r->page, r->count, to, &err)) {
+        vc_log_err(p->log, VC_LOG_WARNING,
+                   "changed pages are sent whole: the checkpoint cannot be read", &err);
+        p->gen_failed = true;
+        return false;
+    }
+    return are_right(p, r, to);
+}
+
+/* Reads what pages were before the batch: from the new generation, or where they have not been in
+ * this session, from the base. These had `old` as well, so that it holds them. */
+static bool read_recent(struct vc_packer *p, const struct vc_txn *t, const struct vc_wire_run *r,
+                        uint32_t page_bytes, uint8_t *to)
+{
+    struct vc_wire_run part = *r;
+    struct vc_err err = VC_ERR_INIT;
+
+    for (uint64_t i = 0; i < r->count; i += part.count, to += part.count * page_bytes) {
+        bool known;
+
+        part.page = vc_page(r->page.n + i);
+        part.count = vc_txn_known(t, r->block, part.page, r->count - i, &known);
+        if (!known && !(r->old && read_base(p, &part, to)))
+            return false;
+        if (known && vc_txn_read(t, r->block, part.page, part.count, to, &err)) {
+            vc_log_err(p->log, VC_LOG_WARNING, "the new generation cannot be read", &err);
+            p->txn_failed = true;
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Reads what the pages of OLD runs were. False: there is nothing, or it cannot be read. @t: of a
+ * batch of codec recent. */
+static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b, const struct vc_txn *t,
+                        struct vc_wire_prefix *out)
+{
+    size_t most = t ? b->recent_bytes : b->old_bytes, content = 0, n = 0;
+    uint32_t page_bytes = most ? b->ram->page_bytes : 0;
+
+    if (!most || !vc_buf_reserve(&p->prefix, most))
         return false;
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_wire_run *r = &b->runs[i].run;
 
-        if (r->old) {
-            if (n <= b->old_bytes / 2) { /* the last one that begins in the first half */
+        if (t ? r->recent : r->old) {
+            if (n <= most / 2) { /* the last one that begins in the first half */
                 out->sample_at = n;
                 out->like_at = content;
             }
-            if (vc_gen_read(p->gen, (uint32_t)p->map[r->block], r->page, r->count, p->prefix.p + n,
-                            &err)) {
-                vc_log_err(p->log, VC_LOG_WARNING,
-                           "changed pages are sent whole: the checkpoint cannot be read", &err);
-                p->gen_failed = true;
-                return false;
-            }
-            if (!are_right(p, r, p->prefix.p + n))
+            if (!(t ? read_recent(p, t, r, page_bytes, p->prefix.p + n)
+                    : read_base(p, r, p->prefix.p + n)))
                 return false;
             n += r->count * page_bytes;
         }
@@ -83,24 +123,46 @@ static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b,
     return true;
 }
 
-/* Compresses the contents with what their pages were; 0: that cannot be, or does not pay. */
-static size_t pack_delta(struct vc_packer *p, const struct vc_src_batch *b, struct vc_wire_batch *h,
-                         uint8_t *out)
+/* Reads what the pages were, from the new generation if that can be: *form says. */
+static bool find_prefix(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form *form,
+                        struct vc_wire_prefix *out)
 {
-    uint32_t contents = h->body_bytes - h->runs_bytes;
-    struct vc_writer w = vc_writer(out, h->runs_bytes);
+    const struct vc_txn *t = NULL;
+    bool found;
+
+    if (*form == VC_SRC_RECENT && b->after && p->recorder && !p->txn_failed)
+        t = vc_recorder_hold(p->recorder, b->after, vc_now_ns() + TURN_NS);
+    if (t) {
+        found = read_prefix(p, b, t, out);
+        vc_recorder_let_go(p->recorder);
+        if (found)
+            return true;
+    }
+    *form = VC_SRC_DELTA;
+    return read_prefix(p, b, NULL, out);
+}
+
+/* Compresses the contents with what their pages were; 0: that cannot be, or does not pay. */
+static size_t pack_delta(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form form,
+                         struct vc_wire_batch *h, uint8_t *out)
+{
+    uint32_t contents = h->body_bytes - h->runs_bytes, between;
+    struct vc_writer w = vc_writer(out, h->body_bytes);
     struct vc_wire_prefix prefix;
     size_t n;
 
-    if (!read_prefix(p, b, &prefix))
+    if (!find_prefix(p, b, &form, &prefix))
         return 0;
+    between = form == VC_SRC_RECENT ? VC_WIRE_AFTER_BYTES : 0;
     n = vc_wire_body_compress(p->codec, p->body.p + h->runs_bytes, contents, &prefix,
-                              out + h->runs_bytes, contents);
+                              out + h->runs_bytes + between, contents - between);
     if (!n)
         return 0;
-    vc_src_batch_runs(b, VC_SRC_DELTA, &w);
-    h->codec = VC_WIRE_CODEC_DELTA;
-    return h->runs_bytes + n;
+    vc_src_batch_runs(b, form, &w);
+    if (between)
+        vc_write_u64(&w, b->after);
+    h->codec = between ? VC_WIRE_CODEC_RECENT : VC_WIRE_CODEC_DELTA;
+    return w.len + n;
 }
 
 /* Puts the body into the frame, as small as it gets. Returns its length there. */
@@ -110,8 +172,8 @@ static size_t pack(struct vc_packer *p, const struct vc_src_batch *b, enum vc_sr
     size_t n = 0;
 
     vc_wire_codec_set_level(p->codec, level);
-    if (level && form == VC_SRC_DELTA) /* else old pages need not be read */
-        n = pack_delta(p, b, h, out);
+    if (level && (form == VC_SRC_DELTA || form == VC_SRC_RECENT)) /* else none need be read */
+        n = pack_delta(p, b, form, h, out);
     return n ? n : vc_wire_body_pack(p->codec, p->body.p, h, out);
 }
 
@@ -131,8 +193,9 @@ struct vc_link_frame *vc_packer_frame(struct vc_packer *p, const struct vc_src_b
     if (!vc_buf_reserve(&p->body, cap + 1))
         return NULL;
     /* A delta's body has the same length: OLD is a bit of a run's head. */
-    h.body_bytes = (uint32_t)vc_src_batch_body(b, form == VC_SRC_DELTA ? VC_SRC_PLAIN : form,
-                                               page_bytes, p->body.p, cap, &h.runs_bytes);
+    h.body_bytes =
+        (uint32_t)vc_src_batch_body(b, form == VC_SRC_SELF_CONTAINED ? form : VC_SRC_PLAIN,
+                                    page_bytes, p->body.p, cap, &h.runs_bytes);
     memcpy(h.seal, b->seal.b, sizeof(h.seal));
     f = vc_link_frame_new(VC_WIRE_BATCH, 0, VC_WIRE_BATCH_HEADER_BYTES + h.body_bytes);
     if (!f)
@@ -140,5 +203,6 @@ struct vc_link_frame *vc_packer_frame(struct vc_packer *p, const struct vc_src_b
     f->bytes = VC_WIRE_BATCH_HEADER_BYTES +
                (uint32_t)pack(p, b, form, level, &h, f->payload + VC_WIRE_BATCH_HEADER_BYTES);
     vc_wire_batch_encode(f->payload, &h);
+    p->last_codec = h.codec;
     return f;
 }

@@ -10,6 +10,7 @@
 struct vc_gen;
 struct vc_lineage;
 struct vc_link_frame;
+struct vc_recorder;
 
 struct vc_packer {
     const struct vc_gen *gen; /* this host's base generation, or NULL; borrowed */
@@ -17,8 +18,11 @@ struct vc_packer {
     const struct vc_log *log; /* borrowed */
     struct vc_wire_codec *codec;
     struct vc_digester *digester;
-    bool gen_failed;            /* it could not be read: no more deltas */
-    struct vc_buf body, prefix; /* of a batch */
+    bool gen_failed;              /* it could not be read: no more deltas */
+    bool txn_failed;              /* likewise: no more batches of codec recent */
+    struct vc_recorder *recorder; /* of the new generation; NULL: no batches of codec recent */
+    struct vc_buf body, prefix;   /* of a batch */
+    uint8_t last_codec;           /* of the last frame */
 };
 
 /** @lineage: of `gen`; may be NULL where that is. */
@@ -26,8 +30,8 @@ int vc_packer_init(struct vc_packer *p, const struct vc_gen *gen, const int *map
                    const struct vc_lineage *lineage, const struct vc_log *log,
                    struct vc_err *err) VC_NODISCARD;
 void vc_packer_fini(struct vc_packer *p);
-/** Builds the BATCH frame; DELTA means where that can be. @level: zstd's; 0: not compressed. NULL:
- * no memory. */
+/** Builds the BATCH frame; DELTA means where that can be, RECENT that or DELTA. @level: zstd's; 0:
+ * not compressed. NULL: no memory. */
 struct vc_link_frame *vc_packer_frame(struct vc_packer *p, const struct vc_src_batch *b,
                                       enum vc_src_form form, int level);
 

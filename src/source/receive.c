@@ -102,6 +102,7 @@ static int on_resend(struct vc_source *s, const struct vc_link_frame *f, struct 
     struct vc_packer packer;
     struct vc_src_batch *b;
     struct vc_link_frame *again = NULL;
+    bool recent;
     uint64_t seq;
     int rc = vc_wire_u64_decode(f->payload, f->bytes, &seq, err);
 
@@ -114,6 +115,7 @@ static int on_resend(struct vc_source *s, const struct vc_link_frame *f, struct 
                           (unsigned long long)seq);
     }
     b->resent = true;
+    recent = b->sent_recent;
     vc_log(s->o.log, VC_LOG_WARNING, "batch %llu failed its seal and is sent again",
            (unsigned long long)seq);
     rc = vc_packer_init(&packer, NULL, NULL, NULL, s->o.log, err);
@@ -126,6 +128,7 @@ static int on_resend(struct vc_source *s, const struct vc_link_frame *f, struct 
     if (!again)
         return vc_err_set(err, VC_E_NOMEM, "no memory for a batch");
     vc_count(&s->n.resent_batches, 1);
+    vc_count(&s->n.resent_recent, recent);
     return vc_link_send(s->o.link, again, true);
 }
 

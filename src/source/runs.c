@@ -170,6 +170,25 @@ static bool has_moved(struct vc_ingest *in, const struct vc_digest *digest, stru
     return vc_remote_find(&s->remote, &s->ram, digest, &run->from_block, &run->from_page);
 }
 
+/* Notes that the page goes out, and whether what it was before is in the new generation. Where it
+ * was said to be as in the base, it does not matter whether that is recorded yet. */
+static void note_recent(struct vc_ingest *in, struct vc_wire_run *run, bool local_same)
+{
+    uint64_t page = in->block_first[run->block] + run->page.n, seq = in->batch->seq, before;
+
+    if (!in->recent.last)
+        return;
+    before = vc_recent_before(&in->recent, page, seq);
+    if (run->kind == VC_RUN_DATA) {
+        run->recent = vc_recent_is_noted(&in->recent, page) ? before != 0 : run->old;
+        in->batch->after = VC_MAX(in->batch->after, before);
+    }
+    if (run->kind == VC_RUN_ZERO)
+        vc_recent_lost(&in->recent, page, 1);
+    else if (run->kind != VC_RUN_SAME || !local_same || vc_recent_is_noted(&in->recent, page))
+        vc_recent_sent(&in->recent, page, seq);
+}
+
 int vc_runs_page(struct vc_ingest *in, const struct vc_ingest_item *g,
                  const struct vc_digest *digest)
 {
@@ -213,6 +232,7 @@ int vc_runs_page(struct vc_ingest *in, const struct vc_ingest_item *g,
                       vc_remote_has(&s->remote, &s->ram, run.block, run.page, &before);
         }
     }
+    note_recent(in, &run, local_same);
     rc = vc_digest_update(in->seals, g->p, g->qs.header_bytes, &in->err);
     if (!rc)
         rc = vc_digest_update(in->seals, digest->b, VC_DIGEST_BYTES, &in->err);
@@ -239,6 +259,7 @@ int vc_runs_zero(struct vc_ingest *in, const struct vc_ingest_item *g)
     if (rc)
         return rc;
     mark_seen(in, run.block, run.page);
+    note_recent(in, &run, false);
     vc_count(&in->s->n.pages_zero, 1);
     vc_src_batch_add_page(in->batch, in->slab, &run, (uint32_t)g->qs.bytes, NULL, 0, NULL, false);
     return 0;
@@ -252,6 +273,7 @@ int vc_runs_invalidate(struct vc_ingest *in, uint16_t block, struct vc_page page
         return rc;
     for (uint64_t i = 0; i < count && in->seen && !in->repeated; i++)
         mark_seen(in, block, vc_page(page.n + i));
+    vc_recent_lost(&in->recent, in->block_first[block] + page.n, count);
     vc_src_batch_add_invalidate(in->batch, block, page, count);
     vc_count(&in->s->n.pages_unknown, count);
     return 0;

@@ -16,6 +16,8 @@
 /* So many batches that came again say that the old pages at the destination are not what they
  * should be: no more deltas then. */
 #define MAX_RESENT_WITH_DELTAS 8
+/* The same for what was made with the new generation, which the destination may not write. */
+#define MAX_RESENT_RECENT 2
 
 struct send {
     struct vc_source *s;
@@ -66,6 +68,15 @@ static int no_memory(struct vc_err *err)
     return vc_err_set(err, VC_E_NOMEM, "no memory for a frame");
 }
 
+static enum vc_src_form form_of_batches(struct vc_source *s)
+{
+    uint64_t recent = atomic_load(&s->n.resent_recent), all = atomic_load(&s->n.resent_batches);
+
+    if (all - recent >= MAX_RESENT_WITH_DELTAS)
+        return VC_SRC_PLAIN;
+    return recent < MAX_RESENT_RECENT ? VC_SRC_RECENT : VC_SRC_DELTA;
+}
+
 static int send_batch(struct send *st, struct vc_src_batch *b)
 {
     struct vc_source *s = st->s;
@@ -74,7 +85,6 @@ static int send_batch(struct send *st, struct vc_src_batch *b)
         .data_bytes = b->data_bytes,
         .backlogged = atomic_load(&s->unsent) > 1,
     };
-    bool delta = atomic_load(&s->n.resent_batches) < MAX_RESENT_WITH_DELTAS;
     uint64_t content_bytes = b->data_bytes + b->opaque_bytes; /* before it can be acknowledged */
     uint64_t begun = vc_now_ns(), went, done;
     struct vc_link_frame *f;
@@ -88,7 +98,8 @@ static int send_batch(struct send *st, struct vc_src_batch *b)
     }
     went = vc_now_ns();
     level = vc_effort_level(&st->effort, content_bytes, &batch.probe);
-    f = vc_packer_frame(&st->packer, b, delta ? VC_SRC_DELTA : VC_SRC_PLAIN, level);
+    f = vc_packer_frame(&st->packer, b, form_of_batches(s), level);
+    b->sent_recent = f && st->packer.last_codec == VC_WIRE_CODEC_RECENT;
     have_recorded(s, b);
     if (!f) {
         vc_src_batch_unref(b);
@@ -152,6 +163,7 @@ void *vc_source_send_main(void *arg)
     int rc =
         vc_packer_init(&st.packer, s->o.local_gen, s->local_map, &s->o.lineage, s->o.log, &st.err);
 
+    st.packer.recorder = s->o.recent ? &s->recorder : NULL;
     vc_effort_init(&st.effort);
     while (!rc && vc_queue_pop(&s->to_send, UINT64_MAX, &node) == 0) {
         rc = send_item(&st, (struct vc_src_batch *)node);

@@ -28,6 +28,7 @@ struct vc_source_options {
     bool channels;        /* the destination takes a second connection */
     bool delta;           /* the destination takes batches of codec delta */
     bool moved;           /* it takes moved runs */
+    bool recent;          /* ... and of codec recent */
     bool reads;           /* it may say READS */
     struct vc_link *link; /* in phase `stream`; borrowed until vc_source_free() */
     struct vc_id session;

@@ -18,6 +18,7 @@ struct memory {
     unsigned pages;  /* at most MAX_PAGES */
     unsigned passes; /* over everything */
     unsigned shift;  /* each page has the content that belongs so many pages behind it */
+    bool busy;       /* every page changes by a few bytes in each pass */
     uint32_t version[MAX_PAGES];
 };
 
@@ -47,17 +48,28 @@ static inline void fill_page(uint8_t *p, unsigned page, uint32_t version)
     }
 }
 
-static inline void put_memory_page(struct buf *b, const struct memory *m, unsigned page, bool named)
+/* @changes: how many times a few of its bytes have changed. */
+static inline void put_changed_page(struct buf *b, const struct memory *m, unsigned page,
+                                    bool named, unsigned changes)
 {
     const char *name = named ? "pc.ram" : NULL;
     unsigned content = (page + m->shift) % m->pages;
+    uint8_t *p;
 
     if (!m->version[content]) {
         put_zero(b, (uint64_t)page * PAGE, name);
         return;
     }
     put_record(b, 0x08, (uint64_t)page * PAGE, name);
-    fill_page(put(b, PAGE), content, m->version[content]);
+    p = put(b, PAGE);
+    fill_page(p, content, m->version[content]);
+    for (unsigned i = 0; i < changes; i++)
+        p[(37 * i + page) % PAGE] ^= 0x5a;
+}
+
+static inline void put_memory_page(struct buf *b, const struct memory *m, unsigned page, bool named)
+{
+    put_changed_page(b, m, page, named, 0);
 }
 
 /* The beginning of a stream, up to the list of blocks. */
@@ -82,7 +94,7 @@ static inline void put_migration(struct buf *b, const struct memory *m, const st
     for (unsigned pass = 0; pass < m->passes; pass++) {
         put_part(b, 2, RAM_ID);
         for (unsigned i = 0; i < m->pages; i++)
-            put_memory_page(b, m, i, i == 0);
+            put_changed_page(b, m, i, i == 0, m->busy ? pass : 0);
         put_ram_end(b);
     }
     put_part(b, 3, RAM_ID);
@@ -101,6 +113,7 @@ static inline void some_memory(struct memory *m, unsigned pages)
     m->pages = pages;
     m->passes = 1;
     m->shift = 0;
+    m->busy = false;
     for (unsigned i = 0; i < pages; i++)
         m->version[i] = i % 5 == 0 ? 0 : 1 + (uint32_t)(rng() % 3);
 }

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -98,6 +99,22 @@ static int write_when_it_can(const struct vc_io *io, int fd, struct iovec *iov, 
     return vc_io_kernel.write(&vc_io_kernel, fd, iov, n, at);
 }
 
+/* ---- a disk that fills up ---- */
+
+static atomic_uint writes_left;
+
+static int write_until_full(const struct vc_io *io, int fd, struct iovec *iov, size_t n,
+                            uint64_t at)
+{
+    (void)io;
+    if (atomic_load(&writes_left) == 0) {
+        errno = ENOSPC;
+        return -1;
+    }
+    atomic_fetch_sub(&writes_left, 1);
+    return vc_io_kernel.write(&vc_io_kernel, fd, iov, n, at);
+}
+
 /* ---- a disk that is slow to read ---- */
 
 static int read_slowly(const struct vc_io *io, int fd, void *buf, size_t n, uint64_t at)
@@ -115,7 +132,8 @@ static int read_slowly(const struct vc_io *io, int fd, void *buf, size_t n, uint
 struct host {
     char dir[64];
     struct vc_io io;
-    bool hangs; /* its disk, in the next migration */
+    bool hangs;         /* its disk, in the next migration */
+    bool keeps_nothing; /* nor is it known to its peer */
     struct vc_store *store;
     struct vc_vm *vm;
     struct vc_gen *gen;
@@ -147,7 +165,7 @@ static void host_init(struct host *h)
 
     snprintf(h->dir, sizeof(h->dir), "/tmp/vc-pipelines-XXXXXX");
     assert_non_null(mkdtemp(h->dir));
-    h->hangs = false;
+    h->hangs = h->keeps_nothing = false;
     h->io = vc_io_kernel;
     h->io.write = write_when_it_can;
     assert_int_equal(vc_store_open_on(&h->io, h->dir, true, 0, &h->store, &err), 0);
@@ -198,6 +216,8 @@ static void greet(struct vc_link *a, struct vc_link *b)
     vc_link_set_phase(b, VC_WIRE_PHASE_STREAM);
 }
 
+static bool speaks_recent = true; /* both */
+
 static struct outcome migrate(struct host *from, struct host *to, const struct memory *m,
                               enum vc_wire_base base)
 {
@@ -238,7 +258,8 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .lineage = lineage,
         .base = base,
         .gen = to->gen,
-        .features = VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_MOVED | VC_WIRE_FEATURE_READS,
+        .features = VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_MOVED | VC_WIRE_FEATURE_READS |
+                    (speaks_recent ? VC_WIRE_FEATURE_RECENT : 0),
         .connect = connect_dest,
         .store_patience_ms = patience_ms,
         .on_frame = drop_frame,
@@ -253,13 +274,16 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .local_gen = from->gen,
         .delta = true,
         .moved = true,
+        .recent = speaks_recent,
         .reads = true,
         .needs_return_path = true,
         .store_patience_ms = patience_ms,
         .on_frame = drop_frame,
     };
-    assert_int_equal(vc_txn_begin(from->vm, &gen, from->gen, &s.txn, &err), 0);
-    assert_int_equal(vc_txn_begin(to->vm, &gen, to->gen, &d.txn, &err), 0);
+    if (!from->keeps_nothing)
+        assert_int_equal(vc_txn_begin(from->vm, &gen, from->gen, &s.txn, &err), 0);
+    if (!to->keeps_nothing)
+        assert_int_equal(vc_txn_begin(to->vm, &gen, to->gen, &d.txn, &err), 0);
     set_disk(from->hangs || to->hangs);
     assert_int_equal(vc_dest_start(&d, &dest, &err), 0);
     assert_int_equal(vc_source_start(&s, &source, &err), 0);
@@ -680,6 +704,105 @@ static void a_disk_that_hangs_costs_the_checkpoint_and_not_the_migration(void **
     end_well(&a, &b);
 }
 
+/* Nothing to compress, but what is sent again has changed by a few bytes. */
+static void busy_memory(struct memory *m)
+{
+    some_memory(m, PAGES);
+    for (unsigned i = 0; i < PAGES; i++)
+        m->version[i] = 1;
+    m->passes = 4;
+    m->busy = true;
+}
+
+static void a_page_sent_again_costs_what_has_changed_since(void **state)
+{
+    const uint64_t ram = (uint64_t)PAGES * PAGE;
+    struct memory m;
+    struct host a, b;
+    struct outcome o;
+
+    (void)state;
+    busy_memory(&m);
+    o = first_visit(&a, &b, &m);
+    print_message("first visit: %llu bytes\n", (unsigned long long)o.wire_bytes);
+    assert_true(o.wire_bytes < 2 * ram + ram / 2);
+    assert_int_equal(o.dest.resent_batches, 0);
+    for (unsigned i = 0; i < PAGES; i++)
+        m.version[i] = 5; /* what they were before is no help */
+    o = return_visit(&a, &b, &m, 0);
+    print_message("return: %llu bytes\n", (unsigned long long)o.wire_bytes);
+    assert_true(o.wire_bytes < 2 * ram + ram / 2);
+    assert_int_equal(o.dest.resent_batches, 0);
+    end_well(&a, &b);
+
+    speaks_recent = false; /* an older version */
+    for (unsigned i = 0; i < PAGES; i++)
+        m.version[i] = 1;
+    o = first_visit(&a, &b, &m);
+    print_message("without: %llu bytes\n", (unsigned long long)o.wire_bytes);
+    assert_true(o.wire_bytes > 4 * ram);
+    speaks_recent = true;
+    end_well(&a, &b);
+}
+
+/* The source cannot know it; it is told by a few batches that it has to send again. */
+static void a_host_that_keeps_nothing_has_no_recent_pages(void **state)
+{
+    enum { SOURCE, DEST };
+
+    (void)state;
+    for (int side = SOURCE; side <= DEST; side++) {
+        struct memory m;
+        struct host a, b;
+        struct outcome o;
+
+        host_init(&a);
+        host_init(&b);
+        busy_memory(&m);
+        a.keeps_nothing = side == SOURCE;
+        b.keeps_nothing = side == DEST;
+        o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+        assert_true(o.delivered);
+        assert_true(o.source.shut && o.source.shut_status == 0);
+        assert_int_equal(o.dest.resent_batches, o.source.resent_batches);
+        if (side == SOURCE)
+            assert_int_equal(o.dest.resent_batches, 0);
+        else
+            assert_true(o.dest.resent_batches > 0 && o.dest.resent_batches < 40);
+        verify_host(side == SOURCE ? &b : &a, 0);
+        host_fini(&a);
+        host_fini(&b);
+    }
+}
+
+static void a_recorder_that_gives_up_takes_the_recent_pages_along(void **state)
+{
+    enum { SOURCE, DEST };
+
+    (void)state;
+    for (int side = SOURCE; side <= DEST; side++) {
+        struct memory m;
+        struct host a, b;
+        struct outcome o;
+
+        host_init(&a);
+        host_init(&b);
+        busy_memory(&m);
+        (side == SOURCE ? &a : &b)->io.write = write_until_full;
+        atomic_store(&writes_left, 10 + (unsigned)(rng() % 40));
+        o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+        assert_true(o.delivered);
+        assert_true(o.source.shut && o.source.shut_status == 0);
+        assert_int_equal(o.source.recording, side == DEST);
+        assert_int_equal(o.dest.recording, side == SOURCE);
+        if (side == SOURCE)
+            assert_int_equal(o.dest.resent_batches, 0);
+        verify_host(side == SOURCE ? &b : &a, 0);
+        host_fini(&a);
+        host_fini(&b);
+    }
+}
+
 /* The link is as fast as memory here: it carries part of what is on the slow disk. */
 static void a_slow_disk_gets_help_from_the_link(void **state)
 {
@@ -715,6 +838,9 @@ int main(void)
         cmocka_unit_test(pages_that_were_sent_take_the_place_of_damaged_ones),
         cmocka_unit_test(a_changed_page_costs_what_has_changed_in_it),
         cmocka_unit_test(damage_under_a_delta_costs_a_batch_at_most),
+        cmocka_unit_test(a_page_sent_again_costs_what_has_changed_since),
+        cmocka_unit_test(a_host_that_keeps_nothing_has_no_recent_pages),
+        cmocka_unit_test(a_recorder_that_gives_up_takes_the_recent_pages_along),
         cmocka_unit_test(a_wrong_belief_fails_the_seal_and_is_sent_again),
         cmocka_unit_test(contents_are_found_at_other_addresses),
         cmocka_unit_test(pages_that_have_moved_are_verified_and_repaired),
