@@ -74,6 +74,22 @@ def test_a_guest_that_dirties_memory_hard_stays_consistent(fleet, namespaces):
     f.check_guest()
 
 
+def test_a_guest_that_counts_in_many_pages_is_sent_its_counting_alone(fleet, namespaces):
+    f = fleet(rate="200mbit")
+    f.boot_linux(192, 20)
+    f.guest.command("count 24 24")
+    wait_for(lambda: int(f.guest.command("passes").split()[1]) > 1, 60, "every page to be there")
+    # A first visit has nothing else that a page could be a change of.
+    first, back = (f.migrate(to, ["--downtime-limit", "100"]) for to in (1, 0))
+    pages = back["pages"]["same"] + back["pages"]["data"]
+    again = first["pages"]["data"] - pages
+    assert again > pages / 10, "it went in several rounds"
+    assert first["wire_bytes"] < (pages + again / 2) * 4096
+    assert first["resent_batches"] == back["resent_batches"] == 0
+    f.guest.command("stop")
+    f.check_guest()
+
+
 @pytest.mark.newer_qemu
 def test_the_boot_sector_finds_its_memory_right_all_the_way(fleet):
     f = fleet()

@@ -9,6 +9,8 @@
  *                           all, or `top`, those at the highest physical addresses
  *   check                   everything is compared with what it should be
  *   dirty MIB RATE          a child rewrites MIB of its own memory again and again, RATE MiB/s
+ *   count MIB RATE          likewise one word of each page alone, the others being such as no
+ *                           compression can do anything about
  *   stop                    it ends
  *   passes                  how often it has gone round
  *   tick MS                 a child writes a dot to the console so often; 0: no more
@@ -223,7 +225,34 @@ static void dirty_loop(size_t mib, unsigned rate)
     _exit(0);
 }
 
-static void dirty(size_t mib, unsigned rate)
+/* Each pass counts once in every page. */
+static void count_loop(size_t mib, unsigned rate)
+{
+    size_t n = (mib << 20) / PAGE, per_tick = (size_t)rate * 256 / 100 + 1;
+    uint64_t *p = map(n * PAGE), x = seed + 1;
+
+    for (size_t i = 0; i < n * WORDS; i++)
+        p[i] = x = mix(x);
+    for (uint64_t pass = 1; !shared->stop; pass++) {
+        for (size_t i = 0; i < n; i++) {
+            uint64_t *w = p + i * WORDS;
+
+            if (pass == 1)
+                w[1] = w[0];
+            if (++w[0] != w[1] + pass)
+                shared->errors++;
+            if (rate && i % per_tick == 0) {
+                struct timespec tick = {.tv_nsec = 10000000};
+
+                nanosleep(&tick, NULL);
+            }
+        }
+        shared->passes = pass;
+    }
+    _exit(0);
+}
+
+static void dirty(size_t mib, unsigned rate, void (*loop)(size_t mib, unsigned rate))
 {
     if (child > 0) {
         puts("@@ ERR it runs already");
@@ -233,7 +262,7 @@ static void dirty(size_t mib, unsigned rate)
     shared->passes = shared->errors = 0;
     child = fork();
     if (child == 0)
-        dirty_loop(mib, rate);
+        loop(mib, rate);
     puts(child > 0 ? "@@ OK dirtying" : "@@ ERR fork");
 }
 
@@ -334,7 +363,9 @@ static void command(char *line)
     else if (!strcmp(name, "check"))
         check();
     else if (!strcmp(name, "dirty") && a && b)
-        dirty(strtoul(a, NULL, 10), (unsigned)strtoul(b, NULL, 10));
+        dirty(strtoul(a, NULL, 10), (unsigned)strtoul(b, NULL, 10), dirty_loop);
+    else if (!strcmp(name, "count") && a && b)
+        dirty(strtoul(a, NULL, 10), (unsigned)strtoul(b, NULL, 10), count_loop);
     else if (!strcmp(name, "stop"))
         stop();
     else if (!strcmp(name, "tick") && a)

@@ -19,6 +19,7 @@ struct memory {
     unsigned passes; /* over everything */
     unsigned shift;  /* each page has the content that belongs so many pages behind it */
     bool busy;       /* every page changes by a few bytes in each pass */
+    unsigned writes; /* so many pages, any, are sent again after that, with anything in them */
     uint32_t version[MAX_PAGES];
 };
 
@@ -84,6 +85,21 @@ static inline void put_setup(struct buf *b, const struct memory *m)
     put_ram_end(b);
 }
 
+/* Some page as it might be after a while, often one of a few. */
+static inline void put_some_page(struct buf *b, const struct memory *m)
+{
+    static struct memory other;
+    unsigned page = (unsigned)(rng() % (rng() % 4 ? m->pages : 24));
+
+    if (rng() % 16 == 0) { /* zeroes, but QEMU has not seen that */
+        put_record(b, 0x08, (uint64_t)page * PAGE, NULL);
+        memset(put(b, PAGE), 0, PAGE);
+        return;
+    }
+    other.version[page] = rng() % 8 ? m->version[page] : (uint32_t)(rng() % 5);
+    put_changed_page(b, &other, page, false, (unsigned)(rng() % 6));
+}
+
 /* A whole precopy stream: passes over everything, then some pages again, among them those that
  * @later (may be NULL) has other versions of. */
 static inline void put_migration(struct buf *b, const struct memory *m, const struct memory *later)
@@ -95,6 +111,13 @@ static inline void put_migration(struct buf *b, const struct memory *m, const st
         put_part(b, 2, RAM_ID);
         for (unsigned i = 0; i < m->pages; i++)
             put_changed_page(b, m, i, i == 0, m->busy ? pass : 0);
+        put_ram_end(b);
+    }
+    if (m->writes) {
+        put_part(b, 2, RAM_ID);
+        put_changed_page(b, m, 0, true, 1);
+        for (unsigned i = 0; i < m->writes; i++)
+            put_some_page(b, m);
         put_ram_end(b);
     }
     put_part(b, 3, RAM_ID);
@@ -114,6 +137,7 @@ static inline void some_memory(struct memory *m, unsigned pages)
     m->passes = 1;
     m->shift = 0;
     m->busy = false;
+    m->writes = 0;
     for (unsigned i = 0; i < pages; i++)
         m->version[i] = i % 5 == 0 ? 0 : 1 + (uint32_t)(rng() % 3);
 }

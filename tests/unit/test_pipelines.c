@@ -745,6 +745,29 @@ static void a_page_sent_again_costs_what_has_changed_since(void **state)
     end_well(&a, &b);
 }
 
+/* Both read the same past of every page, whatever it went through: no seal fails. */
+static void both_hosts_agree_on_what_a_page_was(void **state)
+{
+    struct memory m;
+    struct host a, b;
+    struct outcome o;
+
+    (void)state;
+    some_memory(&m, PAGES);
+    m.busy = true;
+    m.passes = 2;
+    m.writes = 6 * PAGES;
+    o = first_visit(&a, &b, &m);
+    assert_int_equal(o.dest.resent_batches, 0);
+    for (int round = 0; round < 4; round++) {
+        touch(&m);
+        m.passes = 1 + round % 3;
+        o = return_visit(&a, &b, &m, round);
+        assert_int_equal(o.dest.resent_batches, 0);
+    }
+    end_well(&a, &b);
+}
+
 /* The source cannot know it; it is told by a few batches that it has to send again. */
 static void a_host_that_keeps_nothing_has_no_recent_pages(void **state)
 {
@@ -839,6 +862,7 @@ int main(void)
         cmocka_unit_test(a_changed_page_costs_what_has_changed_in_it),
         cmocka_unit_test(damage_under_a_delta_costs_a_batch_at_most),
         cmocka_unit_test(a_page_sent_again_costs_what_has_changed_since),
+        cmocka_unit_test(both_hosts_agree_on_what_a_page_was),
         cmocka_unit_test(a_host_that_keeps_nothing_has_no_recent_pages),
         cmocka_unit_test(a_recorder_that_gives_up_takes_the_recent_pages_along),
         cmocka_unit_test(a_wrong_belief_fails_the_seal_and_is_sent_again),
