@@ -23,6 +23,7 @@ struct send {
     struct vc_source *s;
     struct vc_packer packer;
     struct vc_effort effort;
+    bool tried_recent; /* a batch of that codec was sent */
     struct vc_err err;
 };
 
@@ -68,13 +69,17 @@ static int no_memory(struct vc_err *err)
     return vc_err_set(err, VC_E_NOMEM, "no memory for a frame");
 }
 
-static enum vc_src_form form_of_batches(struct vc_source *s)
+/* Whether the destination writes a new generation is seen from the first batch that needs it: the
+ * others do not come before that is acknowledged. */
+static enum vc_src_form form_of_batches(const struct send *st)
 {
+    struct vc_source *s = st->s;
+    bool works = !st->tried_recent || atomic_load(&s->recent_works);
     uint64_t recent = atomic_load(&s->n.resent_recent), all = atomic_load(&s->n.resent_batches);
 
     if (all - recent >= MAX_RESENT_WITH_DELTAS)
         return VC_SRC_PLAIN;
-    return recent < MAX_RESENT_RECENT ? VC_SRC_RECENT : VC_SRC_DELTA;
+    return works && recent < MAX_RESENT_RECENT ? VC_SRC_RECENT : VC_SRC_DELTA;
 }
 
 static int send_batch(struct send *st, struct vc_src_batch *b)
@@ -98,8 +103,9 @@ static int send_batch(struct send *st, struct vc_src_batch *b)
     }
     went = vc_now_ns();
     level = vc_effort_level(&st->effort, content_bytes, &batch.probe);
-    f = vc_packer_frame(&st->packer, b, form_of_batches(s), level);
+    f = vc_packer_frame(&st->packer, b, form_of_batches(st), level);
     b->sent_recent = f && st->packer.last_codec == VC_WIRE_CODEC_RECENT;
+    st->tried_recent |= b->sent_recent;
     have_recorded(s, b);
     if (!f) {
         vc_src_batch_unref(b);
@@ -210,6 +216,8 @@ int vc_source_window_ack(struct vc_source *s, const struct vc_wire_ack *ack, str
             struct vc_src_batch *b = s->window_head;
 
             vc_flow_acked(&s->flow, now, &b->mark);
+            if (b->sent_recent && !b->resent)
+                atomic_store(&s->recent_works, true);
             if (s->package_end && b->position + b->stream_bytes >= s->package_end)
                 s->package_delivered = true;
             vc_count(&s->n.acked_batches, 1);
