@@ -54,7 +54,7 @@ static inline void put_changed_page(struct buf *b, const struct memory *m, unsig
                                     bool named, unsigned changes)
 {
     const char *name = named ? "pc.ram" : NULL;
-    unsigned content = (page + m->shift) % m->pages;
+    unsigned content = m->shift ? (page + m->shift) % m->pages : page;
     uint8_t *p;
 
     if (!m->version[content]) {
