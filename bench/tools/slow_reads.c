@@ -3,9 +3,10 @@
 /* To be preloaded (LD_PRELOAD) where the kernel cannot limit a process's reading from disk: holds
  * what the process reads by pread, preadv and preadv2 to VC_SLOW_READ_BPS bytes a second, all
  * threads together. Each read waits until the pretended disk has done all reads before it and this
- * one. What is mapped is not held up, and reads that the page cache answers are: this stands for a
- * disk without a cache. */
+ * one. What is mapped is not held up, and reads that the page cache answers are, and nothing is
+ * said to be in it: this stands for a disk without a cache. */
 #include <dlfcn.h>
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/uio.h>
@@ -63,4 +64,18 @@ static ssize_t held_up(ssize_t n)
 
 READ(pread64, (int fd, void *p, size_t n, long at), (fd, p, n, at))
 READ(preadv64, (int fd, const struct iovec *v, int n, long at), (fd, v, n, at))
-READ(preadv64v2, (int fd, const struct iovec *v, int n, long at, int flags), (fd, v, n, at, flags))
+
+/* Nothing is at hand. */
+EXPORT ssize_t preadv64v2(int fd, const struct iovec *v, int n, long at, int flags);
+EXPORT ssize_t preadv64v2(int fd, const struct iovec *v, int n, long at, int flags)
+{
+    static ssize_t (*real)(int, const struct iovec *, int, long, int);
+
+    if (flags & RWF_NOWAIT) {
+        errno = EAGAIN;
+        return -1;
+    }
+    if (!real)
+        *(void **)(&real) = dlsym(RTLD_NEXT, "preadv64v2");
+    return held_up(real(fd, v, n, at, flags));
+}

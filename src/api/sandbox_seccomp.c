@@ -38,11 +38,11 @@ static const char *const allowed[] = {
     "accept4", "connect", "socketpair", "shutdown", "sendmsg", "sendto", "recvmsg", "recvfrom",
     "setsockopt", "getsockopt", "getsockname", "getpeername",
     /* files */
-    "openat", "openat2", "pread64", "preadv", "pwrite64", "pwritev", "ftruncate", "fallocate",
-    "fadvise64", "copy_file_range", "fsync", "fdatasync", "sync_file_range", "flock", "getdents64",
-    "mkdir", "mkdirat", "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir", "fstatfs",
-    "statfs", "access", "faccessat", "faccessat2", "readlink", "readlinkat", "stat", "lstat",
-    "open", "fchmod", "ioprio_set", "umask", "getcwd"};
+    "openat", "openat2", "pread64", "preadv", "preadv2", "pwrite64", "pwritev", "ftruncate",
+    "fallocate", "fadvise64", "copy_file_range", "fsync", "fdatasync", "sync_file_range", "flock",
+    "getdents64", "mkdir", "mkdirat", "rename", "renameat", "renameat2", "unlink", "unlinkat",
+    "rmdir", "fstatfs", "statfs", "access", "faccessat", "faccessat2", "readlink", "readlinkat",
+    "stat", "lstat", "open", "fchmod", "ioprio_set", "umask", "getcwd"};
 
 /* What getaddrinfo(3) needs beside them, and that with other hosts: a name server is asked from a
  * socket that may have been bound, and the kernel (netlink) for our own addresses. */

@@ -19,6 +19,14 @@ static int io_read(const struct vc_io *io VC_UNUSED, int fd, void *buf, size_t n
     return vc_pread_full(fd, buf, n, at);
 }
 
+static bool io_is_cached(const struct vc_io *io VC_UNUSED, int fd, uint64_t at)
+{
+    uint8_t byte;
+    struct iovec iov = {&byte, 1};
+
+    return preadv2(fd, &iov, 1, (off_t)at, RWF_NOWAIT) == 1;
+}
+
 static int io_write(const struct vc_io *io VC_UNUSED, int fd, struct iovec *iov, size_t n,
                     uint64_t at)
 {
@@ -66,6 +74,7 @@ static int io_mkdir(const struct vc_io *io VC_UNUSED, int dir, const char *name)
 const struct vc_io vc_io_kernel = {
     .open = io_open,
     .read = io_read,
+    .is_cached = io_is_cached,
     .write = io_write,
     .copy = io_copy,
     .resize = io_resize,

@@ -2,6 +2,7 @@
 #ifndef VC_BASE_IO_H
 #define VC_BASE_IO_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -17,6 +18,9 @@ struct vc_io {
     int (*open)(const struct vc_io *io, int dir, const char *name, int flags);
     /** Reads exactly n bytes: 1; 0: end of file first; -1. */
     int (*read)(const struct vc_io *io, int fd, void *buf, size_t n, uint64_t at);
+    /** Whether the byte there can be read without waiting for a disk, as far as the kernel and the
+     * file system say so. NULL: nobody knows. */
+    bool (*is_cached)(const struct vc_io *io, int fd, uint64_t at);
     /** Writes all of the vector, which is used up: 0 or -1. */
     int (*write)(const struct vc_io *io, int fd, struct iovec *iov, size_t n, uint64_t at);
     /** copy_file_range(): bytes copied, 0 or -1 where it cannot be done this way. */

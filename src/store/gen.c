@@ -155,6 +155,22 @@ int vc_gen_read(const struct vc_gen *g, uint32_t block, struct vc_page page, siz
     return 0;
 }
 
+bool vc_gen_is_cached(const struct vc_gen *g, uint32_t block, struct vc_page page, size_t n)
+{
+    if (!g->io->is_cached)
+        return false;
+    for (size_t i = 0; i < n;) {
+        uint32_t layer;
+        uint64_t at;
+        size_t k = extent(&g->index, block, page.n + i, n - i, &layer, &at);
+
+        if (!g->io->is_cached(g->io, g->fds[layer], at + k * g->index.ram.page_bytes - 1))
+            return false;
+        i += k;
+    }
+    return true;
+}
+
 /* More may be left undone in one call: as much as the device reads ahead, by default
  * (mm/readahead.c, force_page_cache_ra(); Documentation/ABI/stable/sysfs-block, read_ahead_kb). */
 #define PREFETCH_BYTES (128u << 10)

@@ -145,6 +145,10 @@ enum vc_page_state vc_gen_lookup(const struct vc_gen *g, uint32_t block, struct 
 int vc_gen_read(const struct vc_gen *g, uint32_t block, struct vc_page page, size_t n, uint8_t *buf,
                 struct vc_err *err) VC_NODISCARD;
 
+/** Whether vc_gen_read() of such pages need not wait for a disk: the last one of each stretch in a
+ * file is in memory. A hint, false where the kernel does not say. Any thread. */
+bool vc_gen_is_cached(const struct vc_gen *g, uint32_t block, struct vc_page page, size_t n);
+
 /** Has the kernel begin to read those of n consecutive pages that are HELD, if there are so many.
  *  A hint: nothing is waited for, or fails. Any thread. */
 void vc_gen_prefetch(const struct vc_gen *g, uint32_t block, struct vc_page page, uint64_t n);

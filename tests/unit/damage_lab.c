@@ -476,6 +476,7 @@ static void open_slowly(struct lab *lab)
 
     lab->slow_io = vc_io_kernel;
     lab->slow_io.read = read_slowly;
+    lab->slow_io.is_cached = NULL;
     assert_int_equal(vc_store_open_on(&lab->slow_io, lab->host[0].root, false, 0, &lab->slow, &err),
                      0);
 }

@@ -876,6 +876,7 @@ static void a_slow_disk_gets_help_from_the_link(void **state)
     o = first_visit(&a, &b, &m);
     m.passes = 12;
     a.io.read = read_slowly;
+    a.io.is_cached = NULL;
     o = return_visit(&a, &b, &m, 0);
     assert_true(o.source.pages_data > PAGES / 2);
     assert_true(o.source.pages_same > 2 * PAGES);
