@@ -9,7 +9,7 @@
  * sent as well. */
 
 /* Stream bytes of the batches that are taken ahead. */
-#define AHEAD_BYTES (4u << 20)
+#define AHEAD_BYTES (12u << 20)
 
 int vc_dst_parse(struct vc_dst_resolve *r, struct vc_link_frame *f, struct vc_dst_batch **out)
 {

@@ -177,8 +177,9 @@ static int on_reads(struct vc_source *s, const struct vc_link_frame *f, struct v
     atomic_store(&s->reuse_share, s->reuse.share);
     if (s->reuse.share != before)
         vc_log(s->o.log, VC_LOG_DEBUG,
-               "the destination reads %u of %u parts of what it has, its disk being slow",
-               s->reuse.share, VC_REUSE_ALL);
+               "the destination reads %u of %u parts of what it has: its disk does %.0f MB/s, "
+               "the link %.0f",
+               s->reuse.share, VC_REUSE_ALL, s->reuse.disk / 1e6, s->reuse.link / 1e6);
     return 0;
 }
 

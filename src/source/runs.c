@@ -19,12 +19,19 @@ static int open_batch(struct vc_ingest *in)
     return vc_seal_begin(in->seals, &in->seal, in->next_seq, in->position, &in->err);
 }
 
+/* What a batch counts in the queue of the sender. References are small, but whether a page becomes
+ * one is decided here, by what is known now: of those, no more than 2 MiB of the stream wait. */
+static uint64_t queue_cost(const struct vc_src_batch *b)
+{
+    return b->data_bytes + b->opaque_bytes + b->stream_bytes / 32 + 1024u;
+}
+
 static int push(struct vc_ingest *in, struct vc_src_batch *b)
 {
     struct vc_source *s = in->s;
 
     atomic_fetch_add(&s->unsent, 1);
-    if (vc_queue_push(&s->to_send, &b->send_node, b->data_bytes + b->opaque_bytes + 1024u)) {
+    if (vc_queue_push(&s->to_send, &b->send_node, queue_cost(b))) {
         vc_src_batch_unref(b);
         return VC_CLOSED;
     }
