@@ -19,7 +19,7 @@ struct vc_io {
     /** Reads exactly n bytes: 1; 0: end of file first; -1. */
     int (*read)(const struct vc_io *io, int fd, void *buf, size_t n, uint64_t at);
     /** Whether the byte there can be read without waiting for a disk, as far as the kernel and the
-     * file system say so. NULL: nobody knows. */
+     * file system say so. The kernel may begin to read its page. NULL: nobody knows. */
     bool (*is_cached)(const struct vc_io *io, int fd, uint64_t at);
     /** Writes all of the vector, which is used up: 0 or -1. */
     int (*write)(const struct vc_io *io, int fd, struct iovec *iov, size_t n, uint64_t at);
