@@ -20,7 +20,7 @@ struct vc_link_frame;
 struct vc_dest;
 
 /** Compressed bytes that may wait to be expanded. A source keeps at most its window unacknowledged
- *  (24 MiB of stream); more than this is a peer that ignores the rules. */
+ *  (16 MiB of stream, 24 in older versions); more than this is a peer that ignores the rules. */
 #define VC_DEST_QUEUE_BYTES (64u << 20)
 
 struct vc_dest_options {

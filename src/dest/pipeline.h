@@ -20,7 +20,7 @@
 
 /** Verified stream bytes that may wait for QEMU, and for the disk. */
 #define VC_DEST_EMIT_BYTES (8u << 20)
-#define VC_DEST_RECORD_BYTES (16u << 20)
+#define VC_DEST_RECORD_BYTES (8u << 20)
 
 struct vc_dest_counters {
     atomic_ullong stream_bytes, return_bytes;

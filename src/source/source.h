@@ -20,7 +20,7 @@ struct vc_link_frame;
 struct vc_source;
 
 /** Memory for raw bytes of the stream: intake, batches waiting, and the repair window. */
-#define VC_SOURCE_WINDOW_BYTES (24u << 20)
+#define VC_SOURCE_WINDOW_BYTES (16u << 20)
 
 struct vc_source_options {
     int qemu_fd;          /* the migration stream's socket, both directions; taken */
