@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <malloc.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -187,6 +188,17 @@ static void protect_memory(void)
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 }
 
+/* By default glibc takes ever larger blocks from the heap once one of them was freed, and keeps
+ * what is freed there: an index of 16 GiB of RAM left 25 MiB behind. Fixed limits: indexes are
+ * mapped and go back whole; the buffers of a batch (1 MiB) stay in the heap, where no page has to
+ * be cleared each time. */
+static void bound_heap(void)
+{
+    mallopt(M_MMAP_THRESHOLD, 2 << 20);
+    mallopt(M_TRIM_THRESHOLD, 2 << 20);
+    mallopt(M_ARENA_MAX, 2);
+}
+
 int main(int argc, char **argv)
 {
     struct cmd_common c = {.context = {.log = cmd_log}};
@@ -194,6 +206,7 @@ int main(int argc, char **argv)
     c.context.opaque = &c;
     signal(SIGPIPE, SIG_IGN);
     protect_memory();
+    bound_heap();
     if (argc < 2) {
         help(stderr);
         return -VECYCLE_E_USAGE;

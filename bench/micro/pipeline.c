@@ -12,6 +12,7 @@
  *   64 GiB of stream:                 bench-pipeline --gib=1 --passes=64
  *   is memory bounded?                bench-pipeline --gib=16 --zero=95 --bounded=1 */
 #include <errno.h>
+#include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -488,6 +489,10 @@ int main(int argc, char **argv)
     pid_t pid[2];
     bool good;
 
+    /* As cmd/main.c has it. */
+    mallopt(M_MMAP_THRESHOLD, 2 << 20);
+    mallopt(M_TRIM_THRESHOLD, 2 << 20);
+    mallopt(M_ARENA_MAX, 2);
     micro_init(&m, "pipeline", options, argc, argv);
     pages = m.smoke ? 8192 : (uint64_t)(micro_option(&m, "gib") * (1 << 18));
     synth_init(&s.synth, pages, micro_option(&m, "zero") / 100, micro_option(&m, "changed") / 100,
