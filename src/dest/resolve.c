@@ -19,9 +19,10 @@
  * self-contained; if that fails too, there is nothing left to trust. */
 
 #define DIGEST_GROUP 64
-/* For the recorder to come as far as a delta needs. It has at most VC_DEST_RECORD_BYTES to write,
- * so it fails or hangs if it takes longer, and the batch comes again without. */
-#define RECORDED_NS VC_NS_PER_S
+/* For the recorder to come as far as a delta needs, as a part of the patience with the store (a
+ * second, of 5). It has at most VC_DEST_RECORD_BYTES to write, so it fails or hangs if it takes
+ * longer, and the batch comes again without. */
+#define PATIENCE_SHARE 5u
 
 /* ---- pages of the base generation ---- */
 
@@ -120,13 +121,14 @@ static int undelta(struct vc_dst_resolve *r, struct vc_dst_batch *b)
 {
     bool recent = b->h.codec == VC_WIRE_CODEC_RECENT;
     size_t bytes = (size_t)b->n_old * b->ram->page_bytes;
+    uint64_t patience_ns = r->d->recorder.patience_ms * VC_NS_PER_MS / PATIENCE_SHARE;
     const struct vc_txn *t = NULL;
     struct vc_err err = VC_ERR_INIT;
     int rc;
 
     if (!vc_buf_reserve(&r->prefix, bytes))
         return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
-    if (recent && !(t = vc_recorder_hold(&r->d->recorder, b->after, vc_now_ns() + RECORDED_NS)))
+    if (recent && !(t = vc_recorder_hold(&r->d->recorder, b->after, vc_now_ns() + patience_ns)))
         return VC_MISMATCH;
     rc = read_old(r, b, t);
     if (t)
