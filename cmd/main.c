@@ -190,12 +190,12 @@ static void protect_memory(void)
 
 /* By default glibc takes ever larger blocks from the heap once one of them was freed, and keeps
  * what is freed there: an index of 16 GiB of RAM left 25 MiB behind. Fixed limits: indexes are
- * mapped and go back whole; the buffers of a batch (1 MiB) stay in the heap, where no page has to
+ * mapped and go back whole; the buffers of batches (2 MiB) stay in the heap, where no page has to
  * be cleared each time. */
 static void bound_heap(void)
 {
-    mallopt(M_MMAP_THRESHOLD, 2 << 20);
-    mallopt(M_TRIM_THRESHOLD, 2 << 20);
+    mallopt(M_MMAP_THRESHOLD, 4 << 20);
+    mallopt(M_TRIM_THRESHOLD, 8 << 20);
     mallopt(M_ARENA_MAX, 2);
 }
 

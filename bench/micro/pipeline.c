@@ -490,8 +490,8 @@ int main(int argc, char **argv)
     bool good;
 
     /* As cmd/main.c has it. */
-    mallopt(M_MMAP_THRESHOLD, 2 << 20);
-    mallopt(M_TRIM_THRESHOLD, 2 << 20);
+    mallopt(M_MMAP_THRESHOLD, 4 << 20);
+    mallopt(M_TRIM_THRESHOLD, 8 << 20);
     mallopt(M_ARENA_MAX, 2);
     micro_init(&m, "pipeline", options, argc, argv);
     pages = m.smoke ? 8192 : (uint64_t)(micro_option(&m, "gib") * (1 << 18));
