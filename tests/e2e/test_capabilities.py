@@ -35,7 +35,7 @@ def test_whatever_capability_is_on(fleet, on_both):
         set_there = on_both and turn(dest, name, True)
         taken |= {name} if set_here else set()
         r = f.vecycle().migrate(f.qemu, f.vecycles[1 - f.at].address, dest.name, ok=False)
-        running = [q for q in (f.qemu, dest) if q.process.alive() and q.status() == "running"]
+        running = [q for q in (f.qemu, dest) if q.is_running()]
         if name in MUST_AGREE and set_here != set_there:
             assert r["status"] == 31 and running == [f.qemu], (name, r)
             dest.stop()

@@ -83,7 +83,7 @@ def test_a_guest_that_counts_in_many_pages_is_sent_its_counting_alone(fleet, nam
     first, back = (f.migrate(to, ["--downtime-limit", "100"]) for to in (1, 0))
     pages = back["pages"]["same"] + back["pages"]["data"]
     again = first["pages"]["data"] - pages
-    assert again > pages / 10, "it went in several rounds"
+    assert again > 0, "it went in several rounds"
     assert first["wire_bytes"] < (pages + again / 2) * 4096
     assert first["resent_batches"] == back["resent_batches"] == 0
     f.guest.command("stop")

@@ -53,7 +53,7 @@ class Refusals:
         f = self.f
 
         def running():
-            both = [q for q in (f.qemu, dest) if q.process.alive() and q.status() == "running"]
+            both = [q for q in (f.qemu, dest) if q.is_running()]
             assert len(both) < 2, f"{refused}: two VMs run: {r}"
             return both
 

@@ -7,7 +7,7 @@ import socket
 import uuid
 
 from .proc import wait_for
-from .qmp import Qmp
+from .qmp import Qmp, QmpError
 
 BINARY = os.environ.get("VC_TEST_QEMU", "qemu-system-x86_64")
 
@@ -47,6 +47,14 @@ class Qemu:
 
     def status(self):
         return self.qmp.execute("query-status")["status"]
+
+    def is_running(self):
+        """It is there, and its VM runs. One that is about to end closes its sockets first."""
+        try:
+            return self.process.alive() and self.status() == "running"
+        except (OSError, QmpError):
+            self.process.wait(30)
+            return False
 
     def wait_status(self, status, timeout=30):
         wait_for(lambda: self.status() == status, timeout, f"{self.name} to be {status}")
@@ -91,7 +99,8 @@ class Qemu:
         def done():
             info = self.qmp.execute("query-migrate")
             assert info["status"] not in ("failed", "cancelled"), info
-            return info if info["status"] == "completed" else None
+            # It says so a moment before it has summed up.
+            return info if info["status"] == "completed" and info["total-time"] else None
         return wait_for(done, timeout, f"{self.name} to be migrated")
 
     def let_converge(self, rounds=2):
