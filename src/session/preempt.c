@@ -36,12 +36,16 @@ int vc_preempt_wanted(struct vc_migration *m, bool *wanted, struct vc_err *err)
     return rc < 0 ? rc : 0;
 }
 
-/* Whether QEMU has given the connection up. 0: not yet. */
+/* Whether QEMU has given the connection up. 0: not yet; VC_AGAIN: it refuses to say. */
 static int check_qemu(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_qmp_migration now;
     int rc = vc_qmp_migration(m->qmp, &now, err);
 
+    if (rc == VC_E_QMP && !vc_qmp_is_gone(m->qmp)) {
+        vc_log_err(m->o->log, VC_LOG_DEBUG, "QEMU is asked again", err);
+        return VC_AGAIN;
+    }
     if (rc || strcmp(now.status, "failed") != 0)
         return rc;
     return vc_err_set_hint(err, VC_E_MIGRATION, "may QEMU's user open that socket?",
@@ -76,7 +80,7 @@ static int accept_qemu(struct vc_migration *m, int *fd_out, struct vc_err *err)
             close(fd);
         }
         rc = check_qemu(m, err);
-        if (rc)
+        if (rc && rc != VC_AGAIN)
             return rc;
     }
     return vc_err_set_hint(err, VC_E_MIGRATION, "may QEMU's user open that socket?",
@@ -85,23 +89,25 @@ static int accept_qemu(struct vc_migration *m, int *fd_out, struct vc_err *err)
 }
 
 /* Before 8.0 QEMU makes its second connection right behind the first one, and ends if the first one
- * breaks meanwhile (docs/internals/faults.md): nothing that may fail begins before it is made. It
- * is taken by the pipeline. */
+ * breaks meanwhile (docs/internals/faults.md): nothing that may fail begins before it is made, and
+ * nothing is given up. It is taken by the pipeline. */
 static int await_second(struct vc_migration *m, struct vc_err *err)
 {
-    unsigned version;
-    int rc = vc_qmp_version(m->qmp, &version, err);
+    uint64_t deadline = vc_now_ns() + SECOND_TIMEOUT_MS * VC_NS_PER_MS;
+    int rc;
 
-    if (rc || version >= LATE_SECOND_VERSION)
-        return rc;
     if (vc_wait_readable(m->listen_fd, SECOND_TIMEOUT_MS) <= 0)
         vc_log(m->o->log, VC_LOG_WARNING, "QEMU makes no second connection yet");
-    return check_qemu(m, err); /* it has finished with the connection when it answers */
+    /* It has finished with the connection when it answers. */
+    while ((rc = check_qemu(m, err)) == VC_AGAIN && vc_now_ns() < deadline)
+        poll(NULL, 0, TICK_MS);
+    return rc == VC_AGAIN ? err->code : rc;
 }
 
 int vc_preempt_migrate(struct vc_migration *m, int *fd_out, struct vc_err *err)
 {
     struct vc_err ignored = VC_ERR_INIT;
+    unsigned version;
     int rc;
 
     if (!(m->features & VC_WIRE_FEATURE_CHANNELS))
@@ -109,12 +115,14 @@ int vc_preempt_migrate(struct vc_migration *m, int *fd_out, struct vc_err *err)
                                "the other host's vecycle carries no preempt connection");
     if (m->listen_fd < 0 || !m->o->stream_path || !m->o->stream_path[0])
         return vc_err_set(err, VC_E_USAGE, "there is no socket for QEMU's preempt connection");
-    rc = vc_qmp_migrate_unix(m->qmp, m->o->recover ? VC_QMP_RESUME : VC_QMP_OUTGOING,
-                             m->o->stream_path, err);
+    rc = vc_qmp_version(m->qmp, &version, err); /* while there is nothing yet to be given up */
+    if (!rc)
+        rc = vc_qmp_migrate_unix(m->qmp, m->o->recover ? VC_QMP_RESUME : VC_QMP_OUTGOING,
+                                 m->o->stream_path, err);
     if (rc)
         return rc;
     rc = accept_qemu(m, fd_out, err);
-    if (!rc && (rc = await_second(m, err)))
+    if (!rc && version < LATE_SECOND_VERSION && (rc = await_second(m, err)))
         vc_cleanup_close(fd_out);
     /* A resumed one stays paused without its connection; the guest is not to go on here. */
     if (rc && !m->o->recover && vc_qmp_simple(m->qmp, "migrate_cancel", &ignored))

@@ -67,7 +67,7 @@ class Refusals:
                      f"the recovery after {refused}: {r}", step=0.5)
             assert running() == [dest], f"{refused}, and recovered"
         else:
-            wait_for(running, 45, f"the VM to run after {refused}: {r}")
+            wait_for(running, 10, f"the VM to run after {refused}: {r}")
         if r["status"] == 0:
             assert running() == [dest], f"{refused}: {r}"
         if running() == [dest]:
