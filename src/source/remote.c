@@ -93,24 +93,16 @@ int vc_remote_announced(struct vc_remote *r, struct vc_err *err)
     return 0;
 }
 
-static bool announced_has(const struct vc_remote *r, int block, struct vc_page page,
-                          const struct vc_digest *digest)
+static bool announced_holds(const struct vc_remote *r, int block, struct vc_page page,
+                            uint64_t *prefix)
 {
-    const struct vc_remote_block *b = &r->blocks[block];
+    const struct vc_remote_block *b = block < 0 ? NULL : &r->blocks[block];
 
-    return page.n < b->pages &&
-           atomic_load_explicit(&b->held[page.n], memory_order_acquire) == VC_WIRE_HELD &&
-           !memcmp(&b->prefix[page.n], digest->b, sizeof(b->prefix[0]));
-}
-
-static bool generation_has(const struct vc_gen *gen, int block, struct vc_page page,
-                           const struct vc_digest *digest)
-{
-    struct vc_digest d;
-
-    return page.n < vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)block) &&
-           vc_gen_lookup(gen, (uint32_t)block, page, &d) == VC_PAGE_HELD &&
-           !memcmp(d.b, digest->b, sizeof(d.b));
+    if (!b || page.n >= b->pages ||
+        atomic_load_explicit(&b->held[page.n], memory_order_acquire) != VC_WIRE_HELD)
+        return false;
+    *prefix = b->prefix[page.n];
+    return true;
 }
 
 /* Whether anything of it is known yet. */
@@ -129,10 +121,15 @@ static bool is_known(struct vc_remote *r, const struct vc_ram *ram)
 bool vc_remote_has(struct vc_remote *r, const struct vc_ram *ram, uint16_t block,
                    struct vc_page page, const struct vc_digest *digest)
 {
-    if (!is_known(r, ram) || r->map[block] < 0)
+    struct vc_digest d;
+    uint64_t prefix;
+
+    if (!is_known(r, ram))
         return false;
-    return r->gen ? generation_has(r->gen, r->map[block], page, digest)
-                  : announced_has(r, r->map[block], page, digest);
+    if (r->gen)
+        return vc_gen_holds(r->gen, r->map[block], page, &d) && vc_digest_equal(&d, digest);
+    return announced_holds(r, r->map[block], page, &prefix) &&
+           !memcmp(&prefix, digest->b, sizeof(prefix));
 }
 
 /* ---- at another address ---- */
@@ -153,19 +150,11 @@ static bool hash_of(void *opaque, uint64_t n, uint64_t *hash)
     const struct vc_remote *r = opaque;
     uint16_t block;
     struct vc_page page = locate(r, n, &block);
-    int there = r->map[block];
     struct vc_digest d;
 
-    if (there < 0)
-        return false;
-    if (!r->gen) {
-        const struct vc_remote_block *b = &r->blocks[there];
-
-        *hash = page.n < b->pages ? b->prefix[page.n] : 0;
-        return page.n < b->pages && atomic_load(&b->held[page.n]) == VC_WIRE_HELD;
-    }
-    if (page.n >= vc_ram_block_pages(vc_gen_ram(r->gen), (uint32_t)there) ||
-        vc_gen_lookup(r->gen, (uint32_t)there, page, &d) != VC_PAGE_HELD)
+    if (!r->gen)
+        return announced_holds(r, r->map[block], page, hash);
+    if (!vc_gen_holds(r->gen, r->map[block], page, &d))
         return false;
     memcpy(hash, d.b, sizeof(*hash));
     return true;

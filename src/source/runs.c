@@ -149,13 +149,7 @@ static void mark_seen(struct vc_ingest *in, uint16_t block, struct vc_page page)
 static bool held_here(const struct vc_source *s, uint16_t block, struct vc_page page,
                       struct vc_digest *digest)
 {
-    const struct vc_gen *gen = s->o.local_gen;
-    int b;
-
-    if (!gen || (b = s->local_map[block]) < 0)
-        return false;
-    return page.n < vc_ram_block_pages(vc_gen_ram(gen), (uint32_t)b) &&
-           vc_gen_lookup(gen, (uint32_t)b, page, digest) == VC_PAGE_HELD;
+    return s->o.local_gen && vc_gen_holds(s->o.local_gen, s->local_map[block], page, digest);
 }
 
 /* Whether the destination holds the content at another address: where the page before it, if that

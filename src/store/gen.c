@@ -120,6 +120,12 @@ enum vc_page_state vc_gen_lookup(const struct vc_gen *g, uint32_t block, struct 
     return (enum vc_page_state)g->index.state[i];
 }
 
+bool vc_gen_holds(const struct vc_gen *g, int block, struct vc_page page, struct vc_digest *digest)
+{
+    return block >= 0 && page.n < vc_ram_block_pages(&g->index.ram, (uint32_t)block) &&
+           vc_gen_lookup(g, (uint32_t)block, page, digest) == VC_PAGE_HELD;
+}
+
 /* How many of n pages, one at least, lie in a row in one file: at *at of *layer. */
 static size_t extent(const struct vc_index *ix, uint32_t block, uint64_t page, size_t n,
                      uint32_t *layer, uint64_t *at)

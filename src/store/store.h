@@ -139,6 +139,10 @@ const struct vc_gen_info *vc_gen_info(const struct vc_gen *g);
 enum vc_page_state vc_gen_lookup(const struct vc_gen *g, uint32_t block, struct vc_page page,
                                  struct vc_digest *digest);
 
+/** Whether the page is HELD; false as well where @block is -1, as vc_ram_map() has it, or the page
+ *  lies behind the block's end. *digest as above. Any thread. */
+bool vc_gen_holds(const struct vc_gen *g, int block, struct vc_page page, struct vc_digest *digest);
+
 /** Reads n consecutive pages, all HELD, into buf as the files have them; nothing is verified here.
  *  Adjacent pages in one file are one read. Any thread. VC_E_CORRUPT on a short file,
  *  VC_E_STORE on a read error. */

@@ -171,13 +171,6 @@ static int copy_page(struct vc_txn *t, uint32_t block, struct vc_page page, uint
     return rc ? rc : vc_txn_put(t, block, page, 1, &content, digest, err);
 }
 
-/* Whether the base holds the page, where the new RAM calls it by the block's name. */
-static bool base_holds(const struct vc_txn *t, int from, struct vc_page p, struct vc_digest *d)
-{
-    return from >= 0 && p.n < vc_ram_block_pages(&t->base->index.ram, (uint32_t)from) &&
-           vc_gen_lookup(t->base, (uint32_t)from, p, d) == VC_PAGE_HELD;
-}
-
 /* No place to stand on: the pages are copied. */
 static int copy_same(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
                      struct vc_err *err)
@@ -190,8 +183,9 @@ static int copy_same(struct vc_txn *t, uint32_t block, struct vc_page page, size
     for (size_t i = 0; i < n; i++) {
         struct vc_page p = vc_page(page.n + i);
         struct vc_digest d;
-        int rc = base_holds(t, from, p, &d) ? copy_page(t, block, p, (uint32_t)from, &d, err)
-                                            : vc_txn_unknown(t, block, p, 1, err);
+        int rc = t->base && vc_gen_holds(t->base, from, p, &d)
+                     ? copy_page(t, block, p, (uint32_t)from, &d, err)
+                     : vc_txn_unknown(t, block, p, 1, err);
 
         if (rc)
             return rc;
