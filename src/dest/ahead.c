@@ -41,7 +41,7 @@ static void prefetch(const struct vc_dst_resolve *r, const struct vc_dst_batch *
         uint16_t block;
         struct vc_page page = vc_dst_base_page(run, &block);
 
-        if ((vc_dst_is_reference(run) || (run->old && !b->after)) && r->map[block] >= 0)
+        if ((vc_wire_run_is_reference(run) || (run->old && !b->after)) && r->map[block] >= 0)
             vc_gen_prefetch(gen, (uint32_t)r->map[block], page, run->count);
     }
 }

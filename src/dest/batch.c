@@ -123,7 +123,7 @@ static int decode_runs(struct vc_dst_batch *b, const uint8_t *body, uint64_t fea
             break;
         if (!add_up(b, s, &run))
             return illegal(err, "its runs stand for more than it says");
-        if (vc_dst_is_reference(&run) && (b->h.flags & VC_WIRE_BATCH_SELF_CONTAINED))
+        if (vc_wire_run_is_reference(&run) && (b->h.flags & VC_WIRE_BATCH_SELF_CONTAINED))
             return illegal(err, "a reference in a self-contained batch");
         if (run.old && !vc_wire_codec_is_delta(b->h.codec))
             return illegal(err, "OLD where there is no delta");
@@ -190,7 +190,7 @@ static void lay_out(struct vc_dst_batch *b, struct vc_dst_run *r, uint8_t **h, u
         *h += n;
         if (!pages)
             continue;
-        p->same = vc_dst_is_reference(&r->run);
+        p->same = vc_wire_run_is_reference(&r->run);
         if (r->run.kind == VC_RUN_ZERO) {
             p->content = zero_page;
         } else if (p->same) {

@@ -65,12 +65,6 @@ static inline struct vc_dst_batch *vc_dst_batch_of_record(struct vc_queue_node *
     return (struct vc_dst_batch *)((char *)n - offsetof(struct vc_dst_batch, record_node));
 }
 
-/** Whether the run's contents are those of pages of the base generation. */
-static inline bool vc_dst_is_reference(const struct vc_wire_run *run)
-{
-    return run->kind == VC_RUN_SAME || run->kind == VC_RUN_MOVED;
-}
-
 /** Where in the base generation the pages of such a run begin, or those that an OLD one replaces.
  */
 static inline struct vc_page vc_dst_base_page(const struct vc_wire_run *run, uint16_t *block)

@@ -168,7 +168,7 @@ static int digest_all(struct vc_dst_resolve *r, struct vc_dst_batch *b)
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_dst_run *run = &b->runs[i];
 
-        if (!vc_dst_is_reference(&run->run) && run->run.kind != VC_RUN_DATA)
+        if (!vc_wire_run_is_reference(&run->run) && run->run.kind != VC_RUN_DATA)
             continue;
         for (uint64_t k = 0; k < run->run.count && !rc; k++) {
             g.at[g.n] = run->first + (uint32_t)k;
@@ -207,7 +207,7 @@ static int resolve_same(struct vc_dst_resolve *r, struct vc_dst_batch *b)
         if (!expected)
             return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
         for (uint32_t i = 0; i < b->n_runs && !rc; i++)
-            if (vc_dst_is_reference(&b->runs[i].run))
+            if (vc_wire_run_is_reference(&b->runs[i].run))
                 rc = read_same(r, b, &b->runs[i], expected);
     }
     if (!rc)

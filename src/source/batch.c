@@ -132,8 +132,7 @@ void vc_src_batch_add_invalidate(struct vc_src_batch *b, uint16_t block, struct 
 static bool has_content(const struct vc_src_run *r, enum vc_src_form form)
 {
     return r->run.kind == VC_RUN_DATA ||
-           (form == VC_SRC_SELF_CONTAINED &&
-            (r->run.kind == VC_RUN_SAME || r->run.kind == VC_RUN_MOVED));
+           (form == VC_SRC_SELF_CONTAINED && vc_wire_run_is_reference(&r->run));
 }
 
 size_t vc_src_batch_body_bound(const struct vc_src_batch *b, enum vc_src_form form,

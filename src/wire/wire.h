@@ -307,6 +307,12 @@ struct vc_wire_run {
     struct vc_page from_page; /* moved */
 };
 
+/** Whether the run's contents are those of pages of the base generation. */
+static inline bool vc_wire_run_is_reference(const struct vc_wire_run *run)
+{
+    return run->kind == VC_RUN_SAME || run->kind == VC_RUN_MOVED;
+}
+
 /** Longest encoding of one run. */
 #define VC_WIRE_RUN_MAX_BYTES (1 + 5 * VC_VARINT_MAX_BYTES)
 

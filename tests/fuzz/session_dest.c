@@ -142,7 +142,7 @@ static void sum_up(const struct vc_ram *ram, struct vc_reader runs, uint64_t *st
 
     *stream = *content = 0;
     while (vc_wire_run_decode(&runs, &c, ram, FEATURES, &r, &err) == 0) {
-        bool whole = vc_dst_is_reference(&r) || r.kind == VC_RUN_DATA || r.as_page;
+        bool whole = vc_wire_run_is_reference(&r) || r.kind == VC_RUN_DATA || r.as_page;
 
         if (r.kind == VC_RUN_INVALIDATE)
             continue;
@@ -206,9 +206,9 @@ static bool resolve(const struct state *st, struct vc_dst_batch *b)
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_dst_run *run = &b->runs[i];
 
-        if (!vc_dst_is_reference(&run->run) && run->run.kind != VC_RUN_DATA)
+        if (!vc_wire_run_is_reference(&run->run) && run->run.kind != VC_RUN_DATA)
             continue;
-        if (vc_dst_is_reference(&run->run) &&
+        if (vc_wire_run_is_reference(&run->run) &&
             !read_base(st, &run->run, (uint8_t *)b->pages[run->first].content))
             return false;
         for (uint64_t k = 0; k < run->run.count; k++) {

@@ -472,12 +472,12 @@ static void fill_in(struct vc_dst_batch *b)
         uint16_t block;
         struct vc_page page = vc_dst_base_page(&r->run, &block);
 
-        if (!vc_dst_is_reference(&r->run) && r->run.kind != VC_RUN_DATA)
+        if (!vc_wire_run_is_reference(&r->run) && r->run.kind != VC_RUN_DATA)
             continue;
         for (uint64_t k = 0; k < r->run.count; k++) {
             struct vc_dst_page *p = &b->pages[r->first + k];
 
-            if (vc_dst_is_reference(&r->run))
+            if (vc_wire_run_is_reference(&r->run))
                 base_page(block, page.n + k, (uint8_t *)p->content);
             assert_int_equal(
                 vc_digest_pages(g.pages, &p->content, 1, g.ram.page_bytes, &p->digest, &err), 0);
