@@ -12,6 +12,7 @@
  * carries the rest (docs/internals/phases.md). */
 
 #define WORD_AGAIN_MS 1000
+#define ASK_AGAIN_MS 10
 
 /* Once the word was given nothing that QEMU says takes it back; and what is recovered had switched.
  */
@@ -34,16 +35,35 @@ static int give_word(struct vc_migration *m, struct vc_err *err)
     return 0;
 }
 
+/* Only for what QEMU finds dirtied since the first pass (its count of syncs is 1 until it has
+ * looked): a migration of which nothing is left ends without postcopy, and that of a paused guest
+ * ends as well. QEMU 11.1 would fail it: its destination forgets that it listens
+ * (CMD_POSTCOPY_LISTEN) if no page was to be discarded before. Up to 10.0 such a migration
+ * completes before it can switch. */
+static int ask_for_postcopy(struct vc_migration *m, struct vc_err *err)
+{
+    struct vc_qmp_migration now;
+    int rc = vc_qmp_migration(m->qmp, &now, err);
+
+    if (rc)
+        return rc;
+    if (m->user_paused || now.rounds < 2 || !now.ram_remaining) {
+        m->next_ask_ns = vc_now_ns() + ASK_AGAIN_MS * VC_NS_PER_MS;
+        return 0;
+    }
+    rc = vc_qmp_simple(m->qmp, "migrate-start-postcopy", err);
+    m->postcopy_asked = !rc;
+    return rc;
+}
+
 int vc_migration_postcopy(struct vc_migration *m, const struct vc_source_status *st,
                           struct vc_err *err)
 {
     int rc = 0;
 
     if (m->o->postcopy && !m->postcopy_asked && st->first_pass_done &&
-        !strcmp(m->status, "active")) {
-        rc = vc_qmp_simple(m->qmp, "migrate-start-postcopy", err);
-        m->postcopy_asked = !rc;
-    }
+        !strcmp(m->status, "active") && vc_now_ns() >= m->next_ask_ns)
+        rc = ask_for_postcopy(m, err);
     if (!rc && !m->word_given && st->package_delivered && vc_migration_has_switched(m) &&
         vc_now_ns() >= m->next_word_ns)
         rc = give_word(m, err);

@@ -288,7 +288,12 @@ static struct json_object *value_of(struct fuzz_qemu *q, const char *name)
     } else if (!strcmp(name, "query-status")) {
         vc_json_add_str(o, "status", q->state);
     } else if (!strcmp(name, "query-migrate") && q->status[0]) {
+        struct json_object *ram = json_object_new_object();
+
         vc_json_add_str(o, "status", q->status);
+        vc_json_add_u64(ram, "dirty-sync-count", 2);
+        vc_json_add_u64(ram, "remaining", 1 << 20);
+        json_object_object_add(o, "ram", ram);
         vc_json_add_u64(o, "downtime", 7);
     } else if (!strcmp(name, "query-migrate-parameters")) {
         vc_json_add_u64(o, "downtime-limit", 300);
