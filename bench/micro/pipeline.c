@@ -47,6 +47,7 @@ struct setup {
     struct gens hosts[2];
     uint64_t stream_bytes;
     bool is_return, source_only, record, pin, bounded;
+    unsigned workers;
 };
 
 /* What a process reports to its parent. */
@@ -229,6 +230,7 @@ static void run_source(struct setup *s, int link_fd, struct report *r)
         .shared_gen = s->is_return ? g->gen : NULL,
         .local_gen = g->gen,
         .txn = begin_txn(s, g),
+        .workers = s->workers,
         .needs_return_path = true,
         .on_frame = drop_until_end,
         .opaque = &end,
@@ -477,6 +479,7 @@ int main(int argc, char **argv)
         {"passes", "how often the stream goes over the RAM", 1},
         {"record", "1: both sides write the new generation", 1},
         {"source-only", "1: batches are acknowledged and dropped", 0},
+        {"workers", "threads of the source that compress beside the sender", 0},
         {"pin", "1: the source on core 0, all else of a --source-only run on core 1", 0},
         {"bounded", "1: fail if a side takes more memory than docs/internals/threads.md says", 0},
         {0},
@@ -502,6 +505,7 @@ int main(int argc, char **argv)
     s.record = micro_option(&m, "record") != 0;
     s.pin = s.source_only && micro_option(&m, "pin") != 0;
     s.bounded = micro_option(&m, "bounded") != 0;
+    s.workers = (unsigned)micro_option(&m, "workers");
     s.synth.passes = (unsigned)micro_option(&m, "passes");
     for (int i = 0; i < 2; i++)
         gens_make(&s.hosts[i], (uint64_t)((double)(2 * pages * SYNTH_PAGE) * (1.1 - s.synth.zero)));

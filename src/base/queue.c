@@ -55,8 +55,10 @@ int vc_queue_pop(struct vc_queue *q, uint64_t deadline_ns, struct vc_queue_node 
     VC_LOCKED(&q->mu);
 
     while (!q->head && !q->closed) {
-        if (deadline_ns == 0)
+        if (deadline_ns == 0 || q->poked) {
+            q->poked = false;
             return VC_AGAIN;
+        }
         if (deadline_ns == UINT64_MAX)
             pthread_cond_wait(&q->changed, &q->mu);
         else if (!vc_cond_wait_until(&q->changed, &q->mu, deadline_ns) && !q->head && !q->closed)
@@ -67,6 +69,14 @@ int vc_queue_pop(struct vc_queue *q, uint64_t deadline_ns, struct vc_queue_node 
     *item = take_locked(q);
     pthread_cond_broadcast(&q->changed);
     return 0;
+}
+
+void vc_queue_poke(struct vc_queue *q)
+{
+    VC_LOCKED(&q->mu);
+
+    q->poked = true;
+    pthread_cond_broadcast(&q->changed);
 }
 
 void vc_queue_close(struct vc_queue *q)

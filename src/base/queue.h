@@ -24,6 +24,7 @@ struct vc_queue {
     uint64_t bytes, max_bytes;         /* [lock: mu] */
     bool closed;                       /* [lock: mu] no more pushes; pops drain */
     bool aborted;                      /* [lock: mu] pops end at once too */
+    bool poked;                        /* [lock: mu] the next pop that would wait returns */
 };
 
 void vc_queue_init(struct vc_queue *q, uint64_t max_bytes);
@@ -33,9 +34,12 @@ void vc_queue_fini(struct vc_queue *q);
 /** Hands over an item, waiting for room. 0, or VC_CLOSED: the item stays the caller's. */
 int vc_queue_push(struct vc_queue *q, struct vc_queue_node *item, uint64_t cost) VC_NODISCARD;
 /** Takes the oldest item. @deadline_ns: monotonic time to give up at (0: at once, UINT64_MAX:
- * never). 0; VC_AGAIN: time is up; VC_CLOSED: closed and empty, or aborted. */
+ * never). 0; VC_AGAIN: time is up, or it was poked; VC_CLOSED: closed and empty, or aborted. */
 int vc_queue_pop(struct vc_queue *q, uint64_t deadline_ns,
                  struct vc_queue_node **item) VC_NODISCARD;
+/** Something else has happened: whoever waits in vc_queue_pop(), or is the next to do so, gets
+ *  VC_AGAIN. Any thread. */
+void vc_queue_poke(struct vc_queue *q);
 /** Orderly end: pushes fail, pops get what is there, then VC_CLOSED. Any thread. */
 void vc_queue_close(struct vc_queue *q);
 /** Cancel: pushes and pops fail at once. Items stay for vc_queue_drain(). Any thread. */

@@ -2,7 +2,9 @@
 #include "base/thread.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <time.h>
 
 #include "base/clock.h"
@@ -31,6 +33,18 @@ void vc_thread_join(struct vc_thread *t)
         return;
     pthread_join(t->id, NULL);
     t->running = false;
+}
+
+unsigned vc_idle_processors(unsigned taken)
+{
+    double load = 0;
+    cpu_set_t set;
+    double n = sched_getaffinity(0, sizeof(set), &set) ? 1 : CPU_COUNT(&set);
+
+    if (getloadavg(&load, 1) < 1)
+        return 0;
+    n -= load + taken;
+    return n > 0 ? (unsigned)n : 0;
 }
 
 void vc_cond_init(pthread_cond_t *c)

@@ -21,6 +21,10 @@ int vc_thread_start(struct vc_thread *t, const char *name, void *(*fn)(void *), 
 /** Waits for its end; nothing if it was never started. */
 void vc_thread_join(struct vc_thread *t);
 
+/** Processors that this process may use, without those that were busy over the last minute (the
+ *  machine's load average) and @taken more. */
+unsigned vc_idle_processors(unsigned taken);
+
 static inline void vc_cleanup_unlock(pthread_mutex_t **m)
 {
     if (*m)

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/thread.h"
 #include "qmp/qmp.h"
 #include "session/capabilities.h"
 #include "session/preempt.h"
@@ -18,6 +19,8 @@
 #define DEFAULT_LIMIT_MS 300
 /** "Unlimited" for max-bandwidth: 1 TiB/s. */
 #define UNLIMITED_BANDWIDTH (1ull << 40)
+/* QEMU's migration thread, and the one that reads from it. */
+#define BUSY_THREADS 2
 
 static bool is_plaintext(const struct vc_migration *m)
 {
@@ -256,6 +259,7 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
         .moved = m->features & VC_WIRE_FEATURE_MOVED,
         .recent = m->features & VC_WIRE_FEATURE_RECENT,
         .reads = m->features & VC_WIRE_FEATURE_READS,
+        .workers = vc_idle_processors(BUSY_THREADS),
         .link = m->link,
         .session = m->session,
         .lineage = m->holding.lineage,

@@ -15,9 +15,9 @@ static const struct {
  * what the rest of the way takes. */
 #define WORTH 1.5
 
-void vc_effort_init(struct vc_effort *e)
+void vc_effort_init(struct vc_effort *e, bool helped)
 {
-    *e = (struct vc_effort){.step = 1};
+    *e = (struct vc_effort){.step = 1, .helped = helped, .ahead = helped};
 }
 
 int vc_effort_level(struct vc_effort *e, uint64_t content_bytes, bool *probe)
@@ -28,6 +28,11 @@ int vc_effort_level(struct vc_effort *e, uint64_t content_bytes, bool *probe)
         return steps[e->step].level;
     e->probe = false;
     return 0;
+}
+
+int vc_effort_ahead_level(const struct vc_effort *e)
+{
+    return e->ahead && !e->probe ? steps[e->step].level : 0;
 }
 
 /* Whether a step was slower than this, not long ago. */
@@ -72,8 +77,13 @@ static void decide(struct vc_effort *e, uint64_t now_ns, double probe_rate)
         if (e->step + 1 < VC_EFFORT_STEPS && has_time_for(e, e->step + 1) &&
             !was_slower(e, e->step + 1, rate, now_ns))
             e->step++;
+        else
+            e->ahead = false;
     } else if (waited < NONE) {
-        hurry(e, now_ns, rate, probe_rate);
+        if (e->helped && e->step && !e->ahead)
+            e->ahead = true;
+        else
+            hurry(e, now_ns, rate, probe_rate);
     }
 }
 

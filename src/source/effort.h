@@ -15,6 +15,10 @@
  * compression is too much cannot be seen while there is some: then one batch goes uncompressed, a
  * probe, and its acknowledgement tells.
  *
+ * Where other threads can help they do so before the level falls, and only as long as compression
+ * may be what everybody waits for: what is packed and waits for the wire would delay what comes
+ * next.
+ *
  * Thread rule: one caller at a time. */
 
 /** zstd's levels, in steps that can be told apart on pages of a guest; 0: not compressed. */
@@ -31,6 +35,8 @@
 
 struct vc_effort {
     int step;
+    bool helped;
+    bool ahead;                                   /* they are needed */
     uint64_t waited_ns, worked_ns, content_bytes; /* of the current period */
     bool idle;  /* at some time of the period nothing waited behind: QEMU is the slow one */
     bool probe; /* the next batch that is large enough goes as it is */
@@ -42,9 +48,13 @@ struct vc_effort {
     } seen[VC_EFFORT_STEPS];
 };
 
-void vc_effort_init(struct vc_effort *e);
+/** @helped: other threads can compress beside the sender. */
+void vc_effort_init(struct vc_effort *e, bool helped);
 /** The level for the next batch, of @content_bytes before compression. *probe: it is a probe. */
 int vc_effort_level(struct vc_effort *e, uint64_t content_bytes, bool *probe);
+/** The level at which batches are to be packed side by side, ahead of the sender; 0: they are not.
+ */
+int vc_effort_ahead_level(const struct vc_effort *e);
 /** It went out, in @wire_bytes: it had waited for the wire, and been worked on, for so long.
  *  @backlogged: another one waits behind it. @probe_rate: how fast the last probe came through,
  * within VC_EFFORT_MEMORY_NS; 0: there was none. */

@@ -8,22 +8,30 @@
 #include "source/effort.h"
 #include "source/pack.h"
 #include "source/pipeline.h"
+#include "source/workers.h"
 
 /* The sending stage: takes batches in order, waits until another one may be on its way, compresses,
  * has the batch recorded, puts it into the repair window and hands its frame to the link. It is
- * recorded no earlier, so that while a batch is packed the new generation has what was before. */
+ * recorded no earlier, so that while a batch is packed the new generation has what was before.
+ *
+ * Where there are idle processors, large batches are compressed ahead of that, side by side: those
+ * that refer to nothing that this session has recorded. */
 
 /* So many batches that came again say that the old pages at the destination are not what they
  * should be: no more deltas then. */
 #define MAX_RESENT_WITH_DELTAS 8
 /* The same for what was made with the new generation, which the destination may not write. */
 #define MAX_RESENT_RECENT 2
+/* Contents that are worth waking another thread for. */
+#define AHEAD_MIN_BYTES (64u << 10)
 
 struct send {
     struct vc_source *s;
     struct vc_packer packer;
+    struct vc_pack_workers workers;
     struct vc_effort effort;
-    bool tried_recent; /* a batch of that codec was sent */
+    bool tried_recent;   /* a batch of that codec was sent */
+    uint64_t packing_ns; /* the sender has waited while others packed */
     struct vc_err err;
 };
 
@@ -82,42 +90,117 @@ static enum vc_src_form form_of_batches(const struct send *st)
     return works && recent < MAX_RESENT_RECENT ? VC_SRC_RECENT : VC_SRC_DELTA;
 }
 
-static int send_batch(struct send *st, struct vc_src_batch *b)
+static struct vc_flow_batch flow_of(const struct vc_source *s, const struct vc_src_batch *b)
 {
-    struct vc_source *s = st->s;
-    struct vc_flow_batch batch = {
+    return (struct vc_flow_batch){
         .stream_bytes = b->stream_bytes,
         .data_bytes = b->data_bytes,
         .backlogged = atomic_load(&s->unsent) > 1,
     };
-    uint64_t content_bytes = b->data_bytes + b->opaque_bytes; /* before it can be acknowledged */
-    uint64_t begun = vc_now_ns(), went, done;
-    struct vc_link_frame *f;
-    double probe_rate;
-    int level;
+}
 
-    if (!wait_for_room(s, &batch, &probe_rate)) {
-        have_recorded(s, b);
-        vc_src_batch_unref(b);
-        return VC_CLOSED;
-    }
-    went = vc_now_ns();
-    level = vc_effort_level(&st->effort, content_bytes, &batch.probe);
-    f = vc_packer_frame(&st->packer, b, form_of_batches(st), level);
-    b->sent_recent = f && st->packer.last_codec == VC_WIRE_CODEC_RECENT;
-    st->tried_recent |= b->sent_recent;
+/* What a frame has cost. */
+struct effort_spent {
+    uint64_t waited_ns, worked_ns;
+    double probe_rate;
+};
+
+/* Takes both, and records the batch in any case. */
+static int hand_over(struct send *st, struct vc_src_batch *b, struct vc_link_frame *f,
+                     struct vc_flow_batch *flow, const struct effort_spent *spent)
+{
+    struct vc_source *s = st->s;
+    uint64_t content_bytes = b->data_bytes + b->opaque_bytes; /* before it can be acknowledged */
+
     have_recorded(s, b);
     if (!f) {
         vc_src_batch_unref(b);
         return no_memory(&st->err);
     }
-    done = vc_now_ns();
-    batch.wire_bytes = f->bytes + VC_WIRE_HEADER_BYTES;
-    into_window(s, b, &batch);
-    vc_effort_note(&st->effort, done, content_bytes, batch.wire_bytes,
-                   batch.wire_limited ? went - begun : 0, done - went, batch.backlogged,
-                   probe_rate);
+    flow->wire_bytes = f->bytes + VC_WIRE_HEADER_BYTES;
+    into_window(s, b, flow);
+    vc_effort_note(&st->effort, vc_now_ns(), content_bytes, flow->wire_bytes,
+                   flow->wire_limited ? spent->waited_ns : 0, spent->worked_ns, flow->backlogged,
+                   spent->probe_rate);
     return vc_link_send(s->o.link, f, false);
+}
+
+static int give_up(struct vc_source *s, struct vc_src_batch *b, struct vc_link_frame *f)
+{
+    vc_link_frame_free(f);
+    have_recorded(s, b);
+    vc_src_batch_unref(b);
+    return VC_CLOSED;
+}
+
+static int send_batch(struct send *st, struct vc_src_batch *b)
+{
+    struct vc_source *s = st->s;
+    struct vc_flow_batch flow = flow_of(s, b);
+    struct effort_spent spent = {0};
+    uint64_t begun = vc_now_ns(), went;
+    struct vc_link_frame *f;
+    int level;
+
+    if (!wait_for_room(s, &flow, &spent.probe_rate))
+        return give_up(s, b, NULL);
+    went = vc_now_ns();
+    level = vc_effort_level(&st->effort, b->data_bytes + b->opaque_bytes, &flow.probe);
+    f = vc_packer_frame(&st->packer, b, form_of_batches(st), level);
+    b->sent_recent = f && st->packer.last_codec == VC_WIRE_CODEC_RECENT;
+    st->tried_recent |= b->sent_recent;
+    spent.waited_ns = went - begun;
+    spent.worked_ns = vc_now_ns() - went;
+    return hand_over(st, b, f, &flow, &spent);
+}
+
+/* The oldest batch that was packed ahead. */
+static int send_packed(struct send *st)
+{
+    struct vc_source *s = st->s;
+    struct effort_spent spent = {0};
+    uint64_t begun = vc_now_ns(), done;
+    struct vc_link_frame *f;
+    struct vc_src_batch *b = vc_pack_workers_take(&st->workers, &f);
+    struct vc_flow_batch flow = flow_of(s, b);
+    int rc;
+
+    done = vc_now_ns();
+    if (f && !wait_for_room(s, &flow, &spent.probe_rate)) {
+        rc = give_up(s, b, f);
+    } else {
+        spent.waited_ns = vc_now_ns() - done;
+        spent.worked_ns = done - begun + st->packing_ns;
+        st->packing_ns = 0;
+        rc = hand_over(st, b, f, &flow, &spent);
+    }
+    atomic_fetch_sub(&s->unsent, 1);
+    return rc;
+}
+
+static int send_all_packed(struct send *st)
+{
+    int rc = 0;
+
+    while (!rc && vc_pack_workers_pending(&st->workers))
+        rc = send_packed(st);
+    return rc;
+}
+
+/* Whether it goes ahead: then the reference is taken. */
+static int pack_ahead(struct send *st, struct vc_src_batch *b, bool *ahead)
+{
+    enum vc_src_form form = form_of_batches(st);
+    int level = vc_effort_ahead_level(&st->effort), rc = 0;
+
+    *ahead = b->item == VC_SRC_BATCH && b->data_bytes >= AHEAD_MIN_BYTES && level &&
+             !(form == VC_SRC_RECENT && b->after);
+    if (!*ahead)
+        return 0;
+    if (!vc_pack_workers_have_room(&st->workers))
+        rc = send_packed(st);
+    vc_pack_workers_give(&st->workers, b, form == VC_SRC_RECENT ? VC_SRC_DELTA : form, level);
+    return rc;
 }
 
 static int send_blocks(struct vc_source *s, const struct vc_ram *ram, struct vc_err *err)
@@ -161,28 +244,68 @@ static int send_item(struct send *st, struct vc_src_batch *b)
     return rc;
 }
 
+/* The next thing to do: a batch that was packed ahead, or one that waits. */
+static int next(struct send *st)
+{
+    struct vc_source *s = st->s;
+    struct vc_queue_node *node;
+    bool pending = vc_pack_workers_pending(&st->workers), ahead;
+    uint64_t begun = pending ? vc_now_ns() : 0;
+    struct vc_src_batch *b;
+    int rc;
+
+    if (vc_pack_workers_are_ready(&st->workers))
+        return send_packed(st);
+    rc = vc_queue_pop(&s->to_send, UINT64_MAX, &node);
+    if (pending)
+        st->packing_ns += vc_now_ns() - begun;
+    if (rc == VC_AGAIN)
+        return 0;
+    if (rc && pending && !vc_source_stopping(s))
+        return send_all_packed(st);
+    if (rc)
+        return rc;
+    b = (struct vc_src_batch *)node;
+    rc = pack_ahead(st, b, &ahead);
+    if (ahead)
+        return rc;
+    rc = send_all_packed(st);
+    if (rc) {
+        give_up(s, b, NULL);
+    } else {
+        rc = send_item(st, b);
+    }
+    atomic_fetch_sub(&s->unsent, 1);
+    return rc;
+}
+
 void *vc_source_send_main(void *arg)
 {
     struct vc_source *s = arg;
     struct send st = {.s = s, .err = VC_ERR_INIT};
     struct vc_queue_node *node;
+    struct vc_link_frame *f;
     int rc =
         vc_packer_init(&st.packer, s->o.local_gen, s->local_map, &s->o.lineage, s->o.log, &st.err);
 
+    vc_pack_workers_init(&st.workers, &s->to_send, s->o.workers, s->o.local_gen, s->local_map,
+                         &s->o.lineage, s->o.log);
     st.packer.recorder = s->o.recent ? &s->recorder : NULL;
-    vc_effort_init(&st.effort);
-    while (!rc && vc_queue_pop(&s->to_send, UINT64_MAX, &node) == 0) {
-        rc = send_item(&st, (struct vc_src_batch *)node);
-        atomic_fetch_sub(&s->unsent, 1);
-    }
+    vc_effort_init(&st.effort, st.workers.n);
+    while (!rc)
+        rc = next(&st);
     if (rc < 0)
         vc_source_abort(s, &st.err);
-    while ((node = vc_queue_drain(&s->to_send))) { /* what was read is recorded */
-        have_recorded(s, (struct vc_src_batch *)node);
-        vc_src_batch_unref((struct vc_src_batch *)node);
+    while (vc_pack_workers_pending(&st.workers)) { /* what was read is recorded */
+        struct vc_src_batch *b = vc_pack_workers_take(&st.workers, &f);
+
+        give_up(s, b, f);
     }
+    while ((node = vc_queue_drain(&s->to_send)))
+        give_up(s, (struct vc_src_batch *)node, NULL);
     vc_queue_close(&s->recorder.queue);
     /* A link that is closed tells the receiving stage why: the peer may have said it. */
+    vc_pack_workers_fini(&st.workers);
     vc_packer_fini(&st.packer);
     vc_source_notify(s);
     return NULL;

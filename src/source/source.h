@@ -30,6 +30,7 @@ struct vc_source_options {
     bool moved;           /* it takes moved runs */
     bool recent;          /* ... and of codec recent */
     bool reads;           /* it may say READS */
+    unsigned workers;     /* threads that may compress beside the sender */
     struct vc_link *link; /* in phase `stream`; borrowed until vc_source_free() */
     struct vc_id session;
     struct vc_lineage lineage;

@@ -24,6 +24,8 @@ static const struct zstd compressible[] = {
     {0, 8e9, 1}, {1, 6e8, 0.3}, {3, 4.5e8, 0.27}, {6, 1.1e8, 0.24}};
 static const struct zstd random_bytes[] = {{0, 8e9, 1}, {1, 4e9, 1}, {3, 3.5e9, 1}, {6, 2e9, 1}};
 
+static unsigned packers = 1; /* threads that compress */
+
 static const struct zstd *of_level(const struct zstd *z, int level)
 {
     while (z->level != level)
@@ -40,12 +42,13 @@ static double run(const struct zstd *z, double link, double intake, int fixed, u
     uint64_t probed = 0;
     double probe_rate = 0;
 
-    vc_effort_init(&e);
+    vc_effort_init(&e, packers > 1);
     while (now < end) {
         bool probe = false;
         int level = fixed < 0 ? vc_effort_level(&e, BATCH, &probe) : fixed;
         const struct zstd *k = of_level(z, level);
-        uint64_t worked = (uint64_t)(BATCH / k->speed * 1e9);
+        bool ahead = fixed < 0 && level == vc_effort_ahead_level(&e);
+        uint64_t worked = (uint64_t)(BATCH / k->speed * 1e9 / (ahead ? packers : 1));
         uint64_t waited = link_free > now + AHEAD_NS ? link_free - now - AHEAD_NS : 0;
         uint64_t idle = input > now ? input - now : 0;
 
@@ -89,6 +92,27 @@ static void no_fixed_level_is_much_faster(void **state)
         }
 }
 
+/* Four threads: more through a fast link, a higher level or fewer bytes on others, never less. */
+static void those_who_help_are_worth_it(void **state)
+{
+    static const double links[] = {1.2e6, 12e6, 60e6, 119e6, 300e6, 600e6, 1.2e9, 5e9};
+    double alone[VC_ARRAY_LEN(links)], helped[VC_ARRAY_LEN(links)];
+
+    (void)state;
+    for (unsigned i = 0; i < VC_ARRAY_LEN(links); i++) {
+        packers = 1;
+        alone[i] = run(compressible, links[i], 3e9, -1, NULL);
+        packers = 4;
+        helped[i] = run(compressible, links[i], 3e9, -1, NULL);
+        print_message("%.0f MB/s: %.0f, %.0f\n", links[i] / 1e6, alone[i] / 1e6, helped[i] / 1e6);
+        if (helped[i] < 0.95 * alone[i])
+            fail_msg("%.0f instead of %.0f MB/s on a link of %.0f MB/s", helped[i] / 1e6,
+                     alone[i] / 1e6, links[i] / 1e6);
+    }
+    packers = 1;
+    assert_true(helped[5] > 2 * alone[5]);
+}
+
 static void a_thin_link_gets_the_highest_level(void **state)
 {
     unsigned at[7] = {0};
@@ -124,7 +148,7 @@ static void a_return_of_few_bytes_is_not_probed(void **state)
     uint64_t now = 1;
 
     (void)state;
-    vc_effort_init(&e);
+    vc_effort_init(&e, false);
     for (unsigned i = 0; i < 1000; i++) { /* 250 MiB at 100 MB/s become 7.5 MiB */
         bool probe;
 
@@ -150,6 +174,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_fixed_level_is_much_faster),
+        cmocka_unit_test(those_who_help_are_worth_it),
         cmocka_unit_test(a_thin_link_gets_the_highest_level),
         cmocka_unit_test(a_fast_link_gets_none),
         cmocka_unit_test(a_link_of_1_gbit_always_gets_some),

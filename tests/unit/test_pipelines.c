@@ -229,6 +229,7 @@ static void greet(struct vc_link *a, struct vc_link *b)
 }
 
 static bool speaks_recent = true; /* both */
+static unsigned migrations;       /* every other one with threads that compress */
 
 static struct outcome migrate(struct host *from, struct host *to, const struct memory *m,
                               enum vc_wire_base base)
@@ -288,6 +289,7 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .moved = true,
         .recent = speaks_recent,
         .reads = true,
+        .workers = migrations++ % 2 * 3,
         .needs_return_path = true,
         .store_patience_ms = patience_ms,
         .on_frame = drop_frame,
