@@ -90,6 +90,7 @@ struct lab {
     struct memory now;              /* as it is when it returns */
     struct buf stream;              /* the migration of `now` */
     struct buf shifted;             /* the same, and every page has moved */
+    struct buf rounds;              /* a migration of `now` in which every page comes many times */
     struct buf recorded;            /* a migration that a real QEMU has sent */
     struct pristine recorded_at[2]; /* both have the generation of it */
     unsigned scale;

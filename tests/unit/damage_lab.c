@@ -13,6 +13,7 @@
 #include "net/net.h"
 
 #define PAGES 64u
+#define ROUNDS 24u
 /* A visit takes milliseconds; what takes so long waits for something that will not come. */
 #define STALL_S 60
 /* With so short a limit for the pause a proxy has no reason to slow its intake down near the end of
@@ -538,6 +539,11 @@ static void make_history(struct lab *lab)
     lab->now.shift = 5;
     put_migration(&lab->shifted, &lab->now, NULL);
     lab->now.shift = 0;
+    lab->now.busy = true;
+    lab->now.passes = ROUNDS;
+    put_migration(&lab->rounds, &lab->now, NULL);
+    lab->now.busy = false;
+    lab->now.passes = 1;
 }
 
 /* What fuzzing appends to a stream. */
@@ -609,6 +615,7 @@ void lab_fini(struct lab *lab)
     lab_unrecord(lab);
     buf_free(&lab->stream);
     buf_free(&lab->shifted);
+    buf_free(&lab->rounds);
     close(lab->listener);
     remove_tree(lab->dir);
 }

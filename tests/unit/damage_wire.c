@@ -17,13 +17,15 @@ enum scene {
     SLOW,       /* as RETURN, and the destination's disk is slow: it says READS */
     GIVEN_UP,   /* as RETURN, and the destination's QEMU goes away: STREAM_FAILED */
     SHIFTED,    /* as RETURN, and every page has another place than before */
+    MANY,       /* as RETURN, and every page comes again and again: codec recent */
     RECORDED,   /* the VM returns with the very stream of a real QEMU with which it had left */
 };
 
 /* A target's visits are multiplied by this, and shared by the workers. */
 #define WIRE_TIMES 5u
 
-enum part { WHOLE, HEAD, FIELDS, SEAL, RUNS, BODY };
+/* RECENT: all of a batch of that codec. */
+enum part { WHOLE, HEAD, FIELDS, SEAL, RUNS, BODY, RECENT };
 
 struct target {
     const char *kind;
@@ -69,6 +71,7 @@ static const struct target targets[] = {
     {"READS", VC_WIRE_READS, false, WHOLE, SLOW, 8},
     {"BATCH, moved", VC_WIRE_BATCH, true, WHOLE, SHIFTED, 16},
     {"BATCH, moved, runs", VC_WIRE_BATCH, true, RUNS, SHIFTED, 32},
+    {"BATCH, recent", VC_WIRE_BATCH, true, RECENT, MANY, 24},
     {"STREAM_FAILED", VC_WIRE_STREAM_FAILED, false, WHOLE, GIVEN_UP, 10},
 };
 
@@ -135,8 +138,8 @@ static bool find_part(enum part part, const uint8_t *frame, size_t n, size_t *fr
 
     *from = 0;
     *to = n;
-    if (part == WHOLE)
-        return true;
+    if (part == WHOLE || part == RECENT)
+        return part == WHOLE || frame[FRAME_HEAD + 28] == VC_WIRE_CODEC_RECENT;
     bytes = vc_load_le(frame + FRAME_HEAD + 20, 4);
     if (frame[FRAME_HEAD + 28] != VC_WIRE_CODEC_NONE)
         bytes = 0;
@@ -199,12 +202,13 @@ static bool visit_under(struct lab *lab, struct attack *a, struct visit *v, stru
         .slow_disk = a->t->scene == SLOW,
         .stream = a->t->scene == RECORDED  ? &lab->recorded
                   : a->t->scene == SHIFTED ? &lab->shifted
+                  : a->t->scene == MANY    ? &lab->rounds
                                            : NULL,
         .dest_ends_at = a->t->scene == GIVEN_UP ? lab->stream.n / 2 : 0,
     };
     /* A wrong length is found out by the silence that follows. Where the machine is too busy for so
      * short a time, the session fails, which is all that is asked of it. */
-    if (a->nth != NO_FRAME && (a->t->part == WHOLE || a->t->part == HEAD))
+    if (a->nth != NO_FRAME && (a->t->part == WHOLE || a->t->part == HEAD || a->t->part == RECENT))
         v->dead_peer_ms = 500;
     set_scene(lab, a->t->scene);
     lab_visit(lab, v);
