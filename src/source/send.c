@@ -90,12 +90,15 @@ static enum vc_src_form form_of_batches(const struct send *st)
     return works && recent < MAX_RESENT_RECENT ? VC_SRC_RECENT : VC_SRC_DELTA;
 }
 
-static struct vc_flow_batch flow_of(const struct vc_source *s, const struct vc_src_batch *b)
+/* What is packed ahead does not wait: there is no backlog while those who pack keep up. */
+static struct vc_flow_batch flow_of(struct send *st, const struct vc_src_batch *b)
 {
+    int ahead = (int)vc_pack_workers_pending(&st->workers);
+
     return (struct vc_flow_batch){
         .stream_bytes = b->stream_bytes,
         .data_bytes = b->data_bytes,
-        .backlogged = atomic_load(&s->unsent) > 1,
+        .backlogged = atomic_load(&st->s->unsent) - ahead > 1,
     };
 }
 
@@ -136,7 +139,7 @@ static int give_up(struct vc_source *s, struct vc_src_batch *b, struct vc_link_f
 static int send_batch(struct send *st, struct vc_src_batch *b)
 {
     struct vc_source *s = st->s;
-    struct vc_flow_batch flow = flow_of(s, b);
+    struct vc_flow_batch flow = flow_of(st, b);
     struct effort_spent spent = {0};
     uint64_t begun = vc_now_ns(), went;
     struct vc_link_frame *f;
@@ -162,7 +165,7 @@ static int send_packed(struct send *st)
     uint64_t begun = vc_now_ns(), done;
     struct vc_link_frame *f;
     struct vc_src_batch *b = vc_pack_workers_take(&st->workers, &f);
-    struct vc_flow_batch flow = flow_of(s, b);
+    struct vc_flow_batch flow = flow_of(st, b);
     int rc;
 
     done = vc_now_ns();
@@ -185,6 +188,17 @@ static int send_all_packed(struct send *st)
     while (!rc && vc_pack_workers_pending(&st->workers))
         rc = send_packed(st);
     return rc;
+}
+
+/* What was read is recorded all the same, in its order. */
+static void give_up_packed(struct send *st)
+{
+    while (vc_pack_workers_pending(&st->workers)) {
+        struct vc_link_frame *f;
+        struct vc_src_batch *b = vc_pack_workers_take(&st->workers, &f);
+
+        give_up(st->s, b, f);
+    }
 }
 
 /* Whether it goes ahead: then the reference is taken. */
@@ -271,6 +285,7 @@ static int next(struct send *st)
         return rc;
     rc = send_all_packed(st);
     if (rc) {
+        give_up_packed(st);
         give_up(s, b, NULL);
     } else {
         rc = send_item(st, b);
@@ -284,7 +299,6 @@ void *vc_source_send_main(void *arg)
     struct vc_source *s = arg;
     struct send st = {.s = s, .err = VC_ERR_INIT};
     struct vc_queue_node *node;
-    struct vc_link_frame *f;
     int rc =
         vc_packer_init(&st.packer, s->o.local_gen, s->local_map, &s->o.lineage, s->o.log, &st.err);
 
@@ -296,11 +310,7 @@ void *vc_source_send_main(void *arg)
         rc = next(&st);
     if (rc < 0)
         vc_source_abort(s, &st.err);
-    while (vc_pack_workers_pending(&st.workers)) { /* what was read is recorded */
-        struct vc_src_batch *b = vc_pack_workers_take(&st.workers, &f);
-
-        give_up(s, b, f);
-    }
+    give_up_packed(&st);
     while ((node = vc_queue_drain(&s->to_send)))
         give_up(s, (struct vc_src_batch *)node, NULL);
     vc_queue_close(&s->recorder.queue);
