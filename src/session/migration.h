@@ -44,11 +44,12 @@ struct vc_migration {
     bool user_paused;   /* somebody paused the guest, not the migration */
     bool continued;     /* somebody may have continued it here, after `completed` */
     bool postcopy_asked, word_given;
-    uint64_t next_ask_ns;  /* when QEMU is asked whether there is anything left for postcopy */
-    bool cancelled_late;   /* nothing came of it, and that was said */
-    uint64_t next_word_ns; /* when it is given again, after it was not obeyed */
-    bool owes_word;        /* recover: the interrupted session had not given it */
-    bool resumed;          /* recover: QEMU has been seen to go on */
+    uint64_t next_ask_ns;   /* when QEMU is asked whether there is anything left for postcopy ... */
+    uint64_t ask_anyway_ns; /* ... and when that it switches although there is nothing */
+    bool cancelled_late;    /* nothing came of it, and that was said */
+    uint64_t next_word_ns;  /* when it is given again, after it was not obeyed */
+    bool owes_word;         /* recover: the interrupted session had not given it */
+    bool resumed;           /* recover: QEMU has been seen to go on */
 };
 
 /** Copies what the pipeline knows into the result, and samples the rate of the intake. */

@@ -13,6 +13,9 @@
 
 #define WORD_AGAIN_MS 1000
 #define ASK_AGAIN_MS 10
+/* A migration of which no RAM is left has ended by then, unless QEMU has something else to send,
+ * like bitmaps of dirty blocks: then it looks for no more RAM until it is asked. */
+#define ASK_ANYWAY_MS 2000
 
 /* Once the word was given nothing that QEMU says takes it back; and what is recovered had switched.
  */
@@ -44,10 +47,14 @@ static int ask_for_postcopy(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_qmp_migration now;
     int rc = vc_qmp_migration(m->qmp, &now, err);
+    bool is_left;
 
     if (rc)
         return rc;
-    if (m->user_paused || now.rounds < 2 || !now.ram_remaining) {
+    is_left = now.rounds > 1 && now.ram_remaining;
+    if (is_left || !m->ask_anyway_ns)
+        m->ask_anyway_ns = vc_now_ns() + ASK_ANYWAY_MS * VC_NS_PER_MS;
+    if (is_left ? m->user_paused : vc_now_ns() < m->ask_anyway_ns) {
         m->next_ask_ns = vc_now_ns() + ASK_AGAIN_MS * VC_NS_PER_MS;
         return 0;
     }

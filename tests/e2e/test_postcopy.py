@@ -122,6 +122,21 @@ def test_the_boot_sector_stays_right_through_postcopy(fleet, option):
         f.guest.wait_passes(2)
 
 
+def test_bitmaps_of_dirty_blocks_go_along(fleet):
+    f = fleet(namespaces=False)
+    disk = ["-blockdev", f"null-co,node-name=disk,size={1 << 40},read-zeroes=on"]
+    f.boot_selfcheck(end_mib=24, delay=2000, extra=disk)
+    f.qemu.qmp.execute("block-dirty-bitmap-add", node="disk", name="backup", granularity=65536)
+    f.qemu.set_capabilities(["dirty-bitmaps"])
+    dest = f.incoming(1)
+    dest.set_capabilities(["dirty-bitmaps"])
+    f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name, ["--postcopy"])
+    nodes = {n["node-name"]: n for n in dest.qmp.execute("query-named-block-nodes")}
+    assert [b["name"] for b in nodes["disk"]["dirty-bitmaps"]] == ["backup"]
+    f.arrived(1, dest)
+    f.check_guest()
+
+
 def test_pages_that_are_asked_for_have_a_connection_of_their_own(fleet, namespaces):
     f = fleet(rate="100mbit")
     boot_linux(f)
