@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from vctest.gate import BATCH, RETURN, WORD, Gate, LateQmp
+from vctest.gate import BATCH, RETURN, WORD, Gate, LateQmp, RefusingQmp
 from vctest.proc import wait_for
 
 POSTCOPY = ("return-path", "events", "postcopy-ram")
@@ -369,16 +369,23 @@ def test_a_link_lost_before_the_word_is_recovered_and_the_word_follows(slow):
 
 def test_a_vm_that_somebody_paused_stays_so_through_a_recovery(slow):
     f = slow
+    qmp = RefusingQmp(f.hosts[0].path("gate.qmp"), f.qemu.qmp_path)
+    f.qemu.qmp_path = qmp.listen
     f.gate.hold(WORD, True)
     p = start_slow(f)
     transferred(f.qemu, 8 << 20)
+    asked = qmp.seen.count("query-status")
     f.qemu.qmp.execute("stop")
+    wait_for(lambda: qmp.seen.count("query-status") > asked, 30, "the agent to notice")
+    # vecycle would not, for a VM that is paused
+    f.qemu.qmp.execute("migrate-start-postcopy")
     assert f.gate.is_held.wait(60)
     assert migration(f.qemu) == "postcopy-active"
     f.dest.wait_status("paused")
     f.gate.cut()
     assert p.wait(60) == 62, p.messages()
     recovers(f, "paused")
+    qmp.close()
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["source", "destination"])
