@@ -45,7 +45,7 @@ struct vc_migration {
     bool continued;     /* somebody may have continued it here, after `completed` */
     bool postcopy_asked, word_given;
     uint64_t next_ask_ns;   /* when QEMU is asked whether there is anything left for postcopy ... */
-    uint64_t ask_anyway_ns; /* ... and when that it switches although there is nothing */
+    uint64_t ask_anyway_ns; /* ... and when it is told to switch although it knows of nothing */
     bool cancelled_late;    /* nothing came of it, and that was said */
     uint64_t next_word_ns;  /* when it is given again, after it was not obeyed */
     bool owes_word;         /* recover: the interrupted session had not given it */

@@ -30,10 +30,7 @@ def start(f, *extra):
 
 
 def pause(f):
-    """Returns when the agent has asked why."""
-    asked = f.qmp.seen.count("query-status")
-    f.qemu.qmp.execute("stop")
-    wait_for(lambda: f.qmp.seen.count("query-status") > asked, 30, "the agent to notice")
+    f.qmp.pause(f.qemu.qmp)
 
 
 def carry_on(f):

@@ -374,9 +374,7 @@ def test_a_vm_that_somebody_paused_stays_so_through_a_recovery(slow):
     f.gate.hold(WORD, True)
     p = start_slow(f)
     transferred(f.qemu, 8 << 20)
-    asked = qmp.seen.count("query-status")
-    f.qemu.qmp.execute("stop")
-    wait_for(lambda: qmp.seen.count("query-status") > asked, 30, "the agent to notice")
+    qmp.pause(f.qemu.qmp)
     # vecycle would not, for a VM that is paused
     f.qemu.qmp.execute("migrate-start-postcopy")
     assert f.gate.is_held.wait(60)

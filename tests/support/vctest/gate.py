@@ -7,6 +7,8 @@ import socket
 import struct
 import threading
 
+from vctest.proc import wait_for
+
 HELLO, OPEN, ACCEPT, START = 1, 2, 3, 4
 BATCH, EOF, RETURN, COMMITTED, WORD, WORD_DONE, CLOSE, PING = 17, 18, 23, 32, 33, 34, 35, 48
 SHUT = 1000  # a RETURN frame in which the destination QEMU reports success or failure
@@ -212,6 +214,13 @@ class RefusingQmp(QmpGate):
     def __init__(self, listen, to, refused=None, nth=1):
         self.refused, self.nth, self.seen, self.was_refused = refused, nth, [], False
         super().__init__(listen, to)
+
+    def pause(self, qmp):
+        """Pauses the guest by another connection; returns when whoever is behind this one has asked
+        why it stopped."""
+        asked = self.seen.count("query-status")
+        qmp.execute("stop")
+        wait_for(lambda: self.seen.count("query-status") > asked, 30, "the agent to notice")
 
     def _line(self, source, sink, line, fds, from_source):
         request = json.loads(line)
