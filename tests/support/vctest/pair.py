@@ -12,11 +12,13 @@ from .vecycle import Vecycle
 class Fleet:
     """n hosts with an agent each, and one VM on the first of them."""
 
-    def __init__(self, n=2, rate=None, namespaces=None, agents=True, delay_ms=0):
+    def __init__(self, n=2, rate=None, namespaces=None, agents=True, delay_ms=0,
+                 options=()):
         self.network = Hosts(n, rate=rate, namespaces=namespaces, delay_ms=delay_ms)
         self.hosts = self.network.__enter__()
         self.vecycles = [Vecycle(h, agent=agents) for h in self.hosts]
         self.vm = new_uuid()
+        self.common = options  # of every QEMU
         self.at, self.qemu, self.guest, self.n_qemus = 0, None, None, 0
 
     def close(self):
@@ -27,7 +29,7 @@ class Fleet:
     def new_qemu(self, host, incoming=None, extra=()):
         self.n_qemus += 1
         return Qemu(self.hosts[host], f"vm{self.n_qemus}", self.ram_mib, self.vm, incoming,
-                    [*self.options, *extra])
+                    [*self.common, *self.options, *extra])
 
     def boot_linux(self, ram_mib=256, fill_mib=100, programs=False):
         self.ram_mib, self.options = ram_mib, linux_options(programs)
