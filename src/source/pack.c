@@ -91,41 +91,90 @@ static bool read_recent(struct vc_packer *p, const struct vc_txn *t, const struc
     return true;
 }
 
-/* Reads what the pages of OLD runs were. False: there is nothing, or it cannot be read. @t: of a
- * batch of codec recent. */
-static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b, const struct vc_txn *t,
-                        struct vc_wire_prefix *out)
+/* Whether what the pages of a run were is in the prefix. @t: of a batch of codec recent. */
+static bool has_old(const struct vc_wire_run *r, const struct vc_txn *t)
 {
-    size_t most = t ? b->recent_bytes : b->old_bytes, content = 0, n = 0;
-    uint32_t page_bytes = most ? b->ram->page_bytes : 0;
+    return t ? r->recent : r->old;
+}
 
-    if (!most || !vc_buf_reserve(&p->prefix, most))
-        return false;
-    for (uint32_t i = 0; i < b->n_runs; i++) {
+static bool read_old(struct vc_packer *p, const struct vc_txn *t, const struct vc_wire_run *r,
+                     uint32_t page_bytes, uint8_t *to)
+{
+    return t ? read_recent(p, t, r, page_bytes, to) : read_base(p, r, to);
+}
+
+/* Of the run that is in the middle of those with old pages, a part, and where its contents begin.
+ */
+static struct vc_wire_run pick_sample(const struct vc_src_batch *b, const struct vc_txn *t,
+                                      size_t old_bytes, size_t *at)
+{
+    struct vc_wire_run sample = {0};
+    size_t content = 0, old = 0, page_bytes = b->ram->page_bytes;
+
+    for (uint32_t i = 0; i < b->n_runs && old <= old_bytes / 2; i++) {
         const struct vc_wire_run *r = &b->runs[i].run;
 
-        if (t ? r->recent : r->old) {
-            if (n <= most / 2) { /* the last one that begins in the first half */
-                out->sample_at = n;
-                out->like_at = content;
-            }
-            if (!(t ? read_recent(p, t, r, page_bytes, p->prefix.p + n)
-                    : read_base(p, r, p->prefix.p + n)))
-                return false;
-            n += r->count * page_bytes;
+        if (has_old(r, t)) {
+            sample = *r;
+            *at = content;
+            old += r->count * page_bytes;
         }
         content += r->kind == VC_RUN_OPAQUE ? r->count
                    : r->kind == VC_RUN_DATA ? r->count * page_bytes
                                             : 0;
     }
-    out->p = p->prefix.p;
-    out->bytes = n;
+    sample.count = VC_MIN(sample.count, VC_MAX(VC_WIRE_SAMPLE_BYTES / page_bytes, (size_t)1));
+    return sample;
+}
+
+/* Whether a delta is worth it, by a few pages and what these were: the others need not be read,
+ * where what has been written is not like what was there. */
+static bool looks_worth_it(struct vc_packer *p, const struct vc_src_batch *b,
+                           const struct vc_txn *t, size_t old_bytes, const uint8_t *contents,
+                           size_t n)
+{
+    struct vc_wire_prefix prefix = {.p = p->prefix.p};
+    struct vc_wire_run sample;
+    size_t at = 0;
+
+    if (n < VC_WIRE_SAMPLED_BYTES)
+        return true;
+    sample = pick_sample(b, t, old_bytes, &at);
+    prefix.bytes = sample.count * b->ram->page_bytes;
+    return read_old(p, t, &sample, b->ram->page_bytes, p->prefix.p) &&
+           vc_wire_sample_shrinks(p->codec, contents + at, prefix.bytes, &prefix);
+}
+
+/* Reads what the pages were, one after the other. False: there is nothing, it cannot be read, or it
+ * does not pay. */
+static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b, const struct vc_txn *t,
+                        const uint8_t *contents, size_t contents_bytes, struct vc_wire_prefix *out)
+{
+    size_t most = t ? b->recent_bytes : b->old_bytes, n = 0;
+
+    if (!most || !vc_buf_reserve(&p->prefix, most) ||
+        !looks_worth_it(p, b, t, most, contents, contents_bytes))
+        return false;
+    for (uint32_t i = 0; i < b->n_runs && !t; i++) /* from a disk that may have many to read */
+        if (b->runs[i].run.old)
+            vc_gen_prefetch(p->gen, (uint32_t)p->map[b->runs[i].run.block], b->runs[i].run.page,
+                            b->runs[i].run.count);
+    for (uint32_t i = 0; i < b->n_runs; i++) {
+        const struct vc_wire_run *r = &b->runs[i].run;
+
+        if (!has_old(r, t))
+            continue;
+        if (!read_old(p, t, r, b->ram->page_bytes, p->prefix.p + n))
+            return false;
+        n += r->count * b->ram->page_bytes;
+    }
+    *out = (struct vc_wire_prefix){.p = p->prefix.p, .bytes = n};
     return true;
 }
 
 /* Reads what the pages were, from the new generation if that can be: *form says. */
 static bool find_prefix(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form *form,
-                        struct vc_wire_prefix *out)
+                        const uint8_t *contents, size_t n, struct vc_wire_prefix *out)
 {
     const struct vc_txn *t = NULL;
     bool found;
@@ -133,29 +182,30 @@ static bool find_prefix(struct vc_packer *p, const struct vc_src_batch *b, enum 
     if (*form == VC_SRC_RECENT && b->after && p->recorder && !p->txn_failed)
         t = vc_recorder_hold(p->recorder, b->after, vc_now_ns() + TURN_NS);
     if (t) {
-        found = read_prefix(p, b, t, out);
+        found = read_prefix(p, b, t, contents, n, out);
         vc_recorder_let_go(p->recorder);
         if (found)
             return true;
     }
     *form = VC_SRC_DELTA;
-    return read_prefix(p, b, NULL, out);
+    return read_prefix(p, b, NULL, contents, n, out);
 }
 
 /* Compresses the contents with what their pages were; 0: that cannot be, or does not pay. */
 static size_t pack_delta(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form form,
                          struct vc_wire_batch *h, uint8_t *out)
 {
-    uint32_t contents = h->body_bytes - h->runs_bytes, between;
+    const uint8_t *contents = p->body.p + h->runs_bytes;
+    uint32_t bytes = h->body_bytes - h->runs_bytes, between;
     struct vc_writer w = vc_writer(out, h->body_bytes);
     struct vc_wire_prefix prefix;
     size_t n;
 
-    if (!find_prefix(p, b, &form, &prefix))
+    if (!find_prefix(p, b, &form, contents, bytes, &prefix))
         return 0;
     between = form == VC_SRC_RECENT ? VC_WIRE_AFTER_BYTES : 0;
-    n = vc_wire_body_compress(p->codec, p->body.p + h->runs_bytes, contents, &prefix,
-                              out + h->runs_bytes + between, contents - between);
+    n = vc_wire_body_compress(p->codec, contents, bytes, &prefix, out + h->runs_bytes + between,
+                              bytes - between);
     if (!n)
         return 0;
     vc_src_batch_runs(b, form, &w);

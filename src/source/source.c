@@ -143,6 +143,8 @@ int vc_source_start(const struct vc_source_options *o, struct vc_source **out, s
         return vc_err_set(err, VC_E_NOMEM, "no memory for a session");
     }
     s->o = *o;
+    if (o->local_gen)
+        vc_gen_read_sparsely(o->local_gen);
     vc_src_channel_init(&s->side, o->listen_fd > 0 ? o->listen_fd : -1);
     atomic_store(&s->pace_limit_ns, o->pace_limit_ns);
     pthread_mutex_init(&s->mu, NULL);

@@ -11,7 +11,6 @@
 
 /* Below this compression gains nothing. */
 #define COMPRESS_MIN_BYTES 64
-#define SAMPLE_BYTES 16384
 /* Of the table in which zstd's fast strategies look for what they have seen. Their own choice is
  * for a window of 512 KiB at most; a prefix must be found as a whole. */
 #define PREFIX_HASH_LOG 17
@@ -74,35 +73,31 @@ static size_t compress(struct vc_wire_codec *c, const uint8_t *prefix, size_t pr
     return ZSTD_isError(k) ? 0 : k;
 }
 
-/* Whether a sample says that trying is worth it: most of a guest's memory either shrinks well or,
- * being compressed or encrypted already, not at all. */
-static bool looks_compressible(struct vc_wire_codec *c, const uint8_t *body, size_t n,
-                               const struct vc_wire_prefix *prefix)
+/* A context is made when it is first needed: a side compresses or expands, rarely both. */
+static bool has_context(struct vc_wire_codec *c)
 {
-    uint8_t out[SAMPLE_BYTES];
-    size_t at = prefix ? prefix->like_at : n / 2;
-    size_t bytes = VC_MIN(n - at, (size_t)SAMPLE_BYTES), k;
-
-    if (n < 4 * SAMPLE_BYTES)
-        return true;
-    if (prefix)
-        k = compress(c, prefix->p + prefix->sample_at,
-                     VC_MIN(prefix->bytes - prefix->sample_at, bytes), body + at, bytes, out,
-                     sizeof(out));
-    else
-        k = compress(c, NULL, 0, body + at, bytes, out, sizeof(out));
-    return k && k < bytes - bytes / 32;
+    return c->c || (c->c = ZSTD_createCCtx());
 }
 
-/* A context is made when it is first needed: a side compresses or expands, rarely both. */
+bool vc_wire_sample_shrinks(struct vc_wire_codec *c, const uint8_t *p, size_t n,
+                            const struct vc_wire_prefix *prefix)
+{
+    uint8_t out[VC_WIRE_SAMPLE_BYTES];
+    size_t k;
+
+    n = VC_MIN(n, sizeof(out));
+    if (!c->level || !has_context(c))
+        return false;
+    k = compress(c, prefix ? prefix->p : NULL, prefix ? prefix->bytes : 0, p, n, out, sizeof(out));
+    return k && k < n - n / 32;
+}
+
 size_t vc_wire_body_compress(struct vc_wire_codec *c, const uint8_t *body, size_t n,
                              const struct vc_wire_prefix *prefix, uint8_t *out, size_t cap)
 {
     size_t k;
 
-    if (!c->level || n < COMPRESS_MIN_BYTES || (!c->c && !(c->c = ZSTD_createCCtx())))
-        return 0;
-    if (!looks_compressible(c, body, n, prefix))
+    if (!c->level || n < COMPRESS_MIN_BYTES || !has_context(c))
         return 0;
     k = compress(c, prefix ? prefix->p : NULL, prefix ? prefix->bytes : 0, body, n, out, cap);
     return k >= n ? 0 : k;
@@ -111,8 +106,10 @@ size_t vc_wire_body_compress(struct vc_wire_codec *c, const uint8_t *body, size_
 size_t vc_wire_body_pack(struct vc_wire_codec *c, const uint8_t *body, struct vc_wire_batch *h,
                          uint8_t *out)
 {
-    size_t n = vc_wire_body_compress(c, body, h->body_bytes, NULL, out, h->body_bytes);
+    size_t all = h->body_bytes, n = 0;
 
+    if (all < VC_WIRE_SAMPLED_BYTES || vc_wire_sample_shrinks(c, body + all / 2, all / 2, NULL))
+        n = vc_wire_body_compress(c, body, all, NULL, out, all);
     h->codec = n ? VC_WIRE_CODEC_ZSTD : VC_WIRE_CODEC_NONE;
     if (n)
         return n;

@@ -378,9 +378,16 @@ size_t vc_wire_body_bound(size_t n);
 /** Bytes that the other side has too, like those that are to be compressed. */
 struct vc_wire_prefix {
     const uint8_t *p;
-    size_t bytes;              /* 0: none */
-    size_t sample_at, like_at; /* offset of a page in here, and of the one that it became */
+    size_t bytes; /* 0: none */
 };
+/** Most of a guest's memory either shrinks well or, being compressed or encrypted already, not at
+ *  all: from so many bytes on a sample of them is tried first. */
+#define VC_WIRE_SAMPLE_BYTES 16384u
+#define VC_WIRE_SAMPLED_BYTES (4 * VC_WIRE_SAMPLE_BYTES)
+/** Whether p[0..n), of which VC_WIRE_SAMPLE_BYTES are looked at, gets smaller. @prefix: what that
+ * was before; NULL for none. */
+bool vc_wire_sample_shrinks(struct vc_wire_codec *c, const uint8_t *p, size_t n,
+                            const struct vc_wire_prefix *prefix);
 /** Compresses body[0..n) into out[0..cap). Returns the bytes, or 0 where compression does not make
  *  it smaller (send it as codec none). Bodies under 64 bytes are never compressed.
  *  @prefix: NULL for none. */

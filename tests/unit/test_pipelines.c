@@ -127,6 +127,17 @@ static int read_wrongly(const struct vc_io *io, int fd, void *buf, size_t n, uin
     return rc;
 }
 
+/* ---- a disk that counts ---- */
+
+static atomic_ullong bytes_read;
+
+static int read_and_count(const struct vc_io *io, int fd, void *buf, size_t n, uint64_t at)
+{
+    (void)io;
+    atomic_fetch_add(&bytes_read, n);
+    return vc_io_kernel.read(&vc_io_kernel, fd, buf, n, at);
+}
+
 /* ---- a disk that is slow to read ---- */
 
 static double slow_read_bps = SLOW_READ_BPS;
@@ -570,6 +581,39 @@ static void a_changed_page_costs_what_has_changed_in_it(void **state)
     end_well(&a, &b);
 }
 
+/* A few pages of a batch say that its deltas would be no smaller. */
+static void what_pages_were_is_not_read_in_vain(void **state)
+{
+    const uint64_t ram = (uint64_t)PAGES * PAGE;
+    struct memory m;
+    struct host a, b;
+    struct outcome o;
+
+    (void)state;
+    some_memory(&m, PAGES);
+    for (unsigned i = 0; i < PAGES; i++)
+        m.version[i] = 1;
+    o = first_visit(&a, &b, &m);
+    b.io.read = read_and_count;
+    atomic_store(&bytes_read, 0);
+    touch(&m);
+    o = return_visit(&a, &b, &m, 0);
+    assert_true(o.source.pages_data > PAGES / 10);
+    assert_true(atomic_load(&bytes_read) >= (o.source.pages_data - PAGES / 50) * PAGE);
+
+    b.io.read = vc_io_kernel.read;
+    a.io.read = read_and_count;
+    atomic_store(&bytes_read, 0);
+    for (unsigned i = 0; i < PAGES; i++)
+        m.version[i] = 5;
+    o = return_visit(&a, &b, &m, 1);
+    assert_true(o.source.pages_data >= PAGES);
+    assert_true(atomic_load(&bytes_read) > 0);
+    assert_true(atomic_load(&bytes_read) < ram / 10);
+    a.io.read = vc_io_kernel.read;
+    end_well(&a, &b);
+}
+
 /* What a delta is made against is not checked by itself. At the source a damaged byte is only one
  * more that has changed; at the destination the seal notices. */
 static void damage_under_a_delta_costs_a_batch_at_most(void **state)
@@ -895,6 +939,7 @@ int main(void)
         cmocka_unit_test(damaged_pages_are_repaired_from_the_window),
         cmocka_unit_test(pages_that_were_sent_take_the_place_of_damaged_ones),
         cmocka_unit_test(a_changed_page_costs_what_has_changed_in_it),
+        cmocka_unit_test(what_pages_were_is_not_read_in_vain),
         cmocka_unit_test(damage_under_a_delta_costs_a_batch_at_most),
         cmocka_unit_test(a_page_sent_again_costs_what_has_changed_since),
         cmocka_unit_test(both_hosts_agree_on_what_a_page_was),

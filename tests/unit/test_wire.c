@@ -874,29 +874,29 @@ static void what_a_prefix_does_not_help_is_sent_as_it_is(void **state)
     vc_wire_codec_free(c);
 }
 
-/* Whether it pays is tried with a page and what that was before, wherever they are. */
-static void the_sample_is_of_a_page_that_has_an_old_one(void **state)
+static void a_sample_shrinks_by_itself_or_beside_what_it_was(void **state)
 {
-    struct vc_wire_prefix prefix = {.p = d.prefix, .bytes = 8 * PAGE};
-    const size_t n = 40 * PAGE;
+    const struct vc_wire_prefix old = {.p = d.prefix, .bytes = PAGE};
     struct vc_wire_codec *c;
     struct vc_err err;
-    size_t k;
 
     (void)state;
     assert_int_equal(vc_wire_codec_new(1, &c, &err), 0);
-    fill(d.prefix, prefix.bytes);
-    fill(d.body, n);
-    memcpy(d.body + 32 * PAGE, d.prefix, prefix.bytes);
-    d.body[33 * PAGE] ^= 1;
-    prefix.sample_at = 4 * PAGE;
-    prefix.like_at = 36 * PAGE;
-    k = vc_wire_body_compress(c, d.body, n, &prefix, d.packed, n);
-    assert_in_range(k, 1, 33 * PAGE);
-    memset(d.back, 0, n);
-    assert_int_equal(vc_wire_body_expand(c, d.packed, k, d.prefix, prefix.bytes, d.back, n, &err),
-                     0);
-    assert_memory_equal(d.back, d.body, n);
+    fill(d.prefix, PAGE);
+    change_a_few_bytes(PAGE);
+    assert_false(vc_wire_sample_shrinks(c, d.body, PAGE, NULL));
+    assert_true(vc_wire_sample_shrinks(c, d.body, PAGE, &old));
+    fill(d.body, PAGE);
+    assert_false(vc_wire_sample_shrinks(c, d.body, PAGE, &old));
+    memset(d.body, 'a', PAGE);
+    assert_true(vc_wire_sample_shrinks(c, d.body, PAGE, NULL));
+    /* So much is looked at, and no more. */
+    fill(d.body, VC_WIRE_SAMPLE_BYTES);
+    memset(d.body + VC_WIRE_SAMPLE_BYTES, 'a', VC_WIRE_SAMPLE_BYTES);
+    assert_false(vc_wire_sample_shrinks(c, d.body, 2 * VC_WIRE_SAMPLE_BYTES, NULL));
+    vc_wire_codec_set_level(c, 0);
+    memset(d.body, 'a', PAGE);
+    assert_false(vc_wire_sample_shrinks(c, d.body, PAGE, NULL));
     vc_wire_codec_free(c);
 }
 
@@ -985,7 +985,7 @@ int main(void)
         cmocka_unit_test(a_wrong_prefix_never_gives_the_body),
         cmocka_unit_test(a_guest_cannot_write_a_dictionary),
         cmocka_unit_test(what_a_prefix_does_not_help_is_sent_as_it_is),
-        cmocka_unit_test(the_sample_is_of_a_page_that_has_an_old_one),
+        cmocka_unit_test(a_sample_shrinks_by_itself_or_beside_what_it_was),
         cmocka_unit_test(only_one_frame_of_zstd_is_a_body),
         cmocka_unit_test(a_batch_header_survives),
     };
