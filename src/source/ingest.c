@@ -18,7 +18,8 @@
  * digests are computed in batches while the pages are still in the cache; then each page is matched
  * against what the destination holds and appended to the open batch, whose running seal is fed on
  * the way. A batch ends when it is full, when its new data would keep the link busy for longer than
- * a few milliseconds, or when QEMU has nothing more to say and the sender is idle.
+ * a few milliseconds, or when QEMU has nothing more to say and the sender is idle. (It often pauses
+ * for a fraction of a millisecond: for so long, a batch that is small on the wire is not sent.)
  *
  * Nothing is held back for good: an unfinished record is kept for at most PARTIAL_NS after the
  * input fell silent and then goes as opaque bytes. */
@@ -41,6 +42,10 @@ static void first_pass_over(struct vc_ingest *in)
     }
     vc_source_notify(s);
 }
+
+/* Less than this is not worth a frame while QEMU may go on. */
+#define SMALL_BYTES (64u << 10)
+#define SILENCE_NS VC_NS_PER_MS
 
 /* ---- the group ---- */
 
@@ -287,7 +292,9 @@ static int when_idle(struct vc_ingest *in, uint64_t idle_since, int *wait_ms)
         }
     }
     if (in->batch) {
-        if (atomic_load(&in->s->unsent) == 0)
+        bool small = in->batch->data_bytes + in->batch->opaque_bytes < SMALL_BYTES;
+
+        if (atomic_load(&in->s->unsent) == 0 && (!small || vc_now_ns() - idle_since >= SILENCE_NS))
             return vc_runs_close(in);
         *wait_ms = 1;
     }
