@@ -75,7 +75,25 @@ void vc_link_frame_free(struct vc_link_frame *f)
 {
     if (f && (f->type == VC_WIRE_ACCEPT || f->type == VC_WIRE_START))
         vc_wipe(f->payload, f->bytes); /* they carry keys */
+    if (f && f->rest) {
+        f->rest->release(f->rest->owner);
+        free(f->rest);
+    }
     free(f);
+}
+
+bool vc_link_frame_gather(struct vc_link_frame *f, uint32_t n, void *owner,
+                          void (*release)(void *owner))
+{
+    struct vc_rest *r = calloc(1, sizeof(*r) + (VC_REST_FIRST + n) * sizeof(r->pieces[0]));
+
+    if (!r)
+        return false;
+    r->owner = owner;
+    r->release = release;
+    r->n_pieces = VC_REST_FIRST + n;
+    f->rest = r;
+    return true;
 }
 
 static void list_push(struct frame_list *list, struct vc_link_frame *f)
@@ -103,12 +121,14 @@ static struct vc_link_frame *list_pop(struct frame_list *list)
 static int write_frame(struct vc_link *l, struct vc_link_frame *f, struct vc_err *err)
 {
     uint8_t header[VC_WIRE_HEADER_BYTES];
-    struct iovec iov[2] = {{header, sizeof(header)}, {f->payload, f->bytes}};
+    struct iovec own[VC_REST_FIRST], *iov = f->rest ? f->rest->pieces : own;
 
+    iov[0] = (struct iovec){header, sizeof(header)};
+    iov[1] = (struct iovec){f->payload, f->bytes - (f->rest ? f->rest->bytes : 0)};
     vc_wire_frame_encode(
         &(struct vc_wire_frame){.bytes = f->bytes, .type = f->type, .channel = f->channel}, header);
     atomic_fetch_add_explicit(&l->sent, sizeof(header) + f->bytes, memory_order_relaxed);
-    return vc_conn_writev_all(l->conn, iov, f->bytes ? 2 : 1, err);
+    return vc_conn_writev_all(l->conn, iov, f->rest ? f->rest->n_pieces : VC_REST_FIRST, err);
 }
 
 /* Silence is what somebody listens to: a side that is busy with something else, as with a QEMU that
@@ -255,16 +275,23 @@ int vc_link_new(struct vc_conn *conn, enum vc_wire_role role, uint32_t dead_peer
     return 0;
 }
 
-void vc_link_free(struct vc_link *l)
+void vc_link_stop(struct vc_link *l)
 {
     struct vc_link_frame *f;
 
-    if (!l)
-        return;
     vc_link_shutdown(l);
     vc_thread_join(&l->sender);
+    VC_LOCKED(&l->mu);
+
     while ((f = list_pop(&l->urgent)) || (f = list_pop(&l->bulk)))
         vc_link_frame_free(f);
+}
+
+void vc_link_free(struct vc_link *l)
+{
+    if (!l)
+        return;
+    vc_link_stop(l);
     vc_conn_close(l->conn);
     pthread_cond_destroy(&l->changed);
     pthread_mutex_destroy(&l->mu);

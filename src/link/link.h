@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 #include "base/err.h"
 #include "base/queue.h"
@@ -27,14 +28,30 @@ struct vc_link_frame {
     struct vc_queue_node node; /* first */
     uint8_t type;
     uint16_t channel;
-    uint32_t bytes;   /* of the payload */
-    uint64_t sent_ns; /* outgoing: unused; incoming: when it was complete */
+    uint32_t bytes;       /* of the payload */
+    uint64_t sent_ns;     /* outgoing: unused; incoming: when it was complete */
+    struct vc_rest *rest; /* outgoing: where the last part of the payload is; else NULL */
     uint8_t payload[];
 };
+
+/** The part of a payload that is not in the frame but where it was. */
+struct vc_rest {
+    void *owner; /* released with the frame, by any thread */
+    void (*release)(void *owner);
+    uint32_t bytes;
+    uint32_t n_pieces;
+    struct iovec pieces[]; /* the first two are the link's own */
+};
+#define VC_REST_FIRST 2u
 
 /** NULL: no memory. */
 struct vc_link_frame *vc_link_frame_new(uint8_t type, uint16_t channel, uint32_t bytes);
 void vc_link_frame_free(struct vc_link_frame *f);
+/** Room for n pieces at pieces[VC_REST_FIRST] of the frame's rest. The caller fills them in and
+ * sets both `bytes`: the frame's are those of payload[] and rest. False: no memory, nothing is
+ * owned. */
+bool vc_link_frame_gather(struct vc_link_frame *f, uint32_t n, void *owner,
+                          void (*release)(void *owner)) VC_NODISCARD;
 static inline void vc_cleanup_frame(struct vc_link_frame **f)
 {
     vc_link_frame_free(*f);
@@ -45,8 +62,10 @@ static inline void vc_cleanup_frame(struct vc_link_frame **f)
  *  @dead_peer_ms: 0 = VC_LINK_DEAD_PEER_MS. */
 int vc_link_new(struct vc_conn *conn, enum vc_wire_role role, uint32_t dead_peer_ms,
                 struct vc_link **out, struct vc_err *err) VC_NODISCARD;
-/** Shuts down, joins the sending thread, closes the connection. NULL is fine. No other thread may
- *  be inside a call. */
+/** Shuts down, joins the sending thread, drops what it has not sent: nothing of anybody's is held
+ * any more. One thread. */
+void vc_link_stop(struct vc_link *l);
+/** The same, and closes the connection. NULL is fine. No other thread may be inside a call. */
 void vc_link_free(struct vc_link *l);
 
 /** Exchanges HELLO; *features_out are those both sides have. VC_E_VERSION, VC_E_PROTOCOL (not

@@ -135,13 +135,18 @@ static bool has_content(const struct vc_src_run *r, enum vc_src_form form)
            (form == VC_SRC_SELF_CONTAINED && vc_wire_run_is_reference(&r->run));
 }
 
-size_t vc_src_batch_body_bound(const struct vc_src_batch *b, enum vc_src_form form,
-                               uint32_t page_bytes)
+size_t vc_src_run_contents(const struct vc_src_run *r, enum vc_src_form form, uint32_t page_bytes)
 {
-    size_t content =
-        form == VC_SRC_SELF_CONTAINED ? (size_t)b->n_pages * page_bytes : b->data_bytes;
+    if (r->run.kind == VC_RUN_OPAQUE)
+        return r->run.count;
+    return has_content(r, form) ? r->run.count * page_bytes : 0;
+}
 
-    return (size_t)b->n_runs * VC_WIRE_RUN_MAX_BYTES + b->opaque_bytes + content;
+size_t vc_src_batch_contents(const struct vc_src_batch *b, enum vc_src_form form,
+                             uint32_t page_bytes)
+{
+    return b->opaque_bytes +
+           (form == VC_SRC_SELF_CONTAINED ? (size_t)b->n_pages * page_bytes : b->data_bytes);
 }
 
 void vc_src_batch_runs(const struct vc_src_batch *b, enum vc_src_form form, struct vc_writer *w)
@@ -158,22 +163,19 @@ void vc_src_batch_runs(const struct vc_src_batch *b, enum vc_src_form form, stru
     }
 }
 
-size_t vc_src_batch_body(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
-                         uint8_t *out, size_t cap, uint32_t *runs_bytes_out)
+uint32_t vc_src_batch_pieces(const struct vc_src_batch *b, enum vc_src_form form,
+                             uint32_t page_bytes, struct iovec *out)
 {
-    struct vc_writer w = vc_writer(out, cap);
+    uint32_t n = 0;
 
-    vc_src_batch_runs(b, form, &w);
-    *runs_bytes_out = (uint32_t)w.len;
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_src_run *r = &b->runs[i];
 
         if (r->run.kind == VC_RUN_OPAQUE)
-            vc_write_bytes(&w, r->bytes, r->run.count);
+            out[n++] = (struct iovec){(void *)r->bytes, r->run.count};
         else if (has_content(r, form))
             for (uint64_t k = 0; k < r->run.count; k++)
-                vc_write_bytes(&w, b->content[r->first + k], page_bytes);
+                out[n++] = (struct iovec){(void *)b->content[r->first + k], page_bytes};
     }
-    assert(!w.failed);
-    return w.len;
+    return n;
 }

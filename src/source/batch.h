@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 #include "base/bytes.h"
 #include "base/err.h"
@@ -23,6 +24,7 @@
 #define VC_SRC_BATCH_PAGES (VC_SRC_BATCH_STREAM_BYTES / VC_MIN_PAGE_BYTES)
 #define VC_SRC_BATCH_RUNS 512
 #define VC_SRC_BATCH_SLABS 8
+#define VC_SRC_BATCH_PIECES (VC_SRC_BATCH_RUNS + VC_SRC_BATCH_PAGES)
 
 enum vc_src_item {
     VC_SRC_BATCH,  /* a batch */
@@ -99,14 +101,17 @@ enum vc_src_form {
     VC_SRC_RECENT,         /* or have become in this session */
     VC_SRC_SELF_CONTAINED, /* nothing */
 };
-/** Most bytes that vc_src_batch_body() writes. */
-size_t vc_src_batch_body_bound(const struct vc_src_batch *b, enum vc_src_form form,
-                               uint32_t page_bytes);
-/** Writes the body (runs, then contents) as docs/formats/wire.md has it; *runs_bytes_out is the
- *  length of its first part, which is the same for PLAIN, DELTA and RECENT. Returns the length. */
-size_t vc_src_batch_body(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
-                         uint8_t *out, size_t cap, uint32_t *runs_bytes_out);
-/** Writes the runs of such a body once more. */
+/** The body of a batch (docs/formats/wire.md): runs, then contents.
+ *  Writes the runs, of VC_WIRE_RUN_MAX_BYTES each at most. They are as long for PLAIN, DELTA and
+ *  RECENT. */
 void vc_src_batch_runs(const struct vc_src_batch *b, enum vc_src_form form, struct vc_writer *w);
+/** Bytes of the contents. */
+size_t vc_src_batch_contents(const struct vc_src_batch *b, enum vc_src_form form,
+                             uint32_t page_bytes);
+/** Those of one run. */
+size_t vc_src_run_contents(const struct vc_src_run *r, enum vc_src_form form, uint32_t page_bytes);
+/** The contents where they lie: VC_SRC_BATCH_PIECES at most; returns how many. */
+uint32_t vc_src_batch_pieces(const struct vc_src_batch *b, enum vc_src_form form,
+                             uint32_t page_bytes, struct iovec *out);
 
 #endif

@@ -10,10 +10,11 @@
 #include "link/link.h"
 #include "store/recorder.h"
 
-/* The body of a batch is put together in one buffer and compressed from there into the frame. Where
- * both hosts have what a page was before, that is given to zstd as a prefix: what has changed in it
- * is all that is left (docs/formats/wire.md, "BATCH"). What it was before the batch is best, and
- * that the new generation tells, if this host's recorder has come so far. */
+/* Where a sample says that it pays, the body of a batch is put together in one buffer and
+ * compressed from there into the frame; else the frame refers to the pages where QEMU's stream was
+ * read to. Where both hosts have what a page was before, that is given to zstd as a prefix: what
+ * has changed in it is all that is left (docs/formats/wire.md, "BATCH"). What it was before the
+ * batch is best, and that the new generation tells, if this host's recorder has come so far. */
 
 /* For what the recorder is at to be done. It writes to the page cache, or is not worth waiting for.
  */
@@ -24,7 +25,10 @@ int vc_packer_init(struct vc_packer *p, const struct vc_gen *gen, const int *map
 {
     int rc;
 
-    *p = (struct vc_packer){.gen = gen, .map = map, .log = log};
+    memset(p, 0, sizeof(*p));
+    p->gen = gen;
+    p->map = map;
+    p->log = log;
     rc = vc_wire_codec_new(1, &p->codec, err);
     if (!rc && gen)
         rc = vc_digester_new(lineage->algo, VC_DIGEST_PAGE, lineage->key, &p->digester, err);
@@ -91,69 +95,94 @@ static bool read_recent(struct vc_packer *p, const struct vc_txn *t, const struc
     return true;
 }
 
-/* Whether what the pages of a run were is in the prefix. @t: of a batch of codec recent. */
-static bool has_old(const struct vc_wire_run *r, const struct vc_txn *t)
+/* ---- samples ---- */
+
+/* Bytes of a run that a sample may be of: of what is sent, or of pages that were something before.
+ */
+static size_t sampled_bytes(const struct vc_src_run *r, enum vc_src_form form, uint32_t page_bytes)
 {
-    return t ? r->recent : r->old;
+    bool counts = form == VC_SRC_RECENT ? r->run.recent : form != VC_SRC_DELTA || r->run.old;
+
+    return counts ? vc_src_run_contents(r, form, page_bytes) : 0;
 }
 
+/* The run in which the middle of `all` such bytes is, and what of it comes before. */
+static const struct vc_src_run *find_middle(const struct vc_src_batch *b, enum vc_src_form form,
+                                            uint32_t page_bytes, size_t all, size_t *before)
+{
+    const struct vc_src_run *r = b->runs;
+    size_t at = 0, n;
+
+    while (at + (n = sampled_bytes(r, form, page_bytes)) <= all / 2) {
+        at += n;
+        r++;
+    }
+    *before = all / 2 - at;
+    return r;
+}
+
+/* What tells whether compressing a batch is worth it. */
+struct sample {
+    struct vc_wire_run run; /* old pages are those of this one */
+    size_t bytes;
+    uint8_t contents[VC_WIRE_SAMPLE_BYTES];
+};
+
+/* @all: bytes of the batch that sampled_bytes() counts, not 0. */
+static void take_sample(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
+                        size_t all, struct sample *out)
+{
+    size_t before, k;
+    const struct vc_src_run *r = find_middle(b, form, page_bytes, all, &before);
+
+    out->run = r->run;
+    if (r->run.kind == VC_RUN_OPAQUE) {
+        out->bytes = VC_MIN(r->run.count - before, sizeof(out->contents));
+        memcpy(out->contents, r->bytes + before, out->bytes);
+        return;
+    }
+    k = before / page_bytes;
+    out->run.page.n += k;
+    out->run.count = VC_MIN(r->run.count - k, VC_MAX(sizeof(out->contents) / page_bytes, 1));
+    out->bytes = VC_MIN(out->run.count * page_bytes, sizeof(out->contents));
+    for (size_t i = 0, at = 0; at < out->bytes; i++, at += page_bytes)
+        memcpy(out->contents + at, b->content[r->first + k + i],
+               VC_MIN(out->bytes - at, (size_t)page_bytes));
+}
+
+/* ---- with what the pages were ---- */
+
+/* @t: of a batch of codec recent. */
 static bool read_old(struct vc_packer *p, const struct vc_txn *t, const struct vc_wire_run *r,
                      uint32_t page_bytes, uint8_t *to)
 {
     return t ? read_recent(p, t, r, page_bytes, to) : read_base(p, r, to);
 }
 
-/* Of the run that is in the middle of those with old pages, a part, and where its contents begin.
- */
-static struct vc_wire_run pick_sample(const struct vc_src_batch *b, const struct vc_txn *t,
-                                      size_t old_bytes, size_t *at)
-{
-    struct vc_wire_run sample = {0};
-    size_t content = 0, old = 0, page_bytes = b->ram->page_bytes;
-
-    for (uint32_t i = 0; i < b->n_runs && old <= old_bytes / 2; i++) {
-        const struct vc_wire_run *r = &b->runs[i].run;
-
-        if (has_old(r, t)) {
-            sample = *r;
-            *at = content;
-            old += r->count * page_bytes;
-        }
-        content += r->kind == VC_RUN_OPAQUE ? r->count
-                   : r->kind == VC_RUN_DATA ? r->count * page_bytes
-                                            : 0;
-    }
-    sample.count = VC_MIN(sample.count, VC_MAX(VC_WIRE_SAMPLE_BYTES / page_bytes, (size_t)1));
-    return sample;
-}
-
 /* Whether a delta is worth it, by a few pages and what these were: the others need not be read,
  * where what has been written is not like what was there. */
 static bool looks_worth_it(struct vc_packer *p, const struct vc_src_batch *b,
-                           const struct vc_txn *t, size_t old_bytes, const uint8_t *contents,
-                           size_t n)
+                           const struct vc_txn *t, size_t old_bytes)
 {
+    uint32_t page_bytes = b->ram->page_bytes;
     struct vc_wire_prefix prefix = {.p = p->prefix.p};
-    struct vc_wire_run sample;
-    size_t at = 0;
+    struct sample sample;
 
-    if (n < VC_WIRE_SAMPLED_BYTES)
-        return true;
-    sample = pick_sample(b, t, old_bytes, &at);
-    prefix.bytes = sample.count * b->ram->page_bytes;
-    return read_old(p, t, &sample, b->ram->page_bytes, p->prefix.p) &&
-           vc_wire_sample_shrinks(p->codec, contents + at, prefix.bytes, &prefix);
+    take_sample(b, t ? VC_SRC_RECENT : VC_SRC_DELTA, page_bytes, old_bytes, &sample);
+    prefix.bytes = sample.run.count * page_bytes;
+    return read_old(p, t, &sample.run, page_bytes, p->prefix.p) &&
+           vc_wire_sample_shrinks(p->codec, sample.contents, sample.bytes, &prefix);
 }
 
 /* Reads what the pages were, one after the other. False: there is nothing, it cannot be read, or it
  * does not pay. */
 static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b, const struct vc_txn *t,
-                        const uint8_t *contents, size_t contents_bytes, struct vc_wire_prefix *out)
+                        size_t contents, struct vc_wire_prefix *out)
 {
     size_t most = t ? b->recent_bytes : b->old_bytes, n = 0;
 
     if (!most || !vc_buf_reserve(&p->prefix, most) ||
-        !looks_worth_it(p, b, t, most, contents, contents_bytes))
+        (contents >= VC_WIRE_SAMPLED_BYTES && !looks_worth_it(p, b, t, most)))
         return false;
     for (uint32_t i = 0; i < b->n_runs && !t; i++) /* from a disk that may have many to read */
         if (b->runs[i].run.old)
@@ -162,7 +191,7 @@ static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b, const
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_wire_run *r = &b->runs[i].run;
 
-        if (!has_old(r, t))
+        if (!(t ? r->recent : r->old))
             continue;
         if (!read_old(p, t, r, b->ram->page_bytes, p->prefix.p + n))
             return false;
@@ -174,7 +203,7 @@ static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b, const
 
 /* Reads what the pages were, from the new generation if that can be: *form says. */
 static bool find_prefix(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form *form,
-                        const uint8_t *contents, size_t n, struct vc_wire_prefix *out)
+                        size_t contents, struct vc_wire_prefix *out)
 {
     const struct vc_txn *t = NULL;
     bool found;
@@ -182,30 +211,47 @@ static bool find_prefix(struct vc_packer *p, const struct vc_src_batch *b, enum 
     if (*form == VC_SRC_RECENT && b->after && p->recorder && !p->txn_failed)
         t = vc_recorder_hold(p->recorder, b->after, vc_now_ns() + TURN_NS);
     if (t) {
-        found = read_prefix(p, b, t, contents, n, out);
+        found = read_prefix(p, b, t, contents, out);
         vc_recorder_let_go(p->recorder);
         if (found)
             return true;
     }
     *form = VC_SRC_DELTA;
-    return read_prefix(p, b, NULL, contents, n, out);
+    return read_prefix(p, b, NULL, contents, out);
+}
+
+/* ---- frames ---- */
+
+/* Puts the contents behind the runs. */
+static bool join_body(struct vc_packer *p, const struct vc_wire_batch *h)
+{
+    uint8_t *to;
+
+    if (!vc_buf_reserve(&p->body, h->body_bytes))
+        return false;
+    to = p->body.p + h->runs_bytes;
+    for (uint32_t i = 0; i < p->n_pieces; i++) {
+        memcpy(to, p->pieces[i].iov_base, p->pieces[i].iov_len);
+        to += p->pieces[i].iov_len;
+    }
+    return true;
 }
 
 /* Compresses the contents with what their pages were; 0: that cannot be, or does not pay. */
 static size_t pack_delta(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form form,
                          struct vc_wire_batch *h, uint8_t *out)
 {
-    const uint8_t *contents = p->body.p + h->runs_bytes;
-    uint32_t bytes = h->body_bytes - h->runs_bytes, between;
+    uint32_t contents = h->body_bytes - h->runs_bytes, between;
     struct vc_writer w = vc_writer(out, h->body_bytes);
     struct vc_wire_prefix prefix;
     size_t n;
 
-    if (!find_prefix(p, b, &form, contents, bytes, &prefix))
+    if ((form != VC_SRC_DELTA && form != VC_SRC_RECENT) ||
+        !find_prefix(p, b, &form, contents, &prefix) || !join_body(p, h))
         return 0;
     between = form == VC_SRC_RECENT ? VC_WIRE_AFTER_BYTES : 0;
-    n = vc_wire_body_compress(p->codec, contents, bytes, &prefix, out + h->runs_bytes + between,
-                              bytes - between);
+    n = vc_wire_body_compress(p->codec, p->body.p + h->runs_bytes, contents, &prefix,
+                              out + h->runs_bytes + between, contents - between);
     if (!n)
         return 0;
     vc_src_batch_runs(b, form, &w);
@@ -215,23 +261,82 @@ static size_t pack_delta(struct vc_packer *p, const struct vc_src_batch *b, enum
     return w.len + n;
 }
 
-/* Puts the body into the frame, as small as it gets. Returns its length there. */
-static size_t pack(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form form,
-                   int level, struct vc_wire_batch *h, uint8_t *out)
+/* Compresses the body by itself; likewise. */
+static size_t pack_zstd(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form form,
+                        struct vc_wire_batch *h, uint8_t *out)
 {
-    size_t n = 0;
+    size_t contents = h->body_bytes - h->runs_bytes;
+    uint32_t page_bytes = b->ram ? b->ram->page_bytes : 0;
 
-    vc_wire_codec_set_level(p->codec, level);
-    if (level && (form == VC_SRC_DELTA || form == VC_SRC_RECENT)) /* else none need be read */
-        n = pack_delta(p, b, form, h, out);
-    return n ? n : vc_wire_body_pack(p->codec, p->body.p, h, out);
+    if (contents >= VC_WIRE_SAMPLED_BYTES) {
+        struct sample sample;
+
+        take_sample(b, form == VC_SRC_SELF_CONTAINED ? form : VC_SRC_PLAIN, page_bytes, contents,
+                    &sample);
+        if (!vc_wire_sample_shrinks(p->codec, sample.contents, sample.bytes, NULL))
+            return 0;
+    }
+    h->codec = VC_WIRE_CODEC_ZSTD;
+    return join_body(p, h)
+               ? vc_wire_body_compress(p->codec, p->body.p, h->body_bytes, NULL, out, h->body_bytes)
+               : 0;
 }
 
-struct vc_link_frame *vc_packer_frame(struct vc_packer *p, const struct vc_src_batch *b,
+/* NULL: it does not get smaller. */
+static struct vc_link_frame *compressed(struct vc_packer *p, const struct vc_src_batch *b,
+                                        enum vc_src_form form, struct vc_wire_batch *h)
+{
+    struct vc_link_frame *f =
+        vc_link_frame_new(VC_WIRE_BATCH, 0, VC_WIRE_BATCH_HEADER_BYTES + h->body_bytes);
+    uint8_t *out;
+    size_t n;
+
+    if (!f)
+        return NULL;
+    out = f->payload + VC_WIRE_BATCH_HEADER_BYTES;
+    n = pack_delta(p, b, form, h, out);
+    if (!n)
+        n = pack_zstd(p, b, form, h, out);
+    if (!n) {
+        vc_link_frame_free(f);
+        return NULL;
+    }
+    f->bytes = VC_WIRE_BATCH_HEADER_BYTES + (uint32_t)n;
+    return f;
+}
+
+static void let_go(void *batch)
+{
+    vc_src_batch_unref(batch);
+}
+
+/* As it is, where it is. */
+static struct vc_link_frame *gathered(struct vc_packer *p, struct vc_src_batch *b,
+                                      struct vc_wire_batch *h)
+{
+    struct vc_link_frame *f =
+        vc_link_frame_new(VC_WIRE_BATCH, 0, VC_WIRE_BATCH_HEADER_BYTES + h->runs_bytes);
+
+    if (!f || !vc_link_frame_gather(f, p->n_pieces, vc_src_batch_ref(b), let_go)) {
+        if (f)
+            vc_src_batch_unref(b);
+        vc_link_frame_free(f);
+        return NULL;
+    }
+    memcpy(f->payload + VC_WIRE_BATCH_HEADER_BYTES, p->body.p, h->runs_bytes);
+    memcpy(f->rest->pieces + VC_REST_FIRST, p->pieces, p->n_pieces * sizeof(p->pieces[0]));
+    f->rest->bytes = h->body_bytes - h->runs_bytes;
+    f->bytes += f->rest->bytes;
+    h->codec = VC_WIRE_CODEC_NONE;
+    return f;
+}
+
+struct vc_link_frame *vc_packer_frame(struct vc_packer *p, struct vc_src_batch *b,
                                       enum vc_src_form form, int level)
 {
+    enum vc_src_form plain = form == VC_SRC_SELF_CONTAINED ? form : VC_SRC_PLAIN;
     uint32_t page_bytes = b->ram ? b->ram->page_bytes : 0;
-    size_t cap = vc_src_batch_body_bound(b, form, page_bytes);
+    size_t cap = (size_t)b->n_runs * VC_WIRE_RUN_MAX_BYTES + 1;
     struct vc_wire_batch h = {
         .seq = b->seq,
         .position = b->position,
@@ -239,19 +344,22 @@ struct vc_link_frame *vc_packer_frame(struct vc_packer *p, const struct vc_src_b
         .flags = form == VC_SRC_SELF_CONTAINED ? VC_WIRE_BATCH_SELF_CONTAINED : 0,
     };
     struct vc_link_frame *f;
+    struct vc_writer w;
 
-    if (!vc_buf_reserve(&p->body, cap + 1))
+    if (!vc_buf_reserve(&p->body, cap))
         return NULL;
-    /* A delta's body has the same length: OLD is a bit of a run's head. */
-    h.body_bytes =
-        (uint32_t)vc_src_batch_body(b, form == VC_SRC_SELF_CONTAINED ? form : VC_SRC_PLAIN,
-                                    page_bytes, p->body.p, cap, &h.runs_bytes);
+    w = vc_writer(p->body.p, cap);
+    vc_src_batch_runs(b, plain, &w);
+    h.runs_bytes = (uint32_t)w.len;
+    h.body_bytes = h.runs_bytes + (uint32_t)vc_src_batch_contents(b, plain, page_bytes);
     memcpy(h.seal, b->seal.b, sizeof(h.seal));
-    f = vc_link_frame_new(VC_WIRE_BATCH, 0, VC_WIRE_BATCH_HEADER_BYTES + h.body_bytes);
+    p->n_pieces = vc_src_batch_pieces(b, plain, page_bytes, p->pieces);
+    vc_wire_codec_set_level(p->codec, level);
+    f = level ? compressed(p, b, form, &h) : NULL;
+    if (!f)
+        f = gathered(p, b, &h);
     if (!f)
         return NULL;
-    f->bytes = VC_WIRE_BATCH_HEADER_BYTES +
-               (uint32_t)pack(p, b, form, level, &h, f->payload + VC_WIRE_BATCH_HEADER_BYTES);
     vc_wire_batch_encode(f->payload, &h);
     p->last_codec = h.codec;
     return f;

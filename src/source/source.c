@@ -206,6 +206,7 @@ void vc_source_free(struct vc_source *s)
     vc_txn_abort(vc_source_join(s));
     vc_thread_join(&s->receive);
     drop_queues(s);
+    vc_link_stop(s->o.link); /* what it has not sent lies in our buffers */
     vc_remote_fini(&s->remote);
     vc_slab_pool_fini(&s->slabs);
     vc_queue_fini(&s->to_send);

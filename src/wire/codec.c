@@ -106,10 +106,8 @@ size_t vc_wire_body_compress(struct vc_wire_codec *c, const uint8_t *body, size_
 size_t vc_wire_body_pack(struct vc_wire_codec *c, const uint8_t *body, struct vc_wire_batch *h,
                          uint8_t *out)
 {
-    size_t all = h->body_bytes, n = 0;
+    size_t n = vc_wire_body_compress(c, body, h->body_bytes, NULL, out, h->body_bytes);
 
-    if (all < VC_WIRE_SAMPLED_BYTES || vc_wire_sample_shrinks(c, body + all / 2, all / 2, NULL))
-        n = vc_wire_body_compress(c, body, all, NULL, out, all);
     h->codec = n ? VC_WIRE_CODEC_ZSTD : VC_WIRE_CODEC_NONE;
     if (n)
         return n;

@@ -318,6 +318,80 @@ static void frames_arrive_whole_and_in_order(void **state)
     part(&e);
 }
 
+static void count_release(void *owner)
+{
+    atomic_fetch_add((atomic_uint *)owner, 1);
+}
+
+/* A frame of so many bytes in itself, and n pieces of 1, 2, 3... bytes elsewhere. */
+static struct vc_link_frame *gathered_frame(uint32_t own, uint32_t n, uint8_t *pieces,
+                                            atomic_uint *released)
+{
+    struct vc_link_frame *f = vc_link_frame_new(VC_WIRE_BATCH, 0, own);
+
+    memset(f->payload, 7, own);
+    assert_true(vc_link_frame_gather(f, n, released, count_release));
+    for (uint32_t i = 0; i < n; i++) {
+        f->rest->pieces[VC_REST_FIRST + i] = (struct iovec){pieces, i + 1};
+        memset(pieces, (int)i, i + 1);
+        pieces += i + 1;
+        f->rest->bytes += i + 1;
+    }
+    f->bytes += f->rest->bytes;
+    return f;
+}
+
+static void what_lies_elsewhere_is_part_of_the_frame(void **state)
+{
+    const uint32_t counts[] = {0, 1, 3, 1500}; /* more than one writev() takes */
+    struct ends e = connected();
+    atomic_uint released = 0;
+    struct vc_err err;
+
+    (void)state;
+    for (size_t i = 0; i < VC_ARRAY_LEN(counts); i++) {
+        uint32_t n = counts[i], bytes = 60 + n * (n + 1) / 2;
+        uint8_t *pieces = malloc(bytes), *p;
+        struct vc_link_frame *got;
+
+        assert_int_equal(vc_link_send(e.source, gathered_frame(60, n, pieces, &released), false),
+                         0);
+        assert_int_equal(vc_link_recv(e.dest, &got, &err), 0);
+        assert_int_equal(got->bytes, bytes);
+        p = got->payload + 60;
+        assert_int_equal(got->payload[59], 7);
+        for (uint32_t k = 0; k < n; k++)
+            for (uint32_t j = 0; j <= k; j++)
+                assert_int_equal(*p++, (uint8_t)k);
+        vc_link_frame_free(got);
+        assert_int_equal(vc_link_send_small(e.source, VC_WIRE_EOF, 0, NULL, 0), 0);
+        assert_int_equal(vc_link_recv(e.dest, &got, &err), 0); /* so the one before is done with */
+        vc_link_frame_free(got);
+        assert_int_equal(atomic_load(&released), i + 1);
+        free(pieces);
+    }
+    assert_true(vc_link_bytes_sent(e.source) == vc_link_bytes_received(e.dest));
+    part(&e);
+}
+
+static void a_link_that_is_stopped_holds_nothing(void **state)
+{
+    struct raw r = raw_peer(0);
+    atomic_uint released = 0;
+    uint8_t pieces[2][700 * 701 / 2];
+
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) /* more than the socket takes: one of them is being written */
+        assert_int_equal(vc_link_send(r.link, gathered_frame(60, 700, pieces[i], &released), false),
+                         0);
+    vc_link_stop(r.link);
+    assert_int_equal(atomic_load(&released), 2);
+    assert_int_equal(vc_link_send(r.link, gathered_frame(60, 1, pieces[0], &released), false),
+                     VC_CLOSED);
+    assert_int_equal(atomic_load(&released), 3);
+    raw_end(&r);
+}
+
 static void send_bulk(struct vc_link *l, uint16_t channel)
 {
     struct vc_link_frame *f = vc_link_frame_new(VC_WIRE_BATCH, channel, BULK_BYTES);
@@ -651,6 +725,8 @@ int main(void)
         cmocka_unit_test(what_is_not_vecycle_is_told_apart),
         cmocka_unit_test(an_error_may_come_instead_of_hello),
         cmocka_unit_test(frames_arrive_whole_and_in_order),
+        cmocka_unit_test(what_lies_elsewhere_is_part_of_the_frame),
+        cmocka_unit_test(a_link_that_is_stopped_holds_nothing),
         cmocka_unit_test(urgent_frames_pass_the_others),
         cmocka_unit_test(a_sender_that_waits_is_woken_by_shutdown),
         cmocka_unit_test(finish_sends_what_waits),

@@ -599,7 +599,7 @@ static void what_pages_were_is_not_read_in_vain(void **state)
     touch(&m);
     o = return_visit(&a, &b, &m, 0);
     assert_true(o.source.pages_data > PAGES / 10);
-    assert_true(atomic_load(&bytes_read) >= (o.source.pages_data - PAGES / 50) * PAGE);
+    assert_true(atomic_load(&bytes_read) > o.source.pages_data * PAGE / 2);
 
     b.io.read = vc_io_kernel.read;
     a.io.read = read_and_count;
@@ -609,7 +609,9 @@ static void what_pages_were_is_not_read_in_vain(void **state)
     o = return_visit(&a, &b, &m, 1);
     assert_true(o.source.pages_data >= PAGES);
     assert_true(atomic_load(&bytes_read) > 0);
-    assert_true(atomic_load(&bytes_read) < ram / 10);
+    print_message("read: %llu of %llu bytes\n", (unsigned long long)atomic_load(&bytes_read),
+                  (unsigned long long)ram);
+    assert_true(atomic_load(&bytes_read) < ram / 2); /* less, if batches are large */
     a.io.read = vc_io_kernel.read;
     end_well(&a, &b);
 }
