@@ -117,15 +117,17 @@ class Bench:
             self.save()
             self.show(run)
         lab.check()
-        if lab.images and not self.late():
-            self.offline(name, lab.images)
+        if lab.images and done and not self.late():
+            self.offline(name, lab.images, run["wire_bytes"])
 
-    def offline(self, name, images):
+    def offline(self, name, images, wire_bytes):
+        """On the images of the last run: no other one has sent the same changes."""
         from macro import offline
         if not (images / "before.ram").exists():
             return
         for o in offline.compare(name, images, offline.FULL if self.plan.offline_all else
                                  offline.QUICK):
+            o["vecycle_bytes"] = wire_bytes
             self.results["offline"].append(o)
             say(f"  {o['tool']}: {o['bytes'] / 1e6:.2f} MB in {o['seconds']:.1f} s")
         self.save()

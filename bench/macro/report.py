@@ -97,13 +97,15 @@ def offline_tables(offline):
     names = list(dict.fromkeys(o["scenario"] for o in offline))
     tools = list(dict.fromkeys(o["tool"] for o in offline))
     by = {(o["scenario"], o["tool"]): o for o in offline}
-    out = ["| scenario | " + " | ".join(tools) + " |", "| --- |" + " ---: |" * len(tools)]
+    out = ["| scenario | vecycle | " + " | ".join(tools) + " |", "| --- |" + " ---: |" * (len(tools) + 1)]
     for name in names:
-        cells = []
+        wire, cells = None, []
         for tool in tools:
             o = by.get((name, tool))
-            cells.append(f"{o['bytes'] / 1e6:.2f} MB, {o['seconds']:.1f} s" if o else "-")
-        out.append(f"| {name} | " + " | ".join(cells) + " |")
+            wire = o["vecycle_bytes"] if o else wire
+            cells.append(f"{o['bytes'] / 1e6:.2f} MB, {o['seconds']:.1f} s ({wire / o['bytes']:.2f})"
+                         if o else "-")
+        out.append(f"| {name} | {wire / 1e6:.2f} MB | " + " | ".join(cells) + " |")
     return out
 
 
@@ -157,8 +159,8 @@ def write(results, where):
                 f"{cell(used, 2 ** 20, 0)} MiB.", "", *table(scenario, found), ""]
     if results.get("offline"):
         out += ["## Tools on the two memory images", "",
-                "Bytes that would make the memory on return out of the one that the host still has.",
-                "", *offline_tables(results["offline"]), ""]
+                "Bytes that would make the memory on return out of the one that the host still has. In "
+                "brackets: what vecycle has sent for the same change, on the wire, beside that.", "", *offline_tables(results["offline"]), ""]
     images = charts(found, where)
     if images:
         out += ["## Charts", ""] + [f"![{name}]({name})" for name in images] + [""]

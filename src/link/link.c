@@ -275,16 +275,28 @@ int vc_link_new(struct vc_conn *conn, enum vc_wire_role role, uint32_t dead_peer
     return 0;
 }
 
-void vc_link_stop(struct vc_link *l)
+static void drop_all(struct frame_list *list)
 {
     struct vc_link_frame *f;
 
+    while ((f = list_pop(list)))
+        vc_link_frame_free(f);
+}
+
+void vc_link_stop(struct vc_link *l)
+{
+    struct frame_list urgent, bulk;
+
     vc_link_shutdown(l);
     vc_thread_join(&l->sender);
-    VC_LOCKED(&l->mu);
-
-    while ((f = list_pop(&l->urgent)) || (f = list_pop(&l->bulk)))
-        vc_link_frame_free(f);
+    {
+        VC_LOCKED(&l->mu);
+        urgent = l->urgent;
+        bulk = l->bulk;
+        l->urgent = l->bulk = (struct frame_list){0};
+    }
+    drop_all(&urgent);
+    drop_all(&bulk);
 }
 
 void vc_link_free(struct vc_link *l)
@@ -303,7 +315,8 @@ void vc_link_set_phase(struct vc_link *l, enum vc_wire_phase phase)
     atomic_store(&l->phase, phase);
 }
 
-int vc_link_send(struct vc_link *l, struct vc_link_frame *f, bool urgent)
+/* Whether it was taken. */
+static bool enqueue(struct vc_link *l, struct vc_link_frame *f, bool urgent)
 {
     uint64_t cost = f->bytes + VC_WIRE_HEADER_BYTES,
              max = urgent ? MAX_URGENT_BYTES : MAX_QUEUED_BYTES;
@@ -313,14 +326,20 @@ int vc_link_send(struct vc_link *l, struct vc_link_frame *f, bool urgent)
     while (!l->down && !l->broken && !l->finishing && l->queued_bytes &&
            l->queued_bytes + cost > max && !check_peer_locked(l))
         vc_cond_wait_until(&l->changed, &l->mu, vc_now_ns() + TICK_MS * VC_NS_PER_MS);
-    if (l->down || l->broken || l->finishing) {
-        vc_link_frame_free(f);
-        return VC_CLOSED;
-    }
+    if (l->down || l->broken || l->finishing)
+        return false;
     list_push(urgent ? &l->urgent : &l->bulk, f);
     l->queued_bytes += cost;
     pthread_cond_broadcast(&l->changed);
-    return 0;
+    return true;
+}
+
+int vc_link_send(struct vc_link *l, struct vc_link_frame *f, bool urgent)
+{
+    if (enqueue(l, f, urgent))
+        return 0;
+    vc_link_frame_free(f);
+    return VC_CLOSED;
 }
 
 int vc_link_send_small(struct vc_link *l, uint8_t type, uint16_t channel, const void *payload,

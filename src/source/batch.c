@@ -145,8 +145,11 @@ size_t vc_src_run_contents(const struct vc_src_run *r, enum vc_src_form form, ui
 size_t vc_src_batch_contents(const struct vc_src_batch *b, enum vc_src_form form,
                              uint32_t page_bytes)
 {
-    return b->opaque_bytes +
-           (form == VC_SRC_SELF_CONTAINED ? (size_t)b->n_pages * page_bytes : b->data_bytes);
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < b->n_runs; i++)
+        n += vc_src_run_contents(&b->runs[i], form, page_bytes);
+    return n;
 }
 
 void vc_src_batch_runs(const struct vc_src_batch *b, enum vc_src_form form, struct vc_writer *w)
@@ -178,4 +181,19 @@ uint32_t vc_src_batch_pieces(const struct vc_src_batch *b, enum vc_src_form form
                 out[n++] = (struct iovec){(void *)b->content[r->first + k], page_bytes};
     }
     return n;
+}
+
+void vc_src_batch_copy(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
+                       uint8_t *out)
+{
+    for (uint32_t i = 0; i < b->n_runs; i++) {
+        const struct vc_src_run *r = &b->runs[i];
+
+        if (r->run.kind == VC_RUN_OPAQUE)
+            memcpy(out, r->bytes, r->run.count);
+        else if (has_content(r, form))
+            for (uint64_t k = 0; k < r->run.count; k++)
+                memcpy(out + k * page_bytes, b->content[r->first + k], page_bytes);
+        out += vc_src_run_contents(r, form, page_bytes);
+    }
 }

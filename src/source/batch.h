@@ -18,13 +18,13 @@
 
 /* A batch on the source side: a stretch of QEMU's stream as runs that point into the buffers it was
  * read into. Built by the ingest thread, then shared, unchanging, by the sender (until the
- * destination has acknowledged it: the repair window) and the recorder. */
+ * destination has acknowledged it: the repair window), the recorder, and a frame of the link's that
+ * refers to its contents. */
 
 #define VC_SRC_BATCH_STREAM_BYTES (2u << 20)
 #define VC_SRC_BATCH_PAGES (VC_SRC_BATCH_STREAM_BYTES / VC_MIN_PAGE_BYTES)
 #define VC_SRC_BATCH_RUNS 512
 #define VC_SRC_BATCH_SLABS 8
-#define VC_SRC_BATCH_PIECES (VC_SRC_BATCH_RUNS + VC_SRC_BATCH_PAGES)
 
 enum vc_src_item {
     VC_SRC_BATCH,  /* a batch */
@@ -110,8 +110,11 @@ size_t vc_src_batch_contents(const struct vc_src_batch *b, enum vc_src_form form
                              uint32_t page_bytes);
 /** Those of one run. */
 size_t vc_src_run_contents(const struct vc_src_run *r, enum vc_src_form form, uint32_t page_bytes);
-/** The contents where they lie: VC_SRC_BATCH_PIECES at most; returns how many. */
+/** The contents where they lie: n_runs + n_pages pieces at most; returns how many. */
 uint32_t vc_src_batch_pieces(const struct vc_src_batch *b, enum vc_src_form form,
                              uint32_t page_bytes, struct iovec *out);
+/** Copies them, one after the other. */
+void vc_src_batch_copy(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
+                       uint8_t *out);
 
 #endif

@@ -19,7 +19,8 @@
  * against what the destination holds and appended to the open batch, whose running seal is fed on
  * the way. A batch ends when it is full, when its new data would keep the link busy for longer than
  * a few milliseconds, or when QEMU has nothing more to say and the sender is idle. (It often pauses
- * for a fraction of a millisecond: for so long, a batch that is small on the wire is not sent.)
+ * for a fraction of a millisecond. For so long, but no more than a few in all, a batch that is
+ * small on the wire is not sent, unless the guest is paused or in postcopy.)
  *
  * Nothing is held back for good: an unfinished record is kept for at most PARTIAL_NS after the
  * input fell silent and then goes as opaque bytes. */
@@ -46,6 +47,7 @@ static void first_pass_over(struct vc_ingest *in)
 /* Less than this is not worth a frame while QEMU may go on. */
 #define SMALL_BYTES (64u << 10)
 #define SILENCE_NS VC_NS_PER_MS
+#define MOST_AGE_NS (4 * VC_NS_PER_MS)
 
 /* ---- the group ---- */
 
@@ -136,6 +138,7 @@ static int lost_track(struct vc_ingest *in)
 
     if (!carries_migration(in))
         return not_qemu(in);
+    in->hurry = true;
     vc_log(s->o.log, VC_LOG_WARNING,
            "reuse is off, the stream passes as it is: %s; the checkpoint will not hold what passes "
            "now",
@@ -182,8 +185,10 @@ static int events(struct vc_ingest *in, const struct vc_qs_item *item)
         VC_LOCKED(&s->mu);
         s->package_end = stream_position(in) + item->package_bytes;
     }
-    if (item->events & (VC_QS_EV_RAM_END | VC_QS_EV_TAIL | VC_QS_EV_PACKAGED))
+    if (item->events & (VC_QS_EV_RAM_END | VC_QS_EV_TAIL | VC_QS_EV_PACKAGED)) {
+        in->hurry = true;
         first_pass_over(in);
+    }
     return rc;
 }
 
@@ -271,6 +276,17 @@ static size_t pace(struct vc_ingest *in, size_t most, int *wait_ms)
     return 0;
 }
 
+/* Whether more may come soon that can go with the open batch. */
+static bool may_wait(const struct vc_ingest *in, uint64_t idle_since)
+{
+    const struct vc_src_batch *b = in->batch;
+    uint64_t now = vc_now_ns();
+
+    return !in->hurry && !vc_qs_is_recovery(in->parser) &&
+           b->data_bytes + b->opaque_bytes < SMALL_BYTES && now - idle_since < SILENCE_NS &&
+           now - in->opened_ns < MOST_AGE_NS;
+}
+
 /* The input is empty (or paced): whatever need not wait goes out. Returns the time to wait for
  * input, in ms (-1: as long as it takes). */
 static int when_idle(struct vc_ingest *in, uint64_t idle_since, int *wait_ms)
@@ -292,9 +308,7 @@ static int when_idle(struct vc_ingest *in, uint64_t idle_since, int *wait_ms)
         }
     }
     if (in->batch) {
-        bool small = in->batch->data_bytes + in->batch->opaque_bytes < SMALL_BYTES;
-
-        if (atomic_load(&in->s->unsent) == 0 && (!small || vc_now_ns() - idle_since >= SILENCE_NS))
+        if (atomic_load(&in->s->unsent) == 0 && !may_wait(in, idle_since))
             return vc_runs_close(in);
         *wait_ms = 1;
     }

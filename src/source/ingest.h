@@ -30,6 +30,8 @@ struct vc_ingest {
     uint32_t n_group;
 
     struct vc_src_batch *batch; /* open, or NULL */
+    uint64_t opened_ns;         /* when it was */
+    bool hurry; /* somebody waits for what comes now: the guest is paused, or is in postcopy */
     uint64_t next_seq, position;
     struct vc_digest seal; /* of the last closed batch */
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "source/pack.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,10 +26,7 @@ int vc_packer_init(struct vc_packer *p, const struct vc_gen *gen, const int *map
 {
     int rc;
 
-    memset(p, 0, sizeof(*p));
-    p->gen = gen;
-    p->map = map;
-    p->log = log;
+    *p = (struct vc_packer){.gen = gen, .map = map, .log = log};
     rc = vc_wire_codec_new(1, &p->codec, err);
     if (!rc && gen)
         rc = vc_digester_new(lineage->algo, VC_DIGEST_PAGE, lineage->key, &p->digester, err);
@@ -106,24 +104,58 @@ static size_t sampled_bytes(const struct vc_src_run *r, enum vc_src_form form, u
     return counts ? vc_src_run_contents(r, form, page_bytes) : 0;
 }
 
-/* The run in which the middle of `all` such bytes is, and what of it comes before. */
-static const struct vc_src_run *find_middle(const struct vc_src_batch *b, enum vc_src_form form,
-                                            uint32_t page_bytes, size_t all, size_t *before)
+/* The run in which byte `at` of those is, of which there are more, and how far in it that is. */
+static const struct vc_src_run *find_byte(const struct vc_src_batch *b, enum vc_src_form form,
+                                          uint32_t page_bytes, size_t at, size_t *within)
 {
     const struct vc_src_run *r = b->runs;
-    size_t at = 0, n;
+    size_t n;
 
-    while (at + (n = sampled_bytes(r, form, page_bytes)) <= all / 2) {
-        at += n;
+    while ((n = sampled_bytes(r, form, page_bytes)) <= at) {
+        at -= n;
         r++;
+        assert(r < b->runs + b->n_runs);
     }
-    *before = all / 2 - at;
+    *within = at;
     return r;
 }
 
-/* What tells whether compressing a batch is worth it. */
+/* What tells whether compressing a batch is worth it: a few KiB from several places, since pages
+ * differ, most of all those that a guest writes here and there. */
+#define PLACES 4u
+#define PIECE_BYTES (VC_WIRE_SAMPLE_BYTES / PLACES)
+
+struct piece {
+    struct vc_wire_run pages; /* none: of an opaque run */
+    const uint8_t *contents[PIECE_BYTES / VC_MIN_PAGE_BYTES];
+    size_t each, n; /* bytes of each; how many */
+};
+
+/* @at: in what sampled_bytes() counts. */
+static void find_piece(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
+                       size_t at, struct piece *out)
+{
+    const struct vc_src_run *r = find_byte(b, form, page_bytes, at, &at);
+    size_t k = page_bytes ? at / page_bytes : 0;
+
+    out->pages = r->run;
+    if (r->run.kind == VC_RUN_OPAQUE) {
+        out->pages.count = 0;
+        out->n = 1;
+        out->each = VC_MIN(r->run.count, PIECE_BYTES);
+        out->contents[0] = r->bytes + VC_MIN(at, r->run.count - out->each);
+        return;
+    }
+    out->each = VC_MIN(page_bytes, PIECE_BYTES);
+    out->n = VC_MIN(r->run.count - k, PIECE_BYTES / out->each);
+    out->pages.page.n += k;
+    out->pages.count = out->n;
+    for (size_t i = 0; i < out->n; i++)
+        out->contents[i] = b->content[r->first + k + i];
+}
+
 struct sample {
-    struct vc_wire_run run; /* old pages are those of this one */
+    struct piece pieces[PLACES];
     size_t bytes;
     uint8_t contents[VC_WIRE_SAMPLE_BYTES];
 };
@@ -132,22 +164,16 @@ struct sample {
 static void take_sample(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
                         size_t all, struct sample *out)
 {
-    size_t before, k;
-    const struct vc_src_run *r = find_middle(b, form, page_bytes, all, &before);
+    out->bytes = 0;
+    for (unsigned i = 0; i < PLACES; i++) {
+        struct piece *p = &out->pieces[i];
 
-    out->run = r->run;
-    if (r->run.kind == VC_RUN_OPAQUE) {
-        out->bytes = VC_MIN(r->run.count - before, sizeof(out->contents));
-        memcpy(out->contents, r->bytes + before, out->bytes);
-        return;
+        find_piece(b, form, page_bytes, all * (2 * i + 1) / (2 * PLACES), p);
+        for (size_t k = 0; k < p->n; k++) {
+            memcpy(out->contents + out->bytes, p->contents[k], p->each);
+            out->bytes += p->each;
+        }
     }
-    k = before / page_bytes;
-    out->run.page.n += k;
-    out->run.count = VC_MIN(r->run.count - k, VC_MAX(sizeof(out->contents) / page_bytes, 1));
-    out->bytes = VC_MIN(out->run.count * page_bytes, sizeof(out->contents));
-    for (size_t i = 0, at = 0; at < out->bytes; i++, at += page_bytes)
-        memcpy(out->contents + at, b->content[r->first + k + i],
-               VC_MIN(out->bytes - at, (size_t)page_bytes));
 }
 
 /* ---- with what the pages were ---- */
@@ -166,12 +192,18 @@ static bool looks_worth_it(struct vc_packer *p, const struct vc_src_batch *b,
 {
     uint32_t page_bytes = b->ram->page_bytes;
     struct vc_wire_prefix prefix = {.p = p->prefix.p};
-    struct sample sample;
+    struct sample s;
 
-    take_sample(b, t ? VC_SRC_RECENT : VC_SRC_DELTA, page_bytes, old_bytes, &sample);
-    prefix.bytes = sample.run.count * page_bytes;
-    return read_old(p, t, &sample.run, page_bytes, p->prefix.p) &&
-           vc_wire_sample_shrinks(p->codec, sample.contents, sample.bytes, &prefix);
+    take_sample(b, t ? VC_SRC_RECENT : VC_SRC_DELTA, page_bytes, old_bytes, &s);
+    if (!vc_buf_reserve(&p->prefix, PLACES * VC_MAX(PIECE_BYTES, page_bytes)))
+        return false;
+    for (unsigned i = 0; i < PLACES; i++) {
+        if (!read_old(p, t, &s.pieces[i].pages, page_bytes, p->prefix.p + prefix.bytes))
+            return false;
+        prefix.bytes += s.pieces[i].n * s.pieces[i].each; /* of a large page, its begin */
+    }
+    prefix.p = p->prefix.p;
+    return vc_wire_sample_shrinks(p->codec, s.contents, s.bytes, &prefix);
 }
 
 /* Reads what the pages were, one after the other. False: there is nothing, it cannot be read, or it
@@ -181,8 +213,8 @@ static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b, const
 {
     size_t most = t ? b->recent_bytes : b->old_bytes, n = 0;
 
-    if (!most || !vc_buf_reserve(&p->prefix, most) ||
-        (contents >= VC_WIRE_SAMPLED_BYTES && !looks_worth_it(p, b, t, most)))
+    if (!most || (contents >= VC_WIRE_SAMPLED_BYTES && !looks_worth_it(p, b, t, most)) ||
+        !vc_buf_reserve(&p->prefix, most))
         return false;
     for (uint32_t i = 0; i < b->n_runs && !t; i++) /* from a disk that may have many to read */
         if (b->runs[i].run.old)
@@ -222,18 +254,23 @@ static bool find_prefix(struct vc_packer *p, const struct vc_src_batch *b, enum 
 
 /* ---- frames ---- */
 
-/* Puts the contents behind the runs. */
-static bool join_body(struct vc_packer *p, const struct vc_wire_batch *h)
+static uint32_t page_bytes_of(const struct vc_src_batch *b)
 {
-    uint8_t *to;
+    return b->ram ? b->ram->page_bytes : 0;
+}
 
+static enum vc_src_form form_of_contents(enum vc_src_form form)
+{
+    return form == VC_SRC_SELF_CONTAINED ? form : VC_SRC_PLAIN;
+}
+
+/* Puts the contents behind the runs. */
+static bool join_body(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form form,
+                      const struct vc_wire_batch *h)
+{
     if (!vc_buf_reserve(&p->body, h->body_bytes))
         return false;
-    to = p->body.p + h->runs_bytes;
-    for (uint32_t i = 0; i < p->n_pieces; i++) {
-        memcpy(to, p->pieces[i].iov_base, p->pieces[i].iov_len);
-        to += p->pieces[i].iov_len;
-    }
+    vc_src_batch_copy(b, form_of_contents(form), page_bytes_of(b), p->body.p + h->runs_bytes);
     return true;
 }
 
@@ -247,7 +284,7 @@ static size_t pack_delta(struct vc_packer *p, const struct vc_src_batch *b, enum
     size_t n;
 
     if ((form != VC_SRC_DELTA && form != VC_SRC_RECENT) ||
-        !find_prefix(p, b, &form, contents, &prefix) || !join_body(p, h))
+        !find_prefix(p, b, &form, contents, &prefix) || !join_body(p, b, form, h))
         return 0;
     between = form == VC_SRC_RECENT ? VC_WIRE_AFTER_BYTES : 0;
     n = vc_wire_body_compress(p->codec, p->body.p + h->runs_bytes, contents, &prefix,
@@ -266,18 +303,16 @@ static size_t pack_zstd(struct vc_packer *p, const struct vc_src_batch *b, enum 
                         struct vc_wire_batch *h, uint8_t *out)
 {
     size_t contents = h->body_bytes - h->runs_bytes;
-    uint32_t page_bytes = b->ram ? b->ram->page_bytes : 0;
 
     if (contents >= VC_WIRE_SAMPLED_BYTES) {
-        struct sample sample;
+        struct sample s;
 
-        take_sample(b, form == VC_SRC_SELF_CONTAINED ? form : VC_SRC_PLAIN, page_bytes, contents,
-                    &sample);
-        if (!vc_wire_sample_shrinks(p->codec, sample.contents, sample.bytes, NULL))
+        take_sample(b, form_of_contents(form), page_bytes_of(b), contents, &s);
+        if (!vc_wire_sample_shrinks(p->codec, s.contents, s.bytes, NULL))
             return 0;
     }
     h->codec = VC_WIRE_CODEC_ZSTD;
-    return join_body(p, h)
+    return join_body(p, b, form, h)
                ? vc_wire_body_compress(p->codec, p->body.p, h->body_bytes, NULL, out, h->body_bytes)
                : 0;
 }
@@ -312,30 +347,34 @@ static void let_go(void *batch)
 
 /* As it is, where it is. */
 static struct vc_link_frame *gathered(struct vc_packer *p, struct vc_src_batch *b,
-                                      struct vc_wire_batch *h)
+                                      enum vc_src_form form, struct vc_wire_batch *h)
 {
+    uint32_t contents = h->body_bytes - h->runs_bytes;
     struct vc_link_frame *f =
         vc_link_frame_new(VC_WIRE_BATCH, 0, VC_WIRE_BATCH_HEADER_BYTES + h->runs_bytes);
 
-    if (!f || !vc_link_frame_gather(f, p->n_pieces, vc_src_batch_ref(b), let_go)) {
-        if (f)
-            vc_src_batch_unref(b);
+    if (!f)
+        return NULL;
+    h->codec = VC_WIRE_CODEC_NONE;
+    memcpy(f->payload + VC_WIRE_BATCH_HEADER_BYTES, p->body.p, h->runs_bytes);
+    if (!contents)
+        return f;
+    if (!vc_link_frame_gather(f, b->n_runs + b->n_pages, b, let_go)) {
         vc_link_frame_free(f);
         return NULL;
     }
-    memcpy(f->payload + VC_WIRE_BATCH_HEADER_BYTES, p->body.p, h->runs_bytes);
-    memcpy(f->rest->pieces + VC_REST_FIRST, p->pieces, p->n_pieces * sizeof(p->pieces[0]));
-    f->rest->bytes = h->body_bytes - h->runs_bytes;
-    f->bytes += f->rest->bytes;
-    h->codec = VC_WIRE_CODEC_NONE;
+    vc_src_batch_ref(b);
+    f->rest->n_pieces =
+        VC_REST_FIRST + vc_src_batch_pieces(b, form_of_contents(form), page_bytes_of(b),
+                                            f->rest->pieces + VC_REST_FIRST);
+    f->rest->bytes = contents;
+    f->bytes += contents;
     return f;
 }
 
 struct vc_link_frame *vc_packer_frame(struct vc_packer *p, struct vc_src_batch *b,
                                       enum vc_src_form form, int level)
 {
-    enum vc_src_form plain = form == VC_SRC_SELF_CONTAINED ? form : VC_SRC_PLAIN;
-    uint32_t page_bytes = b->ram ? b->ram->page_bytes : 0;
     size_t cap = (size_t)b->n_runs * VC_WIRE_RUN_MAX_BYTES + 1;
     struct vc_wire_batch h = {
         .seq = b->seq,
@@ -349,15 +388,15 @@ struct vc_link_frame *vc_packer_frame(struct vc_packer *p, struct vc_src_batch *
     if (!vc_buf_reserve(&p->body, cap))
         return NULL;
     w = vc_writer(p->body.p, cap);
-    vc_src_batch_runs(b, plain, &w);
+    vc_src_batch_runs(b, form_of_contents(form), &w);
     h.runs_bytes = (uint32_t)w.len;
-    h.body_bytes = h.runs_bytes + (uint32_t)vc_src_batch_contents(b, plain, page_bytes);
+    h.body_bytes =
+        h.runs_bytes + (uint32_t)vc_src_batch_contents(b, form_of_contents(form), page_bytes_of(b));
     memcpy(h.seal, b->seal.b, sizeof(h.seal));
-    p->n_pieces = vc_src_batch_pieces(b, plain, page_bytes, p->pieces);
     vc_wire_codec_set_level(p->codec, level);
     f = level ? compressed(p, b, form, &h) : NULL;
     if (!f)
-        f = gathered(p, b, &h);
+        f = gathered(p, b, form, &h);
     if (!f)
         return NULL;
     vc_wire_batch_encode(f->payload, &h);

@@ -22,9 +22,7 @@ struct vc_packer {
     bool txn_failed;              /* likewise: no more batches of codec recent */
     struct vc_recorder *recorder; /* of the new generation; NULL: no batches of codec recent */
     struct vc_buf body, prefix;   /* of a batch */
-    uint32_t n_pieces;            /* likewise: where its contents are */
-    struct iovec pieces[VC_SRC_BATCH_PIECES];
-    uint8_t last_codec; /* of the last frame */
+    uint8_t last_codec;           /* of the last frame */
 };
 
 /** @lineage: of `gen`; may be NULL where that is. */
@@ -33,7 +31,8 @@ int vc_packer_init(struct vc_packer *p, const struct vc_gen *gen, const int *map
                    struct vc_err *err) VC_NODISCARD;
 void vc_packer_fini(struct vc_packer *p);
 /** Builds the BATCH frame; DELTA means where that can be, RECENT that or DELTA. @level: zstd's; 0:
- *  not compressed: then the frame refers to the batch, and holds it. NULL: no memory. */
+ *  not compressed. What is not compressed, or does not shrink, is not copied: the frame refers to
+ *  the batch, and holds it. NULL: no memory. */
 struct vc_link_frame *vc_packer_frame(struct vc_packer *p, struct vc_src_batch *b,
                                       enum vc_src_form form, int level);
 

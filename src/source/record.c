@@ -29,6 +29,9 @@ static void look_into_base(const struct vc_source *s, struct vc_src_batch *b,
     struct vc_err ignored = VC_ERR_INIT;
     uint64_t n;
 
+    if (r->run.kind == VC_RUN_SAME && s->local_map[r->run.block] >= 0)
+        vc_gen_prefetch(s->o.local_gen, (uint32_t)s->local_map[r->run.block], r->run.page,
+                        r->run.count);
     for (uint64_t i = 0; i < r->run.count; i += n) {
         bool *same = &b->local_same[r->first + i];
         const uint8_t *const *content = &b->content[r->first + i];

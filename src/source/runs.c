@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <string.h>
 
+#include "base/clock.h"
 #include "digest/digest.h"
 #include "link/seal.h"
 #include "source/ingest.h"
@@ -15,6 +16,7 @@ static int open_batch(struct vc_ingest *in)
     in->batch = vc_src_batch_new(VC_SRC_BATCH, in->next_seq, in->position);
     if (!in->batch)
         return vc_err_set(&in->err, VC_E_NOMEM, "no memory for a batch");
+    in->opened_ns = vc_now_ns();
     in->batch->ram = in->s->ram.n_blocks ? &in->s->ram : NULL;
     return vc_seal_begin(in->seals, &in->seal, in->next_seq, in->position, &in->err);
 }

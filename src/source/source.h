@@ -103,7 +103,7 @@ void vc_source_abort(struct vc_source *s, const struct vc_err *why);
 /** Waits for the stages that the stream passes through (not the receiving thread) and gives the
  *  transaction back, or NULL if it was given up. Call once, after stream_ended or an abort. */
 struct vc_txn *vc_source_join(struct vc_source *s);
-/** Shuts the link down, joins what is left, frees. NULL is fine. */
+/** Stops the link (vc_link_stop()), joins what is left, frees. NULL is fine. */
 void vc_source_free(struct vc_source *s);
 
 #endif

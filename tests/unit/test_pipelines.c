@@ -581,6 +581,27 @@ static void a_changed_page_costs_what_has_changed_in_it(void **state)
     end_well(&a, &b);
 }
 
+static void pages_that_are_unlike_do_not_hide_the_others(void **state)
+{
+    const uint64_t ram = (uint64_t)PAGES * PAGE;
+    struct memory m;
+    struct host a, b;
+    struct outcome o;
+
+    (void)state;
+    some_memory(&m, PAGES);
+    for (unsigned i = 0; i < PAGES; i++)
+        m.version[i] = 1;
+    o = first_visit(&a, &b, &m);
+    for (unsigned i = 0; i < PAGES; i++)
+        m.version[i] = rng() % 4 ? 1 | TOUCHED : 5;
+    o = return_visit(&a, &b, &m, 0);
+    print_message("a quarter unlike: %llu of %llu bytes\n", (unsigned long long)o.wire_bytes,
+                  (unsigned long long)ram);
+    assert_true(o.wire_bytes < ram / 2);
+    end_well(&a, &b);
+}
+
 /* A few pages of a batch say that its deltas would be no smaller. */
 static void what_pages_were_is_not_read_in_vain(void **state)
 {
@@ -941,6 +962,7 @@ int main(void)
         cmocka_unit_test(damaged_pages_are_repaired_from_the_window),
         cmocka_unit_test(pages_that_were_sent_take_the_place_of_damaged_ones),
         cmocka_unit_test(a_changed_page_costs_what_has_changed_in_it),
+        cmocka_unit_test(pages_that_are_unlike_do_not_hide_the_others),
         cmocka_unit_test(what_pages_were_is_not_read_in_vain),
         cmocka_unit_test(damage_under_a_delta_costs_a_batch_at_most),
         cmocka_unit_test(a_page_sent_again_costs_what_has_changed_since),
