@@ -637,8 +637,7 @@ static void what_pages_were_is_not_read_in_vain(void **state)
     end_well(&a, &b);
 }
 
-/* What a delta is made against is not checked by itself. At the source a damaged byte is only one
- * more that has changed; at the destination the seal notices. */
+/* At the source a page that is damaged is no prefix; at the destination the seal notices. */
 static void damage_under_a_delta_costs_a_batch_at_most(void **state)
 {
     enum { SOURCE, DEST };
