@@ -135,7 +135,7 @@ def charts(found, where):
             if not any(len(points) > 1 for points in series.values()):
                 continue
             name = f"{what}-{link}.svg"
-            (where / name).write_text(line_chart(f"Return over {link}", "% of the memory changed",
+            (where / name).write_text(line_chart(f"Return over {LINKS[link].title}", "% of the memory changed",
                                                  unit, series))
             made.append(name)
     return made
