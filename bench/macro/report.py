@@ -97,15 +97,16 @@ def offline_tables(offline):
     names = list(dict.fromkeys(o["scenario"] for o in offline))
     tools = list(dict.fromkeys(o["tool"] for o in offline))
     by = {(o["scenario"], o["tool"]): o for o in offline}
-    out = ["| scenario | vecycle | " + " | ".join(tools) + " |", "| --- |" + " ---: |" * (len(tools) + 1)]
+    sent = {o["scenario"]: o["vecycle_bytes"] for o in offline}  # the same with each tool
+    out = ["| scenario | vecycle | " + " | ".join(tools) + " |",
+           "| --- | ---: |" + " ---: |" * len(tools)]
     for name in names:
-        wire, cells = None, []
+        cells = [f"{sent[name] / 1e6:.2f} MB"]
         for tool in tools:
             o = by.get((name, tool))
-            wire = o["vecycle_bytes"] if o else wire
-            cells.append(f"{o['bytes'] / 1e6:.2f} MB, {o['seconds']:.1f} s ({wire / o['bytes']:.2f})"
-                         if o else "-")
-        out.append(f"| {name} | {wire / 1e6:.2f} MB | " + " | ".join(cells) + " |")
+            cells.append(f"{o['bytes'] / 1e6:.2f} MB, {o['seconds']:.1f} s "
+                         f"({sent[name] / o['bytes']:.2f})" if o else "-")
+        out.append(f"| {name} | " + " | ".join(cells) + " |")
     return out
 
 
@@ -135,8 +136,8 @@ def charts(found, where):
             if not any(len(points) > 1 for points in series.values()):
                 continue
             name = f"{what}-{link}.svg"
-            (where / name).write_text(line_chart(f"Return over {LINKS[link].title}", "% of the memory changed",
-                                                 unit, series))
+            title = f"Return over {LINKS[link].title}"
+            (where / name).write_text(line_chart(title, "% of the memory changed", unit, series))
             made.append(name)
     return made
 
@@ -160,7 +161,8 @@ def write(results, where):
     if results.get("offline"):
         out += ["## Tools on the two memory images", "",
                 "Bytes that would make the memory on return out of the one that the host still has. In "
-                "brackets: what vecycle has sent for the same change, on the wire, beside that.", "", *offline_tables(results["offline"]), ""]
+                "brackets: what vecycle has sent for the same change, on the wire, beside that.",
+                "", *offline_tables(results["offline"]), ""]
     images = charts(found, where)
     if images:
         out += ["## Charts", ""] + [f"![{name}]({name})" for name in images] + [""]

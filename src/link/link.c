@@ -8,7 +8,6 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/thread.h"
-#include "digest/digest.h"
 #include "net/net.h"
 
 /* Theory of operation
@@ -60,41 +59,6 @@ struct vc_link {
     atomic_bool listening;        /* [atomic] somebody is in recv */
     atomic_ullong sent, received; /* [atomic] counters */
 };
-
-struct vc_link_frame *vc_link_frame_new(uint8_t type, uint16_t channel, uint32_t bytes)
-{
-    struct vc_link_frame *f = malloc(sizeof(*f) + bytes);
-
-    if (!f)
-        return NULL;
-    *f = (struct vc_link_frame){.type = type, .channel = channel, .bytes = bytes};
-    return f;
-}
-
-void vc_link_frame_free(struct vc_link_frame *f)
-{
-    if (f && (f->type == VC_WIRE_ACCEPT || f->type == VC_WIRE_START))
-        vc_wipe(f->payload, f->bytes); /* they carry keys */
-    if (f && f->rest) {
-        f->rest->release(f->rest->owner);
-        free(f->rest);
-    }
-    free(f);
-}
-
-bool vc_link_frame_gather(struct vc_link_frame *f, uint32_t n, void *owner,
-                          void (*release)(void *owner))
-{
-    struct vc_rest *r = calloc(1, sizeof(*r) + (VC_REST_FIRST + n) * sizeof(r->pieces[0]));
-
-    if (!r)
-        return false;
-    r->owner = owner;
-    r->release = release;
-    r->n_pieces = VC_REST_FIRST + n;
-    f->rest = r;
-    return true;
-}
 
 static void list_push(struct frame_list *list, struct vc_link_frame *f)
 {

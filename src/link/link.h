@@ -47,9 +47,9 @@ struct vc_rest {
 /** NULL: no memory. */
 struct vc_link_frame *vc_link_frame_new(uint8_t type, uint16_t channel, uint32_t bytes);
 void vc_link_frame_free(struct vc_link_frame *f);
-/** Room for n pieces at pieces[VC_REST_FIRST] of the frame's rest. The caller fills them in and
- * sets both `bytes`: the frame's are those of payload[] and rest. False: no memory, nothing is
- * owned. */
+/** Room for n pieces at pieces[VC_REST_FIRST] of the frame's rest. The caller fills them in, sets
+ *  n_pieces where they are fewer, and both `bytes`: the frame's are those of payload[] and rest.
+ *  False: no memory, nothing is owned. */
 bool vc_link_frame_gather(struct vc_link_frame *f, uint32_t n, void *owner,
                           void (*release)(void *owner)) VC_NODISCARD;
 static inline void vc_cleanup_frame(struct vc_link_frame **f)

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "source/batch.h"
 
-#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -166,34 +165,20 @@ void vc_src_batch_runs(const struct vc_src_batch *b, enum vc_src_form form, stru
     }
 }
 
-uint32_t vc_src_batch_pieces(const struct vc_src_batch *b, enum vc_src_form form,
-                             uint32_t page_bytes, struct iovec *out)
+bool vc_src_next_piece(struct vc_src_pieces *at, struct iovec *out)
 {
-    uint32_t n = 0;
+    for (; at->run < at->batch->n_runs; at->run++, at->piece = 0) {
+        const struct vc_src_run *r = &at->batch->runs[at->run];
+        bool opaque = r->run.kind == VC_RUN_OPAQUE;
 
-    for (uint32_t i = 0; i < b->n_runs; i++) {
-        const struct vc_src_run *r = &b->runs[i];
-
-        if (r->run.kind == VC_RUN_OPAQUE)
-            out[n++] = (struct iovec){(void *)r->bytes, r->run.count};
-        else if (has_content(r, form))
-            for (uint64_t k = 0; k < r->run.count; k++)
-                out[n++] = (struct iovec){(void *)b->content[r->first + k], page_bytes};
+        if (at->piece == (opaque ? 1 : has_content(r, at->form) ? r->run.count : 0))
+            continue;
+        if (opaque)
+            *out = (struct iovec){(void *)r->bytes, r->run.count};
+        else
+            *out = (struct iovec){(void *)at->batch->content[r->first + at->piece], at->page_bytes};
+        at->piece++;
+        return true;
     }
-    return n;
-}
-
-void vc_src_batch_copy(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
-                       uint8_t *out)
-{
-    for (uint32_t i = 0; i < b->n_runs; i++) {
-        const struct vc_src_run *r = &b->runs[i];
-
-        if (r->run.kind == VC_RUN_OPAQUE)
-            memcpy(out, r->bytes, r->run.count);
-        else if (has_content(r, form))
-            for (uint64_t k = 0; k < r->run.count; k++)
-                memcpy(out + k * page_bytes, b->content[r->first + k], page_bytes);
-        out += vc_src_run_contents(r, form, page_bytes);
-    }
+    return false;
 }

@@ -110,11 +110,15 @@ size_t vc_src_batch_contents(const struct vc_src_batch *b, enum vc_src_form form
                              uint32_t page_bytes);
 /** Those of one run. */
 size_t vc_src_run_contents(const struct vc_src_run *r, enum vc_src_form form, uint32_t page_bytes);
-/** The contents where they lie: n_runs + n_pages pieces at most; returns how many. */
-uint32_t vc_src_batch_pieces(const struct vc_src_batch *b, enum vc_src_form form,
-                             uint32_t page_bytes, struct iovec *out);
-/** Copies them, one after the other. */
-void vc_src_batch_copy(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
-                       uint8_t *out);
+/** A walk over the contents where they lie: n_runs + n_pages pieces at most. */
+struct vc_src_pieces {
+    const struct vc_src_batch *batch;
+    enum vc_src_form form;
+    uint32_t page_bytes;
+    uint32_t run;   /* the next piece is of this one, ... */
+    uint64_t piece; /* ... and comes after so many */
+};
+/** False: that was all. */
+bool vc_src_next_piece(struct vc_src_pieces *at, struct iovec *out);
 
 #endif

@@ -29,6 +29,10 @@
 /* Longer than QEMU sleeps when it has used up its bandwidth (migration.c, BUFFER_DELAY: 100 ms),
  * which it does in the middle of a record: a page that is flushed is lost to the checkpoint. */
 #define PARTIAL_NS (150 * VC_NS_PER_MS)
+/* Less than this is not worth a frame while QEMU may go on. */
+#define SMALL_BYTES (64u << 10)
+#define SILENCE_NS VC_NS_PER_MS
+#define MOST_AGE_NS (4 * VC_NS_PER_MS)
 
 /* Every page was mentioned, or the guest is paused for good: nothing to pace any more. */
 static void first_pass_over(struct vc_ingest *in)
@@ -43,11 +47,6 @@ static void first_pass_over(struct vc_ingest *in)
     }
     vc_source_notify(s);
 }
-
-/* Less than this is not worth a frame while QEMU may go on. */
-#define SMALL_BYTES (64u << 10)
-#define SILENCE_NS VC_NS_PER_MS
-#define MOST_AGE_NS (4 * VC_NS_PER_MS)
 
 /* ---- the group ---- */
 

@@ -125,55 +125,42 @@ static const struct vc_src_run *find_byte(const struct vc_src_batch *b, enum vc_
 #define PLACES 4u
 #define PIECE_BYTES (VC_WIRE_SAMPLE_BYTES / PLACES)
 
-struct piece {
-    struct vc_wire_run pages; /* none: of an opaque run */
-    const uint8_t *contents[PIECE_BYTES / VC_MIN_PAGE_BYTES];
-    size_t each, n; /* bytes of each; how many */
-};
-
-/* @at: in what sampled_bytes() counts. */
-static void find_piece(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
-                       size_t at, struct piece *out)
-{
-    const struct vc_src_run *r = find_byte(b, form, page_bytes, at, &at);
-    size_t k = page_bytes ? at / page_bytes : 0;
-
-    out->pages = r->run;
-    if (r->run.kind == VC_RUN_OPAQUE) {
-        out->pages.count = 0;
-        out->n = 1;
-        out->each = VC_MIN(r->run.count, PIECE_BYTES);
-        out->contents[0] = r->bytes + VC_MIN(at, r->run.count - out->each);
-        return;
-    }
-    out->each = VC_MIN(page_bytes, PIECE_BYTES);
-    out->n = VC_MIN(r->run.count - k, PIECE_BYTES / out->each);
-    out->pages.page.n += k;
-    out->pages.count = out->n;
-    for (size_t i = 0; i < out->n; i++)
-        out->contents[i] = b->content[r->first + k + i];
-}
-
 struct sample {
-    struct piece pieces[PLACES];
+    struct vc_wire_run pages[PLACES]; /* count 0: of an opaque run */
     size_t bytes;
     uint8_t contents[VC_WIRE_SAMPLE_BYTES];
 };
+
+/* A piece of the contents at byte `at` of what sampled_bytes() counts. */
+static void add_piece(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
+                      size_t at, struct sample *s, struct vc_wire_run *pages)
+{
+    const struct vc_src_run *r = find_byte(b, form, page_bytes, at, &at);
+    size_t each, k;
+
+    *pages = r->run;
+    if (r->run.kind == VC_RUN_OPAQUE) {
+        pages->count = 0;
+        each = VC_MIN(r->run.count, PIECE_BYTES);
+        memcpy(s->contents + s->bytes, r->bytes + VC_MIN(at, r->run.count - each), each);
+        s->bytes += each;
+        return;
+    }
+    each = VC_MIN(page_bytes, PIECE_BYTES);
+    k = at / page_bytes;
+    pages->page.n += k;
+    pages->count = VC_MIN(r->run.count - k, PIECE_BYTES / each);
+    for (size_t i = 0; i < pages->count; i++, s->bytes += each)
+        memcpy(s->contents + s->bytes, b->content[r->first + k + i], each);
+}
 
 /* @all: bytes of the batch that sampled_bytes() counts, not 0. */
 static void take_sample(const struct vc_src_batch *b, enum vc_src_form form, uint32_t page_bytes,
                         size_t all, struct sample *out)
 {
     out->bytes = 0;
-    for (unsigned i = 0; i < PLACES; i++) {
-        struct piece *p = &out->pieces[i];
-
-        find_piece(b, form, page_bytes, all * (2 * i + 1) / (2 * PLACES), p);
-        for (size_t k = 0; k < p->n; k++) {
-            memcpy(out->contents + out->bytes, p->contents[k], p->each);
-            out->bytes += p->each;
-        }
-    }
+    for (unsigned i = 0; i < PLACES; i++)
+        add_piece(b, form, page_bytes, all * (2 * i + 1) / (2 * PLACES), out, &out->pages[i]);
 }
 
 /* ---- with what the pages were ---- */
@@ -198,9 +185,10 @@ static bool looks_worth_it(struct vc_packer *p, const struct vc_src_batch *b,
     if (!vc_buf_reserve(&p->prefix, PLACES * VC_MAX(PIECE_BYTES, page_bytes)))
         return false;
     for (unsigned i = 0; i < PLACES; i++) {
-        if (!read_old(p, t, &s.pieces[i].pages, page_bytes, p->prefix.p + prefix.bytes))
+        if (!read_old(p, t, &s.pages[i], page_bytes, p->prefix.p + prefix.bytes))
             return false;
-        prefix.bytes += s.pieces[i].n * s.pieces[i].each; /* of a large page, its begin */
+        /* Of a large page, its begin. */
+        prefix.bytes += VC_MIN(s.pages[i].count * page_bytes, PIECE_BYTES);
     }
     prefix.p = p->prefix.p;
     return vc_wire_sample_shrinks(p->codec, s.contents, s.bytes, &prefix);
@@ -264,13 +252,27 @@ static enum vc_src_form form_of_contents(enum vc_src_form form)
     return form == VC_SRC_SELF_CONTAINED ? form : VC_SRC_PLAIN;
 }
 
+static struct vc_src_pieces pieces_of(const struct vc_src_batch *b, enum vc_src_form form)
+{
+    return (struct vc_src_pieces){
+        .batch = b, .form = form_of_contents(form), .page_bytes = page_bytes_of(b)};
+}
+
 /* Puts the contents behind the runs. */
 static bool join_body(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form form,
                       const struct vc_wire_batch *h)
 {
+    struct vc_src_pieces at = pieces_of(b, form);
+    struct iovec piece;
+    uint8_t *to;
+
     if (!vc_buf_reserve(&p->body, h->body_bytes))
         return false;
-    vc_src_batch_copy(b, form_of_contents(form), page_bytes_of(b), p->body.p + h->runs_bytes);
+    to = p->body.p + h->runs_bytes;
+    while (vc_src_next_piece(&at, &piece)) {
+        memcpy(to, piece.iov_base, piece.iov_len);
+        to += piece.iov_len;
+    }
     return true;
 }
 
@@ -350,6 +352,8 @@ static struct vc_link_frame *gathered(struct vc_packer *p, struct vc_src_batch *
                                       enum vc_src_form form, struct vc_wire_batch *h)
 {
     uint32_t contents = h->body_bytes - h->runs_bytes;
+    struct vc_src_pieces at = pieces_of(b, form);
+    struct iovec piece;
     struct vc_link_frame *f =
         vc_link_frame_new(VC_WIRE_BATCH, 0, VC_WIRE_BATCH_HEADER_BYTES + h->runs_bytes);
 
@@ -364,9 +368,9 @@ static struct vc_link_frame *gathered(struct vc_packer *p, struct vc_src_batch *
         return NULL;
     }
     vc_src_batch_ref(b);
-    f->rest->n_pieces =
-        VC_REST_FIRST + vc_src_batch_pieces(b, form_of_contents(form), page_bytes_of(b),
-                                            f->rest->pieces + VC_REST_FIRST);
+    f->rest->n_pieces = VC_REST_FIRST;
+    while (vc_src_next_piece(&at, &piece))
+        f->rest->pieces[f->rest->n_pieces++] = piece;
     f->rest->bytes = contents;
     f->bytes += contents;
     return f;

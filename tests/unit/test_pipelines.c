@@ -558,6 +558,14 @@ static unsigned touch(struct memory *m)
     return n;
 }
 
+/* It cannot be compressed. */
+static void hard_memory(struct memory *m)
+{
+    some_memory(m, PAGES);
+    for (unsigned i = 0; i < PAGES; i++)
+        m->version[i] = 1;
+}
+
 static void a_changed_page_costs_what_has_changed_in_it(void **state)
 {
     struct memory m;
@@ -566,9 +574,7 @@ static void a_changed_page_costs_what_has_changed_in_it(void **state)
     unsigned n;
 
     (void)state;
-    some_memory(&m, PAGES);
-    for (unsigned i = 0; i < PAGES; i++)
-        m.version[i] = 1; /* cannot be compressed */
+    hard_memory(&m);
     o = first_visit(&a, &b, &m);
     assert_true(o.wire_bytes > (uint64_t)PAGES * PAGE);
     for (int round = 0; round < 4; round++) {
@@ -589,9 +595,7 @@ static void pages_that_are_unlike_do_not_hide_the_others(void **state)
     struct outcome o;
 
     (void)state;
-    some_memory(&m, PAGES);
-    for (unsigned i = 0; i < PAGES; i++)
-        m.version[i] = 1;
+    hard_memory(&m);
     o = first_visit(&a, &b, &m);
     for (unsigned i = 0; i < PAGES; i++)
         m.version[i] = rng() % 4 ? 1 | TOUCHED : 5;
@@ -599,6 +603,27 @@ static void pages_that_are_unlike_do_not_hide_the_others(void **state)
     print_message("a quarter unlike: %llu of %llu bytes\n", (unsigned long long)o.wire_bytes,
                   (unsigned long long)ram);
     assert_true(o.wire_bytes < ram / 2);
+    end_well(&a, &b);
+}
+
+/* The sample is of pages that were something before, few as they are. */
+static void pages_that_were_zero_do_not_hide_the_others(void **state)
+{
+    const uint64_t ram = (uint64_t)PAGES * PAGE;
+    struct memory m;
+    struct host a, b;
+    struct outcome o;
+
+    (void)state;
+    hard_memory(&m);
+    for (unsigned i = 0; i < PAGES; i++)
+        m.version[i] = i % 4 == 0;
+    o = first_visit(&a, &b, &m);
+    for (unsigned i = 0; i < PAGES; i++)
+        m.version[i] = i % 4 == 0 ? 1 | TOUCHED : 5;
+    o = return_visit(&a, &b, &m, 0);
+    assert_true(o.source.pages_data >= PAGES);
+    assert_true(o.wire_bytes < ram - ram / 8);
     end_well(&a, &b);
 }
 
@@ -611,9 +636,7 @@ static void what_pages_were_is_not_read_in_vain(void **state)
     struct outcome o;
 
     (void)state;
-    some_memory(&m, PAGES);
-    for (unsigned i = 0; i < PAGES; i++)
-        m.version[i] = 1;
+    hard_memory(&m);
     o = first_visit(&a, &b, &m);
     b.io.read = read_and_count;
     atomic_store(&bytes_read, 0);
@@ -777,9 +800,7 @@ static void a_disk_that_hangs_costs_the_checkpoint_and_not_the_migration(void **
 /* Nothing to compress, but what is sent again has changed by a few bytes. */
 static void busy_memory(struct memory *m)
 {
-    some_memory(m, PAGES);
-    for (unsigned i = 0; i < PAGES; i++)
-        m->version[i] = 1;
+    hard_memory(m);
     m->passes = 8; /* one, and what is under way before the destination has shown that it records */
     m->busy = true;
 }
@@ -962,6 +983,7 @@ int main(void)
         cmocka_unit_test(pages_that_were_sent_take_the_place_of_damaged_ones),
         cmocka_unit_test(a_changed_page_costs_what_has_changed_in_it),
         cmocka_unit_test(pages_that_are_unlike_do_not_hide_the_others),
+        cmocka_unit_test(pages_that_were_zero_do_not_hide_the_others),
         cmocka_unit_test(what_pages_were_is_not_read_in_vain),
         cmocka_unit_test(damage_under_a_delta_costs_a_batch_at_most),
         cmocka_unit_test(a_page_sent_again_costs_what_has_changed_since),

@@ -874,6 +874,29 @@ static void what_a_prefix_does_not_help_is_sent_as_it_is(void **state)
     vc_wire_codec_free(c);
 }
 
+static void some_pages_of_a_body_may_have_an_old_one(void **state)
+{
+    const struct vc_wire_prefix prefix = {.p = d.prefix, .bytes = 8 * PAGE};
+    const size_t n = 40 * PAGE;
+    struct vc_wire_codec *c;
+    struct vc_err err;
+    size_t k;
+
+    (void)state;
+    assert_int_equal(vc_wire_codec_new(1, &c, &err), 0);
+    fill(d.prefix, prefix.bytes);
+    fill(d.body, n);
+    memcpy(d.body + 32 * PAGE, d.prefix, prefix.bytes);
+    d.body[33 * PAGE] ^= 1;
+    k = vc_wire_body_compress(c, d.body, n, &prefix, d.packed, n);
+    assert_in_range(k, 1, 33 * PAGE);
+    memset(d.back, 0, n);
+    assert_int_equal(vc_wire_body_expand(c, d.packed, k, d.prefix, prefix.bytes, d.back, n, &err),
+                     0);
+    assert_memory_equal(d.back, d.body, n);
+    vc_wire_codec_free(c);
+}
+
 static void a_sample_shrinks_by_itself_or_beside_what_it_was(void **state)
 {
     const struct vc_wire_prefix old = {.p = d.prefix, .bytes = PAGE};
@@ -985,6 +1008,7 @@ int main(void)
         cmocka_unit_test(a_wrong_prefix_never_gives_the_body),
         cmocka_unit_test(a_guest_cannot_write_a_dictionary),
         cmocka_unit_test(what_a_prefix_does_not_help_is_sent_as_it_is),
+        cmocka_unit_test(some_pages_of_a_body_may_have_an_old_one),
         cmocka_unit_test(a_sample_shrinks_by_itself_or_beside_what_it_was),
         cmocka_unit_test(only_one_frame_of_zstd_is_a_body),
         cmocka_unit_test(a_batch_header_survives),
