@@ -16,6 +16,11 @@
 #define PREFIX_HASH_LOG 17
 /* A prefix and a body of their longest. */
 #define PREFIX_WINDOW_LOG 24
+/* zstd's long distance matcher finds the old page of a new one again behind each change, where the
+ * fast strategies are led astray by what pages have in common. It notes one position of 128, which
+ * a table of 2^14 has room for in a MiB of pages and as much of what they were. */
+#define PREFIX_LDM_HASH_LOG 14
+#define PREFIX_LDM_RATE_LOG 7
 
 struct vc_wire_codec {
     ZSTD_CCtx *c;
@@ -57,6 +62,14 @@ size_t vc_wire_body_bound(size_t n)
 static size_t compress(struct vc_wire_codec *c, const uint8_t *prefix, size_t prefix_bytes,
                        const uint8_t *p, size_t n, uint8_t *out, size_t cap)
 {
+    const struct {
+        ZSTD_cParameter name;
+        int value;
+    } with_prefix[] = {
+        {ZSTD_c_compressionLevel, c->level},      {ZSTD_c_hashLog, PREFIX_HASH_LOG},
+        {ZSTD_c_windowLog, PREFIX_WINDOW_LOG},    {ZSTD_c_enableLongDistanceMatching, 1},
+        {ZSTD_c_ldmHashLog, PREFIX_LDM_HASH_LOG}, {ZSTD_c_ldmHashRateLog, PREFIX_LDM_RATE_LOG},
+    };
     size_t k;
 
     if (!prefix_bytes) {
@@ -64,10 +77,10 @@ static size_t compress(struct vc_wire_codec *c, const uint8_t *prefix, size_t pr
         return ZSTD_isError(k) ? 0 : k;
     }
     ZSTD_CCtx_reset(c->c, ZSTD_reset_session_and_parameters);
-    if (ZSTD_isError(ZSTD_CCtx_setParameter(c->c, ZSTD_c_compressionLevel, c->level)) ||
-        ZSTD_isError(ZSTD_CCtx_setParameter(c->c, ZSTD_c_hashLog, PREFIX_HASH_LOG)) ||
-        ZSTD_isError(ZSTD_CCtx_setParameter(c->c, ZSTD_c_windowLog, PREFIX_WINDOW_LOG)) ||
-        ZSTD_isError(ZSTD_CCtx_refPrefix(c->c, prefix, prefix_bytes)))
+    for (size_t i = 0; i < VC_ARRAY_LEN(with_prefix); i++)
+        if (ZSTD_isError(ZSTD_CCtx_setParameter(c->c, with_prefix[i].name, with_prefix[i].value)))
+            return 0;
+    if (ZSTD_isError(ZSTD_CCtx_refPrefix(c->c, prefix, prefix_bytes)))
         return 0;
     k = ZSTD_compress2(c->c, out, cap, p, n);
     return ZSTD_isError(k) ? 0 : k;
