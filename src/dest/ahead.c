@@ -39,7 +39,7 @@ static void prefetch(const struct vc_dst_resolve *r, const struct vc_dst_batch *
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_wire_run *run = &b->runs[i].run;
         uint16_t block;
-        struct vc_page page = vc_dst_base_page(run, &block);
+        struct vc_page page = vc_wire_run_base_page(run, &block);
 
         if ((vc_wire_run_is_reference(run) || (run->old && !b->after)) && r->map[block] >= 0)
             vc_gen_prefetch(gen, (uint32_t)r->map[block], page, run->count);

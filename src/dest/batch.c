@@ -127,6 +127,8 @@ static int decode_runs(struct vc_dst_batch *b, const uint8_t *body, uint64_t fea
             return illegal(err, "a reference in a self-contained batch");
         if (run.old && !vc_wire_codec_is_delta(b->h.codec))
             return illegal(err, "OLD where there is no delta");
+        if (run.shifted && b->h.codec != VC_WIRE_CODEC_DELTA)
+            return illegal(err, "a shifted run where old pages are not the base's");
         b->n_old += run.old ? (uint32_t)run.count : 0;
         if (b->n_runs == cap) {
             struct vc_dst_run *more = realloc(b->runs, (cap = cap ? cap * 2 : 64) * sizeof(*more));

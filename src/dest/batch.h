@@ -65,16 +65,6 @@ static inline struct vc_dst_batch *vc_dst_batch_of_record(struct vc_queue_node *
     return (struct vc_dst_batch *)((char *)n - offsetof(struct vc_dst_batch, record_node));
 }
 
-/** Where in the base generation the pages of such a run begin, or those that an OLD one replaces.
- */
-static inline struct vc_page vc_dst_base_page(const struct vc_wire_run *run, uint16_t *block)
-{
-    bool moved = run->kind == VC_RUN_MOVED;
-
-    *block = moved ? run->from_block : run->block;
-    return moved ? run->from_page : run->page;
-}
-
 /** Takes the frame, expands its body, decodes its runs and lays out the stream: everything is
  *  checked against the limits and lengths of docs/formats/wire.md. Contents of *same* and *moved*
  *  pages are left to be filled in (pages[i].content points to room in `same`), and all contents of

@@ -34,7 +34,7 @@ static int read_base(struct vc_dst_resolve *r, const struct vc_wire_run *run, ui
 {
     const struct vc_gen *gen = r->d->o.gen;
     uint16_t named;
-    struct vc_page page = vc_dst_base_page(run, &named);
+    struct vc_page page = vc_wire_run_base_page(run, &named);
     int block = r->d->o.base != VC_WIRE_BASE_NONE && gen ? r->map[named] : -1;
     struct vc_err err = VC_ERR_INIT;
     uint64_t begun;

@@ -258,6 +258,7 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
         .delta = m->features & VC_WIRE_FEATURE_DELTA,
         .moved = m->features & VC_WIRE_FEATURE_MOVED,
         .recent = m->features & VC_WIRE_FEATURE_RECENT,
+        .shifted = m->features & VC_WIRE_FEATURE_SHIFTED,
         .reads = m->features & VC_WIRE_FEATURE_READS,
         .workers = vc_idle_processors(BUSY_THREADS),
         .link = m->link,

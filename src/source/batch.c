@@ -81,10 +81,10 @@ void vc_src_batch_add_opaque(struct vc_src_batch *b, struct vc_slab *slab, const
 static bool continues(const struct vc_src_run *last, const struct vc_wire_run *run)
 {
     return last && last->run.kind == run->kind && last->run.as_page == run->as_page &&
-           last->run.old == run->old && last->run.recent == run->recent &&
-           last->run.block == run->block && last->run.page.n + last->run.count == run->page.n &&
-           !run->named &&
-           (run->kind != VC_RUN_MOVED ||
+           last->run.old == run->old && last->run.shifted == run->shifted &&
+           last->run.recent == run->recent && last->run.block == run->block &&
+           last->run.page.n + last->run.count == run->page.n && !run->named &&
+           ((run->kind != VC_RUN_MOVED && !run->shifted) ||
             (last->run.from_block == run->from_block &&
              last->run.from_page.n + last->run.count == run->from_page.n));
 }
@@ -161,6 +161,7 @@ void vc_src_batch_runs(const struct vc_src_batch *b, enum vc_src_form form, stru
         if (has_content(&b->runs[i], form))
             run.kind = VC_RUN_DATA;
         run.old = (run.old && form == VC_SRC_DELTA) || (run.recent && form == VC_SRC_RECENT);
+        run.shifted = run.shifted && form == VC_SRC_DELTA;
         vc_wire_run_encode(w, &cursor, &run);
     }
 }

@@ -86,7 +86,7 @@ bool vc_src_batch_has_room(const struct vc_src_batch *b, size_t stream_bytes,
 void vc_src_batch_add_opaque(struct vc_src_batch *b, struct vc_slab *slab, const uint8_t *p,
                              uint32_t n);
 /** A ZERO record (content NULL) or a PAGE record. @kind: SAME, MOVED, ZERO or DATA, the latter with
- * `old` if both hosts have the page as it was, and `recent` likewise. */
+ * `old` if both hosts have the page as it was (`shifted`: probably that), and `recent` likewise. */
 void vc_src_batch_add_page(struct vc_src_batch *b, struct vc_slab *slab,
                            const struct vc_wire_run *run, uint32_t header_bytes,
                            const uint8_t *content, uint32_t page_bytes,
@@ -102,8 +102,7 @@ enum vc_src_form {
     VC_SRC_SELF_CONTAINED, /* nothing */
 };
 /** The body of a batch (docs/formats/wire.md): runs, then contents.
- *  Writes the runs, of VC_WIRE_RUN_MAX_BYTES each at most. They are as long for PLAIN, DELTA and
- *  RECENT. */
+ *  Writes the runs, of VC_WIRE_RUN_MAX_BYTES each at most. */
 void vc_src_batch_runs(const struct vc_src_batch *b, enum vc_src_form form, struct vc_writer *w);
 /** Bytes of the contents. */
 size_t vc_src_batch_contents(const struct vc_src_batch *b, enum vc_src_form form,

@@ -38,6 +38,7 @@ struct vc_ingest {
     uint8_t *seen; /* first pass: one bit a page, blocks one behind the other */
     bool repeated; /* a page came again */
     struct vc_recent recent;
+    struct vc_wire_run moved; /* the last page that was found elsewhere */
     uint64_t block_first[VC_MAX_BLOCKS];
     bool return_path;
     double credit_bytes; /* pacing: bytes that may be read now */

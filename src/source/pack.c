@@ -45,11 +45,12 @@ void vc_packer_fini(struct vc_packer *p)
 static bool are_right(struct vc_packer *p, const struct vc_wire_run *r, const uint8_t *content)
 {
     struct vc_err ignored = VC_ERR_INIT;
-    struct vc_page first;
+    uint16_t block;
+    struct vc_page first, page = vc_wire_run_base_page(r, &block);
     size_t bad;
 
-    return !vc_gen_check(p->gen, p->digester, (uint32_t)p->map[r->block], r->page, r->count,
-                         content, &bad, &first, &ignored) &&
+    return !vc_gen_check(p->gen, p->digester, (uint32_t)p->map[block], page, r->count, content,
+                         &bad, &first, &ignored) &&
            !bad;
 }
 
@@ -57,10 +58,12 @@ static bool are_right(struct vc_packer *p, const struct vc_wire_run *r, const ui
 static bool read_base(struct vc_packer *p, const struct vc_wire_run *r, uint8_t *to)
 {
     struct vc_err err = VC_ERR_INIT;
+    uint16_t block;
+    struct vc_page page = vc_wire_run_base_page(r, &block);
 
     if (p->gen_failed)
         return false;
-    if (vc_gen_read(p->gen, (uint32_t)p->map[r->block], r->page, r->count, to, &err)) {
+    if (vc_gen_read(p->gen, (uint32_t)p->map[block], page, r->count, to, &err)) {
         vc_log_err(p->log, VC_LOG_WARNING,
                    "changed pages are sent whole: the checkpoint cannot be read", &err);
         p->gen_failed = true;
@@ -82,7 +85,7 @@ static bool read_recent(struct vc_packer *p, const struct vc_txn *t, const struc
 
         part.page = vc_page(r->page.n + i);
         part.count = vc_txn_known(t, r->block, part.page, r->count - i, &known);
-        if (!known && !(r->old && read_base(p, &part, to)))
+        if (!known && !(r->old && !r->shifted && read_base(p, &part, to)))
             return false;
         if (known && vc_txn_read(t, r->block, part.page, part.count, to, &err)) {
             vc_log_err(p->log, VC_LOG_WARNING, "the new generation cannot be read", &err);
@@ -149,6 +152,7 @@ static void add_piece(const struct vc_src_batch *b, enum vc_src_form form, uint3
     each = VC_MIN(page_bytes, PIECE_BYTES);
     k = at / page_bytes;
     pages->page.n += k;
+    pages->from_page.n += k;
     pages->count = VC_MIN(r->run.count - k, PIECE_BYTES / each);
     for (size_t i = 0; i < pages->count; i++, s->bytes += each)
         memcpy(s->contents + s->bytes, b->content[r->first + k + i], each);
@@ -194,6 +198,18 @@ static bool looks_worth_it(struct vc_packer *p, const struct vc_src_batch *b,
     return vc_wire_sample_shrinks(p->codec, s.contents, s.bytes, &prefix);
 }
 
+/* The disk may have many to read at once. */
+static void prefetch(struct vc_packer *p, const struct vc_src_batch *b)
+{
+    for (uint32_t i = 0; i < b->n_runs; i++) {
+        uint16_t block;
+        struct vc_page page = vc_wire_run_base_page(&b->runs[i].run, &block);
+
+        if (b->runs[i].run.old)
+            vc_gen_prefetch(p->gen, (uint32_t)p->map[block], page, b->runs[i].run.count);
+    }
+}
+
 /* Reads what the pages were, one after the other. False: there is nothing, it cannot be read, or it
  * does not pay. */
 static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b, const struct vc_txn *t,
@@ -204,10 +220,8 @@ static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b, const
     if (!most || (contents >= VC_WIRE_SAMPLED_BYTES && !looks_worth_it(p, b, t, most)) ||
         !vc_buf_reserve(&p->prefix, most))
         return false;
-    for (uint32_t i = 0; i < b->n_runs && !t; i++) /* from a disk that may have many to read */
-        if (b->runs[i].run.old)
-            vc_gen_prefetch(p->gen, (uint32_t)p->map[b->runs[i].run.block], b->runs[i].run.page,
-                            b->runs[i].run.count);
+    if (!t)
+        prefetch(p, b);
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_wire_run *r = &b->runs[i].run;
 
@@ -221,14 +235,16 @@ static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b, const
     return true;
 }
 
-/* Reads what the pages were, from the new generation if that can be: *form says. */
+/* Reads what the pages were, from the new generation if that can be and has as many of them: *form
+ * says. (It has none of those that were elsewhere.) */
 static bool find_prefix(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form *form,
                         size_t contents, struct vc_wire_prefix *out)
 {
     const struct vc_txn *t = NULL;
     bool found;
 
-    if (*form == VC_SRC_RECENT && b->after && p->recorder && !p->txn_failed)
+    if (*form == VC_SRC_RECENT && b->after && b->recent_bytes >= b->old_bytes && p->recorder &&
+        !p->txn_failed)
         t = vc_recorder_hold(p->recorder, b->after, vc_now_ns() + TURN_NS);
     if (t) {
         found = read_prefix(p, b, t, contents, out);
@@ -280,7 +296,7 @@ static bool join_body(struct vc_packer *p, const struct vc_src_batch *b, enum vc
 static size_t pack_delta(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form form,
                          struct vc_wire_batch *h, uint8_t *out)
 {
-    uint32_t contents = h->body_bytes - h->runs_bytes, between;
+    uint32_t contents = h->body_bytes - h->runs_bytes, runs_bytes;
     struct vc_writer w = vc_writer(out, h->body_bytes);
     struct vc_wire_prefix prefix;
     size_t n;
@@ -288,15 +304,19 @@ static size_t pack_delta(struct vc_packer *p, const struct vc_src_batch *b, enum
     if ((form != VC_SRC_DELTA && form != VC_SRC_RECENT) ||
         !find_prefix(p, b, &form, contents, &prefix) || !join_body(p, b, form, h))
         return 0;
-    between = form == VC_SRC_RECENT ? VC_WIRE_AFTER_BYTES : 0;
-    n = vc_wire_body_compress(p->codec, p->body.p + h->runs_bytes, contents, &prefix,
-                              out + h->runs_bytes + between, contents - between);
+    vc_src_batch_runs(b, form, &w);
+    runs_bytes = (uint32_t)w.len;
+    if (form == VC_SRC_RECENT)
+        vc_write_u64(&w, b->after);
+    if (w.failed)
+        return 0;
+    n = vc_wire_body_compress(p->codec, p->body.p + h->runs_bytes, contents, &prefix, out + w.len,
+                              h->body_bytes - w.len);
     if (!n)
         return 0;
-    vc_src_batch_runs(b, form, &w);
-    if (between)
-        vc_write_u64(&w, b->after);
-    h->codec = between ? VC_WIRE_CODEC_RECENT : VC_WIRE_CODEC_DELTA;
+    h->runs_bytes = runs_bytes;
+    h->body_bytes = runs_bytes + contents;
+    h->codec = form == VC_SRC_RECENT ? VC_WIRE_CODEC_RECENT : VC_WIRE_CODEC_DELTA;
     return w.len + n;
 }
 

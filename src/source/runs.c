@@ -9,6 +9,9 @@
 /* The second half of the intake: what the parser has found becomes runs of a batch. Each page is
  * matched against what the destination holds; the running seal is fed on the way. */
 
+/* Pages of a huge page, of 2 MiB where pages are of 4 KiB. */
+#define NEAR_PAGES 512u
+
 /* ---- batches ---- */
 
 static int open_batch(struct vc_ingest *in)
@@ -173,6 +176,28 @@ static bool has_moved(struct vc_ingest *in, const struct vc_digest *digest, stru
     return vc_remote_find(&s->remote, &s->ram, digest, &run->from_block, &run->from_page);
 }
 
+/* A guest's kernel moves memory in stretches, to make a huge page of it for one, and in between
+ * some of it changes. So a page may have been where the last one that has moved, if that is near,
+ * has come from, as far from it as it is now. */
+static bool may_have_moved(struct vc_ingest *in, struct vc_wire_run *run)
+{
+    const struct vc_wire_run *near = &in->moved;
+    struct vc_source *s = in->s;
+    struct vc_digest before;
+    uint64_t pages;
+
+    if (!s->o.shifted || near->kind != VC_RUN_MOVED || near->block != run->block ||
+        run->page.n - near->page.n + NEAR_PAGES > 2 * NEAR_PAGES)
+        return false;
+    run->from_block = near->from_block;
+    run->from_page = vc_page(near->from_page.n + run->page.n - near->page.n);
+    pages = vc_ram_block_pages(&s->ram, run->from_block);
+    run->shifted = run->from_page.n < pages &&
+                   held_here(s, run->from_block, run->from_page, &before) &&
+                   vc_remote_has(&s->remote, &s->ram, run->from_block, run->from_page, &before);
+    return run->shifted;
+}
+
 /* Notes that the page goes out, and whether what it was before is in the new generation. Where it
  * was said to be as in the base, it does not matter whether that is recorded yet. */
 static void note_recent(struct vc_ingest *in, struct vc_wire_run *run, bool local_same)
@@ -183,7 +208,8 @@ static void note_recent(struct vc_ingest *in, struct vc_wire_run *run, bool loca
         return;
     before = vc_recent_before(&in->recent, page, seq);
     if (run->kind == VC_RUN_DATA) {
-        run->recent = vc_recent_is_noted(&in->recent, page) ? before != 0 : run->old;
+        run->recent =
+            vc_recent_is_noted(&in->recent, page) ? before != 0 : run->old && !run->shifted;
         in->batch->after = VC_MAX(in->batch->after, before);
     }
     if (run->kind == VC_RUN_ZERO)
@@ -227,12 +253,15 @@ int vc_runs_page(struct vc_ingest *in, const struct vc_ingest_item *g,
             vc_count(&s->n.pages_same, 1);
         } else if (read_there && s->o.moved && has_moved(in, digest, &run)) {
             run.kind = VC_RUN_MOVED;
+            in->moved = run;
             vc_count(&s->n.pages_moved, 1);
         } else {
             vc_count(&s->n.pages_data, 1);
             vc_count(&s->n.data_bytes, s->ram.page_bytes);
             run.old = s->o.delta && local && read_there &&
                       vc_remote_has(&s->remote, &s->ram, run.block, run.page, &before);
+            if (s->o.delta && !run.old && read_there)
+                run.old = may_have_moved(in, &run);
         }
     }
     note_recent(in, &run, local_same);

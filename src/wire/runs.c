@@ -11,6 +11,9 @@
 #define AS_PAGE 0x80u /* of zero runs */
 #define OLD 0x80u     /* of data runs */
 
+/* Runs of data with what the pages were at another place; VC_RUN_DATA to everybody else. */
+#define KIND_SHIFTED 7
+
 static bool is_pages(unsigned kind)
 {
     return kind >= VC_RUN_SAME && kind <= VC_RUN_MOVED;
@@ -19,7 +22,8 @@ static bool is_pages(unsigned kind)
 void vc_wire_run_encode(struct vc_writer *w, struct vc_wire_cursor *c,
                         const struct vc_wire_run *run)
 {
-    uint8_t head = run->kind;
+    bool shifted = run->old && run->shifted;
+    uint8_t head = shifted ? KIND_SHIFTED : run->kind;
 
     if (!is_pages(run->kind)) {
         vc_write_u8(w, head);
@@ -30,7 +34,7 @@ void vc_wire_run_encode(struct vc_writer *w, struct vc_wire_cursor *c,
         head |= NAMED;
     if (run->as_page)
         head |= AS_PAGE;
-    if (run->old)
+    if (run->old && !shifted)
         head |= OLD;
     if (run->block != c->block) {
         head |= BLOCK;
@@ -44,7 +48,7 @@ void vc_wire_run_encode(struct vc_writer *w, struct vc_wire_cursor *c,
     if (head & PAGE)
         vc_write_varint(w, vc_zigzag((int64_t)(run->page.n - c->page)));
     vc_write_varint(w, run->count);
-    if (run->kind == VC_RUN_MOVED) {
+    if (run->kind == VC_RUN_MOVED || shifted) {
         vc_write_varint(w, run->from_block);
         vc_write_varint(w, run->from_page.n);
     }
@@ -96,10 +100,10 @@ static int decode_source(struct vc_reader *r, const struct vc_ram *ram, struct v
     uint64_t block = vc_read_varint(r), page = vc_read_varint(r), pages;
 
     if (r->failed || block >= ram->n_blocks)
-        return illegal(err, "a moved run from no block");
+        return illegal(err, "a run from no block");
     pages = vc_ram_block_pages(ram, (uint32_t)block);
     if (page >= pages || run->count > pages - page)
-        return illegal(err, "a moved run from outside its block");
+        return illegal(err, "a run from outside its block");
     run->from_block = (uint16_t)block;
     run->from_page = vc_page(page);
     return 0;
@@ -123,6 +127,10 @@ int vc_wire_run_decode(struct vc_reader *r, struct vc_wire_cursor *c, const stru
         run->old = head & OLD;
     else
         run->as_page = head & AS_PAGE;
+    if (run->kind == KIND_SHIFTED) {
+        run->kind = VC_RUN_DATA;
+        run->old = run->shifted = true;
+    }
     if (run->kind == VC_RUN_OPAQUE) {
         run->count = vc_read_varint(r);
         if (head != VC_RUN_OPAQUE || r->failed || run->count == 0)
@@ -137,8 +145,12 @@ int vc_wire_run_decode(struct vc_reader *r, struct vc_wire_cursor *c, const stru
         return illegal(err, "NAMED on an invalidate run");
     if (run->old && !(features & VC_WIRE_FEATURE_DELTA))
         return illegal(err, "OLD, which was not agreed on");
+    if (run->shifted && !(features & VC_WIRE_FEATURE_SHIFTED))
+        return illegal(err, "a shifted run, which was not agreed on");
     if (run->kind == VC_RUN_MOVED && !(features & VC_WIRE_FEATURE_MOVED))
         return illegal(err, "a moved run, which was not agreed on");
     rc = decode_pages(r, c, ram, head, run, err);
-    return rc || run->kind != VC_RUN_MOVED ? rc : decode_source(r, ram, run, err);
+    if (!rc && (run->kind == VC_RUN_MOVED || run->shifted))
+        rc = decode_source(r, ram, run, err);
+    return rc;
 }

@@ -100,7 +100,8 @@ enum vc_wire_word {
 #define VC_WIRE_FEATURE_CHANNELS (1ull << 3)
 #define VC_WIRE_FEATURE_DELTA (1ull << 4)
 #define VC_WIRE_FEATURE_READS (1ull << 5)
-#define VC_WIRE_FEATURE_RECENT (1ull << 6) /* with _DELTA */
+#define VC_WIRE_FEATURE_RECENT (1ull << 6)  /* with _DELTA */
+#define VC_WIRE_FEATURE_SHIFTED (1ull << 7) /* with _DELTA: shifted runs */
 #define VC_WIRE_LINEAGE_EXPOSED 1u
 #define VC_WIRE_FRAME_OPTIONAL 1u
 
@@ -299,18 +300,29 @@ struct vc_wire_run {
     bool named;   /* the first record names its block */
     bool as_page; /* zero: PAGE records */
     bool old;     /* data: what these pages were is in the prefix */
-    bool recent;  /* that holds for codec recent; a note of the source's, not on the wire */
+    bool shifted; /* with old: in the base generation that is elsewhere; kind 7 on the wire */
+    bool recent;  /* old holds for codec recent; a note of the source's, not on the wire */
     uint16_t block;
     struct vc_page page;
     uint64_t count; /* pages, or bytes of an opaque run */
     uint16_t from_block;
-    struct vc_page from_page; /* moved */
+    struct vc_page from_page; /* moved, shifted */
 };
 
 /** Whether the run's contents are those of pages of the base generation. */
 static inline bool vc_wire_run_is_reference(const struct vc_wire_run *run)
 {
     return run->kind == VC_RUN_SAME || run->kind == VC_RUN_MOVED;
+}
+
+/** Where in the base generation the pages of a reference begin, or what the pages of an `old` run
+ *  were. */
+static inline struct vc_page vc_wire_run_base_page(const struct vc_wire_run *run, uint16_t *block)
+{
+    bool elsewhere = run->kind == VC_RUN_MOVED || run->shifted;
+
+    *block = elsewhere ? run->from_block : run->block;
+    return elsewhere ? run->from_page : run->page;
 }
 
 /** Longest encoding of one run. */
@@ -327,7 +339,8 @@ void vc_wire_run_encode(struct vc_writer *w, struct vc_wire_cursor *c,
 
 struct vc_reader;
 /** Reads the next run. @ram: to check blocks and pages; NULL: no run of pages is legal yet.
- *  @features: as negotiated (moved runs need VC_WIRE_FEATURE_MOVED, OLD needs _DELTA).
+ *  @features: as negotiated (moved runs need VC_WIRE_FEATURE_MOVED, OLD needs _DELTA, shifted
+ *  runs need _SHIFTED and _DELTA).
  *  0; VC_EOF at the end of the reader; VC_E_PROTOCOL. */
 int vc_wire_run_decode(struct vc_reader *r, struct vc_wire_cursor *c, const struct vc_ram *ram,
                        uint64_t features, struct vc_wire_run *run, struct vc_err *err) VC_NODISCARD;

@@ -97,8 +97,8 @@ static void check_run(const struct vc_wire_run *r, const struct vc_ram *blocks)
 static bool run_equal(const struct vc_wire_run *a, const struct vc_wire_run *b)
 {
     return a->kind == b->kind && a->named == b->named && a->as_page == b->as_page &&
-           a->old == b->old && a->block == b->block && a->page.n == b->page.n &&
-           a->count == b->count && a->from_block == b->from_block &&
+           a->old == b->old && a->shifted == b->shifted && a->block == b->block &&
+           a->page.n == b->page.n && a->count == b->count && a->from_block == b->from_block &&
            a->from_page.n == b->from_page.n;
 }
 
@@ -372,7 +372,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     unsigned options = (unsigned)fuzz_number(&in, 1);
     struct vc_reader list = fuzz_part(&in, (size_t)fuzz_number(&in, 2));
     uint64_t features = (options & OPT_MOVED ? VC_WIRE_FEATURE_MOVED : 0) |
-                        (options & OPT_DELTA ? VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_RECENT : 0);
+                        (options & OPT_DELTA ? VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_RECENT |
+                                                   VC_WIRE_FEATURE_SHIFTED
+                                             : 0);
     const struct vc_ram *blocks = options & OPT_NO_BLOCKS ? NULL : &ram;
     struct vc_err err;
 

@@ -131,7 +131,9 @@ static void start(struct ends *e, const uint8_t *stream, size_t n, unsigned opti
         .base = (enum vc_wire_base)base,
         .gen = base ? hosts[1].gen : NULL,
         .txn = keep ? record(&hosts[1]) : NULL,
-        .features = (options & OPT_DELTA ? VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_RECENT : 0) |
+        .features = (options & OPT_DELTA
+                         ? VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_RECENT | VC_WIRE_FEATURE_SHIFTED
+                         : 0) |
                     (options & OPT_MOVED ? VC_WIRE_FEATURE_MOVED : 0),
         .connect = connect_dest,
         .on_frame = drop_frame,
@@ -141,6 +143,7 @@ static void start(struct ends *e, const uint8_t *stream, size_t n, unsigned opti
         .delta = options & OPT_DELTA,
         .moved = options & OPT_MOVED,
         .recent = options & OPT_DELTA,
+        .shifted = options & OPT_DELTA,
         .reads = true,
         .link = e->links[0],
         .session = session,

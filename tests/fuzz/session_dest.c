@@ -130,7 +130,7 @@ static void make_sockets(struct state *st)
 /* ---- batches that fit ---- */
 
 /* What batches make use of, of all that was agreed on. */
-#define FEATURES (VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_MOVED)
+#define FEATURES (VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_MOVED | VC_WIRE_FEATURE_SHIFTED)
 
 /* Bytes of the stream that the runs stand for, and of content that they need. */
 static void sum_up(const struct vc_ram *ram, struct vc_reader runs, uint64_t *stream,
@@ -162,7 +162,7 @@ static void sum_up(const struct vc_ram *ram, struct vc_reader runs, uint64_t *st
 static bool read_base(const struct state *st, const struct vc_wire_run *run, uint8_t *to)
 {
     uint16_t named;
-    struct vc_page page = vc_dst_base_page(run, &named);
+    struct vc_page page = vc_wire_run_base_page(run, &named);
     int block = vc_ram_find(vc_gen_ram(gen), st->ram.blocks[named].name);
     struct vc_err err;
 

@@ -11,14 +11,14 @@ from vcwire import Bad, Reader, flags_of, str8, unzigzag, varint, zigzag
 
 MAX_STREAM = 4 << 20
 MAX_BODY = 9 << 20
-OPAQUE, SAME, ZERO, DATA, INVALIDATE, MOVED = range(1, 7)
+OPAQUE, SAME, ZERO, DATA, INVALIDATE, MOVED, SHIFTED = range(1, 8)
 KINDS = {OPAQUE: "opaque", SAME: "same", ZERO: "zero", DATA: "data", INVALIDATE: "invalidate",
-         MOVED: "moved"}
+         MOVED: "moved", SHIFTED: "shifted"}
 NAMED, BLOCK, PAGE, AS_PAGE = 16, 32, 64, 128
 OLD = 128  # of data, where zero has AS_PAGE
 NONE, ZSTD, DELTA, RECENT = range(4)  # codecs
 DELTAS = DELTA, RECENT
-FEATURE_MOVED, FEATURE_DELTA, FEATURE_RECENT = 1 << 1, 1 << 4, 1 << 6
+FEATURE_MOVED, FEATURE_DELTA, FEATURE_RECENT, FEATURE_SHIFTED = 1 << 1, 1 << 4, 1 << 6, 1 << 7
 SELF_CONTAINED = 1
 REC_ZERO, REC_PAGE, REC_EOS, REC_CONTINUE = 0x02, 0x08, 0x10, 0x20  # docs/internals/qemu-stream.md
 
@@ -32,16 +32,16 @@ class Run:
     named: bool = False
     as_page: bool = False
     old: bool = False
-    from_block: int = 0  # moved
+    from_block: int = 0  # moved, shifted
     from_page: int = 0
-    content: bytes = b""  # opaque, data
+    content: bytes = b""  # opaque, data, shifted
 
     def is_pages(self):
         """Stands for PAGE records."""
-        return self.kind in (SAME, DATA, MOVED) or self.kind == ZERO and self.as_page
+        return self.kind in (SAME, DATA, MOVED, SHIFTED) or self.kind == ZERO and self.as_page
 
     def content_bytes(self, page_size):
-        return self.count * {OPAQUE: 1, DATA: page_size}.get(self.kind, 0)
+        return self.count * {OPAQUE: 1, DATA: page_size, SHIFTED: page_size}.get(self.kind, 0)
 
     def stream_bytes(self, blocks, page_size):
         if self.kind == OPAQUE:
@@ -79,7 +79,7 @@ def encode_runs(runs):
                 fields += varint(zigzag(r.page - page))
             page = r.page + r.count
         out += bytes([head]) + fields + varint(r.count)
-        if r.kind == MOVED:
+        if r.kind in (MOVED, SHIFTED):
             out += varint(r.from_block) + varint(r.from_page)
     return bytes(out)
 
@@ -118,7 +118,9 @@ def _raw(prefix):
 
 def old_pages(runs, blocks, base, codec=DELTA):
     """What the contents of a delta were compressed with."""
-    pages = [base(blocks[r.block][0], r.page + i) for r in runs if r.old for i in range(r.count)]
+    places = [(r.from_block, r.from_page) if r.kind == SHIFTED else (r.block, r.page) for r in runs]
+    pages = [base(blocks[block][0], page + i) for r, (block, page) in zip(runs, places)
+             if r.old or r.kind == SHIFTED for i in range(r.count)]
     if None in pages and codec == RECENT:
         raise Bad("seal", "OLD, where there is nothing", "SEAL")
     if None in pages:
@@ -225,15 +227,20 @@ def _check_runs(b, features):
         raise Bad("runs", "moved, which was not agreed on")
     if b.self_contained and any(x.kind in (SAME, MOVED) for x in b.runs):
         raise Bad("runs", "a reference in a self-contained batch")
-    if any(x.old for x in b.runs) != (b.codec in DELTAS):
+    shifted = any(x.kind == SHIFTED for x in b.runs)
+    if shifted and (not features & FEATURE_SHIFTED or not features & FEATURE_DELTA):
+        raise Bad("runs", "shifted, which was not agreed on")
+    if shifted and b.codec != DELTA:
+        raise Bad("runs", "shifted where old pages are not the base's")
+    if (shifted or any(x.old for x in b.runs)) != (b.codec in DELTAS):
         raise Bad("runs", "a delta to nothing" if b.codec in DELTAS else "OLD where there is no delta")
 
 
 def _fill(b, contents, page_size):
     for r in b.runs:
-        if r.kind in (OPAQUE, DATA):
+        if r.kind in (OPAQUE, DATA, SHIFTED):
             r.content = contents.take(r.content_bytes(page_size))
-        if r.kind == DATA and any(r.content.count(0, i, i + page_size) == page_size
+        if r.kind in (DATA, SHIFTED) and any(r.content.count(0, i, i + page_size) == page_size
                                   for i in range(0, len(r.content), page_size)):
             raise Bad("body", "a page of zeroes as data")
     contents.end()
@@ -248,7 +255,7 @@ def decode_runs(data, blocks, page_size):
             raise Bad("runs", f"kind {kind}")
         if kind == OPAQUE and head != OPAQUE:
             raise Bad("runs", "flags on opaque")
-        if named and kind not in (SAME, ZERO, DATA, MOVED) or high and kind not in (ZERO, DATA):
+        if named and kind not in (SAME, ZERO, DATA, MOVED, SHIFTED) or high and kind not in (ZERO, DATA):
             raise Bad("runs", f"flags {head:#x}")
         if head & BLOCK:
             before, block, page = block, r.varint(), 0
@@ -266,7 +273,7 @@ def decode_runs(data, blocks, page_size):
         if kind != OPAQUE:
             _check_inside(blocks, page_size, block, page, count)
             run.block, run.page, page = block, page, page + count
-        if kind == MOVED:
+        if kind in (MOVED, SHIFTED):
             run.from_block, run.from_page = r.varint(), r.varint()
             _check_inside(blocks, page_size, run.from_block, run.from_page, count)
         runs.append(run)
@@ -317,7 +324,7 @@ def expand(b, blocks, page_size, base=None, repaired=None, digest=None):
 
 
 def _content(r, i, blocks, page_size, base):
-    if r.kind == DATA:
+    if r.kind in (DATA, SHIFTED):
         return r.content[i * page_size:(i + 1) * page_size]
     if r.kind == ZERO:
         return bytes(page_size)

@@ -5,7 +5,7 @@ import struct
 
 import vcbatch
 import vcwire
-from vcbatch import DATA, INVALIDATE, MOVED, SAME, ZERO
+from vcbatch import DATA, INVALIDATE, MOVED, SAME, SHIFTED, ZERO
 from vcdigest import PageDigest
 from vcstore import HELD, UNKNOWN, UNMENTIONED, root_of
 from vcstore import ZERO as STATE_ZERO
@@ -365,7 +365,7 @@ class Session:
         for r in b.runs:
             name = self.blocks[r.block][0] if self.blocks else None
             for i in range(0 if r.kind == vcbatch.OPAQUE else r.count):
-                if r.kind in (SAME, DATA, MOVED):
+                if r.kind in (SAME, DATA, MOVED, SHIFTED):
                     g.pages[name, r.page + i] = next(contents)[2]
                 elif r.kind == ZERO:
                     if r.as_page:

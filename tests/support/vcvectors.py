@@ -79,7 +79,7 @@ def dump_batch(b):
         text = f"run {vcbatch.KINDS[r.kind]} {r.count}"
         if r.kind != vcbatch.OPAQUE:
             text += f" at {r.block} {r.page}"
-        if r.kind == vcbatch.MOVED:
+        if r.kind in (vcbatch.MOVED, vcbatch.SHIFTED):
             text += f" from {r.from_block} {r.from_page}"
         lines.append(text + " named" * r.named + " as_page" * r.as_page + " old" * r.old)
     stream, _, _ = vcbatch.expand(b, BLOCKS, PAGE_SIZE, base_page)

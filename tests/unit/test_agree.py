@@ -115,7 +115,7 @@ def main():
     vectors = [(x, (v.DIRECTORY / f"{x['name']}.bin").read_bytes()) for x in known
                if x["verdict"] == "good"]
     vectors = [(x, d) for x, d in vectors if 8 < len(d) < 4000 and not d[5]
-               and not x["features"] & ~(vcbatch.FEATURE_DELTA | vcbatch.FEATURE_RECENT)]
+               and not x["features"] & ~(vcbatch.FEATURE_DELTA | vcbatch.FEATURE_RECENT | vcbatch.FEATURE_SHIFTED)]
     vectors += [(x, d) for x, d in vectors if d[4] == BATCH] * 4  # there is most to say about them
     verdicts = {}
     for _ in range(ROUNDS):

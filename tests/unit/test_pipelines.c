@@ -241,8 +241,8 @@ static void greet(struct vc_link *a, struct vc_link *b)
     vc_link_set_phase(b, VC_WIRE_PHASE_STREAM);
 }
 
-static bool speaks_recent = true; /* both */
-static unsigned migrations;       /* every other one with threads that compress */
+static bool speaks_recent = true, speaks_shifted = true; /* both */
+static unsigned migrations; /* every other one with threads that compress */
 
 static struct outcome migrate(struct host *from, struct host *to, const struct memory *m,
                               enum vc_wire_base base)
@@ -285,6 +285,7 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .base = base,
         .gen = to->gen,
         .features = VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_MOVED | VC_WIRE_FEATURE_READS |
+                    (speaks_shifted ? VC_WIRE_FEATURE_SHIFTED : 0) |
                     (speaks_recent ? VC_WIRE_FEATURE_RECENT : 0),
         .connect = connect_dest,
         .store_patience_ms = patience_ms,
@@ -300,6 +301,7 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .local_gen = from->gen,
         .delta = true,
         .moved = true,
+        .shifted = speaks_shifted,
         .recent = speaks_recent,
         .reads = true,
         .workers = migrations++ % 2 * 3,
@@ -758,6 +760,76 @@ static void pages_that_have_moved_are_verified_and_repaired(void **state)
     end_well(&a, &b);
 }
 
+/* The first half of memory has what the second one will have. */
+static void half_a_memory(struct memory *m)
+{
+    hard_memory(m);
+    for (unsigned i = PAGES / 2; i < PAGES; i++)
+        m->version[i] = 0;
+}
+
+/* It moves, and three pages of four change by a few bytes; what was there is zeroes. */
+static uint64_t move_and_touch(struct memory *m)
+{
+    uint64_t bytes = 0;
+
+    m->shift = PAGES / 2;
+    for (unsigned i = 0; i < PAGES / 2; i++)
+        if (i % 4) {
+            m->version[i] ^= TOUCHED;
+            bytes += PAGE;
+        }
+    return bytes;
+}
+
+static void what_has_moved_and_changed_costs_what_has_changed(void **state)
+{
+    (void)state;
+    for (int speaks = 1; speaks >= 0; speaks--) {
+        struct memory m;
+        struct host a, b;
+        struct outcome o;
+        uint64_t bytes;
+
+        speaks_shifted = speaks; /* or is an older version */
+        half_a_memory(&m);
+        o = first_visit(&a, &b, &m);
+        bytes = move_and_touch(&m);
+        o = return_visit(&a, &b, &m, 0);
+        print_message("%llu of %llu bytes\n", (unsigned long long)o.wire_bytes,
+                      (unsigned long long)bytes);
+        assert_int_equal(o.dest.resent_batches, 0);
+        if (speaks)
+            assert_true(o.wire_bytes < bytes / 10 + MISSES * PAGE);
+        else
+            assert_true(o.wire_bytes > bytes);
+        end_well(&a, &b);
+    }
+    speaks_shifted = true;
+}
+
+static void damage_to_what_has_moved_and_changed_is_noticed(void **state)
+{
+    enum { SOURCE, DEST };
+
+    (void)state;
+    for (int side = SOURCE; side <= DEST; side++) {
+        struct memory m;
+        struct host a, b;
+        struct outcome o;
+
+        half_a_memory(&m);
+        o = first_visit(&a, &b, &m);
+        move_and_touch(&m);
+        for (unsigned i = 0; i < MISSES; i++) /* so that what is damaged is looked for */
+            m.version[PAGES / 2 + i] = 5;
+        assert_true(damage(side == DEST ? a.dir : b.dir) > 10);
+        o = return_visit(&a, &b, &m, 0);
+        assert_int_equal(o.dest.resent_batches > 0, side == DEST);
+        end_well(&a, &b);
+    }
+}
+
 /* It refers to what is not there. */
 static void a_wrong_belief_of_what_has_moved_fails_the_seal(void **state)
 {
@@ -994,6 +1066,8 @@ int main(void)
         cmocka_unit_test(a_wrong_belief_fails_the_seal_and_is_sent_again),
         cmocka_unit_test(contents_are_found_at_other_addresses),
         cmocka_unit_test(pages_that_have_moved_are_verified_and_repaired),
+        cmocka_unit_test(what_has_moved_and_changed_costs_what_has_changed),
+        cmocka_unit_test(damage_to_what_has_moved_and_changed_is_noticed),
         cmocka_unit_test(a_wrong_belief_of_what_has_moved_fails_the_seal),
         cmocka_unit_test(a_slow_disk_gets_help_from_the_link),
         cmocka_unit_test(a_disk_that_hangs_costs_the_checkpoint_and_not_the_migration),

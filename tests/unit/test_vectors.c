@@ -421,13 +421,14 @@ static void print_run(FILE *f, const struct vc_wire_run *r)
     static const char *const names[] = {"",     "opaque",     "same", "zero",
                                         "data", "invalidate", "moved"};
 
-    fprintf(f, "run %s %llu", names[r->kind], (unsigned long long)r->count);
+    fprintf(f, "run %s %llu", r->shifted ? "shifted" : names[r->kind],
+            (unsigned long long)r->count);
     if (r->kind != VC_RUN_OPAQUE)
         fprintf(f, " at %u %llu", r->block, (unsigned long long)r->page.n);
-    if (r->kind == VC_RUN_MOVED)
+    if (r->kind == VC_RUN_MOVED || r->shifted)
         fprintf(f, " from %u %llu", r->from_block, (unsigned long long)r->from_page.n);
     fprintf(f, "%s%s%s\n", r->named ? " named" : "", r->as_page ? " as_page" : "",
-            r->old ? " old" : "");
+            r->old && !r->shifted ? " old" : "");
 }
 
 static void print_header(FILE *f, const struct vc_wire_batch *h)
@@ -450,9 +451,11 @@ static bool undelta(struct vc_dst_batch *b)
     assert_non_null(prefix);
     for (uint32_t i = 0; i < b->n_runs; i++) {
         const struct vc_wire_run *r = &b->runs[i].run;
+        uint16_t block;
+        struct vc_page page = vc_wire_run_base_page(r, &block);
 
         for (uint64_t k = 0; r->old && k < r->count; k++, to += g.ram.page_bytes)
-            base_page(r->block, r->page.n + k, to);
+            base_page(block, page.n + k, to);
     }
     assert_int_equal(to - prefix, b->n_old * g.ram.page_bytes);
     rc = vc_dst_batch_undelta(b, g.codec, prefix, (size_t)(to - prefix), &err);
@@ -470,7 +473,7 @@ static void fill_in(struct vc_dst_batch *b)
         const struct vc_dst_run *r = &b->runs[i];
 
         uint16_t block;
-        struct vc_page page = vc_dst_base_page(&r->run, &block);
+        struct vc_page page = vc_wire_run_base_page(&r->run, &block);
 
         if (!vc_wire_run_is_reference(&r->run) && r->run.kind != VC_RUN_DATA)
             continue;

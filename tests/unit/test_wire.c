@@ -593,7 +593,8 @@ static void any_run(const struct vc_ram *ram, struct vc_wire_run *r)
     r->named = r->kind != VC_RUN_INVALIDATE && below(2);
     r->as_page = r->kind == VC_RUN_ZERO && below(2);
     r->old = r->kind == VC_RUN_DATA && below(2);
-    if (r->kind == VC_RUN_MOVED) {
+    r->shifted = r->old && below(2);
+    if (r->kind == VC_RUN_MOVED || r->shifted) {
         r->from_block = r->block;
         r->from_page = vc_page(below(pages - r->count + 1));
     }
@@ -627,7 +628,8 @@ static void runs_survive(void **state)
         for (unsigned i = 0; i < n; i++) {
             memset(&back, 0, sizeof(back));
             assert_int_equal(vc_wire_run_decode(&r, &from, &m.ram,
-                                                VC_WIRE_FEATURE_MOVED | VC_WIRE_FEATURE_DELTA,
+                                                VC_WIRE_FEATURE_MOVED | VC_WIRE_FEATURE_DELTA |
+                                                    VC_WIRE_FEATURE_SHIFTED,
                                                 &back, &err),
                              0);
             assert_memory_equal(&back, &runs[i], sizeof(back));
@@ -668,6 +670,30 @@ static void old_is_for_data_and_has_to_be_agreed_on(void **state)
     }
 }
 
+static void shifted_runs_have_to_be_agreed_on(void **state)
+{
+    static union any m;
+    const uint64_t both = VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_SHIFTED;
+    static const uint8_t text[] = {7, 1, 0, 1};
+    struct vc_wire_run run;
+    struct vc_err err;
+
+    (void)state;
+    make_blocks(&m);
+    m.ram.blocks[0].bytes = 2 * m.ram.page_bytes;
+    for (uint64_t without = 0; without <= both; without++) {
+        struct vc_reader r = vc_reader(text, sizeof(text));
+        struct vc_wire_cursor c = {0};
+        int rc = vc_wire_run_decode(&r, &c, &m.ram, ~without, &run, &err);
+
+        assert_int_equal(rc, without & both ? VC_E_PROTOCOL : 0);
+        if (rc)
+            continue;
+        assert_true(run.kind == VC_RUN_DATA && run.old && run.shifted);
+        assert_int_equal(run.from_page.n, 1);
+    }
+}
+
 static void runs_of_noise_stay_inside_their_blocks(void **state)
 {
     static union any m;
@@ -693,6 +719,11 @@ static void runs_of_noise_stay_inside_their_blocks(void **state)
             assert_true(run.block < m.ram.n_blocks);
             pages = vc_ram_block_pages(&m.ram, run.block);
             assert_true(run.page.n < pages && run.count <= pages - run.page.n);
+            if (run.kind != VC_RUN_MOVED && !run.shifted)
+                continue;
+            assert_true(run.from_block < m.ram.n_blocks);
+            pages = vc_ram_block_pages(&m.ram, run.from_block);
+            assert_true(run.from_page.n < pages && run.count <= pages - run.from_page.n);
         }
     }
     assert_true(taken > 0);
@@ -801,6 +832,44 @@ static void a_changed_page_shrinks_to_what_has_changed(void **state)
             /* A prefix is for one body. */
             assert_int_equal(vc_wire_body_compress(c, d.body, n, NULL, d.packed, n), 0);
         }
+    vc_wire_codec_free(c);
+}
+
+/* As a database may have them: numbers of twelve digits, most of which are 0. */
+static void put_values(uint8_t *p, size_t n, unsigned one_of)
+{
+    enum { VALUE = 736, HEAD = 16 };
+
+    for (size_t at = 0; at + VALUE <= n; at += VALUE) {
+        if (below(one_of))
+            continue;
+        for (size_t i = HEAD; i + 12 <= VALUE; i += 12) {
+            char number[13];
+
+            snprintf(number, sizeof(number), "%012u", (unsigned)below(40000));
+            memcpy(p + at + i, number, 12);
+        }
+    }
+}
+
+/* What is not changed is found in its old page, not in what looks like its begin elsewhere. */
+static void values_that_are_alike_do_not_hide_what_a_page_was(void **state)
+{
+    size_t n = sizeof(d.prefix), k;
+    struct vc_wire_codec *c;
+    struct vc_err err;
+
+    (void)state;
+    assert_int_equal(vc_wire_codec_new(1, &c, &err), 0);
+    memset(d.prefix, 7, n);
+    put_values(d.prefix, n, 1);
+    memcpy(d.body, d.prefix, n);
+    put_values(d.body, n, 4);
+    k = pack(c, n);
+    print_message("%zu of %zu bytes\n", k, n);
+    assert_in_range(k, 1, n / 14);
+    assert_int_equal(unpack(c, k, d.prefix, n), 0);
+    assert_memory_equal(d.back, d.body, n);
     vc_wire_codec_free(c);
 }
 
@@ -1002,9 +1071,11 @@ int main(void)
         cmocka_unit_test(repaired_pages_have_the_page_size),
         cmocka_unit_test(runs_survive),
         cmocka_unit_test(old_is_for_data_and_has_to_be_agreed_on),
+        cmocka_unit_test(shifted_runs_have_to_be_agreed_on),
         cmocka_unit_test(runs_of_noise_stay_inside_their_blocks),
         cmocka_unit_test(bodies_survive_compression),
         cmocka_unit_test(a_changed_page_shrinks_to_what_has_changed),
+        cmocka_unit_test(values_that_are_alike_do_not_hide_what_a_page_was),
         cmocka_unit_test(a_wrong_prefix_never_gives_the_body),
         cmocka_unit_test(a_guest_cannot_write_a_dictionary),
         cmocka_unit_test(what_a_prefix_does_not_help_is_sent_as_it_is),

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 import vcvectors as v  # noqa: E402
 import zstandard  # noqa: E402
-from vcbatch import (DATA, DELTA, FEATURE_DELTA, FEATURE_RECENT, INVALIDATE, MOVED, OPAQUE, RECENT, SAME, ZERO,  # noqa: E402
+from vcbatch import (DATA, DELTA, FEATURE_DELTA, FEATURE_RECENT, FEATURE_SHIFTED, INVALIDATE, MOVED, OPAQUE, RECENT, SAME, SHIFTED, ZERO,  # noqa: E402
                      ZSTD, Batch, Run, encode_batch, encode_runs, old_pages)
 from vcdigest import Digest  # noqa: E402
 from vcwire import BY_NAME, DEST, SOURCE, encode, frame, varint, zigzag  # noqa: E402
@@ -399,6 +399,37 @@ def bad_deltas():
     refused("wrong-seal", delta(b, seal=bytes(16)), "bad SEAL seal")
 
 
+def shifted_run(count, block, page, from_block, from_page, named=False):
+    """What it was is there, but for what touched() changes."""
+    return Run(SHIFTED, count, block, page, named=named, from_block=from_block, from_page=from_page,
+               content=touched(count, from_block, from_page))
+
+
+def shifted():
+    features = FEATURE_DELTA | FEATURE_SHIFTED
+    alone = [shifted_run(2, 0, 1, 1, 9, named=True)]
+    among = ALL_KINDS[:4] + [shifted_run(1, 0, 31, 0, 2), shifted_run(1, 0, 32, 0, 2), old(1, 0, 33),
+                             shifted_run(1, 1, 3, 0, 60, named=True)]
+    for name, runs in ("alone", alone), ("among-others", among), (
+            "where-it-is", [shifted_run(1, 1, 4, 1, 4, named=True)]):
+        b = batch(runs, codec=DELTA)
+        payload = delta(b)
+        assert name == "among-others" or len(payload) < 48 + 200, f"{name}: {len(payload)} bytes"
+        add("batch-shifted-" + name, frame("BATCH", payload), features=features)
+    b = batch(alone, codec=DELTA)
+
+    def refused(name, payload, verdict="bad PROTOCOL message", features=features):
+        add("batch-shifted-" + name, frame("BATCH", payload), verdict, features=features)
+    refused("not-agreed", delta(b), features=FEATURE_DELTA)
+    refused("without-delta", delta(b), features=FEATURE_SHIFTED)
+    refused("self-contained", delta(b, flags=1))
+    for name, codec in ("none", 0), ("zstd", ZSTD):
+        refused("in-codec-" + name, encode_batch(batch(alone, codec=codec)))
+    refused("in-codec-recent", delta(batch(alone + [old(1, 0, 40)], codec=RECENT)),
+            features=features | FEATURE_RECENT)
+    refused("from-another-place", delta(b, [shifted_run(2, 0, 1, 1, 8)]), "bad SEAL seal")
+
+
 BOTH = FEATURE_DELTA | FEATURE_RECENT
 
 
@@ -556,6 +587,10 @@ def bad_runs():
     refused("across-the-end", b"\x43" + page(63) + b"\2", 18)
     refused("after-the-end", b"\3" + varint(64) + b"\3\1", 64 * 9 + 9)
     refused("moved-from-no-block", b"\6\1\3\0", 8 + v.PAGE_SIZE, features=2)
+    for name, runs in ("from-no-block", b"\7\1\3\0"), ("cut", b"\7\1\1"), ("old", b"\x87\1\0\0"):
+        refused("shifted-" + name, runs, 8 + v.PAGE_SIZE, features=FEATURE_DELTA | FEATURE_SHIFTED)
+    refused("shifted-from-outside", b"\7\2\1\x0f", 2 * (8 + v.PAGE_SIZE),
+            features=FEATURE_DELTA | FEATURE_SHIFTED)
     refused("moved-from-outside", b"\6\2\1\x0f", 2 * (8 + v.PAGE_SIZE), features=2)
     refused("moved-cut", b"\6\1\1", 8 + v.PAGE_SIZE, features=2)
     for name, raw in ("opaque", b"\x81\1"), ("same", b"\x82\1"), ("invalidate", b"\x85\1"):
@@ -565,7 +600,7 @@ def bad_runs():
 
 def main():
     for make in (frames, hello, handshake, blocks, stream, announce, end, batches, deltas, preempt, bad_headers,
-                 bad_zstd, bad_deltas, recent, bad_runs):
+                 bad_zstd, bad_deltas, shifted, recent, bad_runs):
         make()
     v.DIRECTORY.mkdir(parents=True, exist_ok=True)
     for old in v.DIRECTORY.glob("*.bin"):
