@@ -113,6 +113,8 @@ void vc_src_batch_add_page(struct vc_src_batch *b, struct vc_slab *slab,
         b->old_bytes += page_bytes;
     if (run->recent)
         b->recent_bytes += page_bytes;
+    else if (run->old)
+        b->base_bytes += page_bytes;
     b->content[b->n_pages] = content;
     b->digests[b->n_pages] = *digest;
     b->local_same[b->n_pages] = local_same;

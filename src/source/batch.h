@@ -49,9 +49,11 @@ struct vc_src_batch {
     uint64_t seq, position;
     uint32_t stream_bytes;
     uint32_t data_bytes;   /* contents of data runs */
-    uint32_t old_bytes;    /* of these, where both hosts have the page as it was */
+    uint32_t old_bytes;    /* of these, where both hosts have what the page was, or may have been */
     uint32_t recent_bytes; /* ... or will, once they have recorded ... */
     uint64_t after;        /* ... this batch; 0: there is nothing that is not in old_bytes */
+    uint32_t again_bytes;  /* of recent_bytes: what the session has carried before */
+    uint32_t base_bytes;   /* of old_bytes: what is not in recent_bytes */
     uint32_t opaque_bytes;
     struct vc_digest seal;
     struct vc_flow_mark mark; /* [thread: send, then lock: pipeline's mu] */

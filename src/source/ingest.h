@@ -39,6 +39,7 @@ struct vc_ingest {
     bool repeated; /* a page came again */
     struct vc_recent recent;
     struct vc_wire_run moved; /* the last page that was found elsewhere */
+    bool moved_together;      /* with the one before */
     uint64_t block_first[VC_MAX_BLOCKS];
     bool return_path;
     double credit_bytes; /* pacing: bytes that may be read now */

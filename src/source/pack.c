@@ -235,15 +235,15 @@ static bool read_prefix(struct vc_packer *p, const struct vc_src_batch *b, const
     return true;
 }
 
-/* Reads what the pages were, from the new generation if that can be and has as many of them: *form
- * says. (It has none of those that were elsewhere.) */
+/* Reads what the pages were, from the new generation if that can be and has more of them than the
+ * base alone: *form says. (It has none of those that were elsewhere.) */
 static bool find_prefix(struct vc_packer *p, const struct vc_src_batch *b, enum vc_src_form *form,
                         size_t contents, struct vc_wire_prefix *out)
 {
     const struct vc_txn *t = NULL;
     bool found;
 
-    if (*form == VC_SRC_RECENT && b->after && b->recent_bytes >= b->old_bytes && p->recorder &&
+    if (*form == VC_SRC_RECENT && b->after && b->again_bytes >= b->base_bytes && p->recorder &&
         !p->txn_failed)
         t = vc_recorder_hold(p->recorder, b->after, vc_now_ns() + TURN_NS);
     if (t) {

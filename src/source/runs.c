@@ -9,8 +9,10 @@
 /* The second half of the intake: what the parser has found becomes runs of a batch. Each page is
  * matched against what the destination holds; the running seal is fed on the way. */
 
-/* Pages of a huge page, of 2 MiB where pages are of 4 KiB. */
+/* So far from a page that has moved others may have moved with it: a huge page, where pages are of
+ * 4 KiB. What is in between may be a page or two more or less than there was. */
 #define NEAR_PAGES 512u
+#define SLACK_PAGES 2u
 
 /* ---- batches ---- */
 
@@ -176,9 +178,28 @@ static bool has_moved(struct vc_ingest *in, const struct vc_digest *digest, stru
     return vc_remote_find(&s->remote, &s->ram, digest, &run->from_block, &run->from_page);
 }
 
+/* Whether two numbers are no further from each other. */
+static bool is_within(uint64_t a, uint64_t b, uint64_t most)
+{
+    return a - b + most <= 2 * most;
+}
+
+/* Notes a page that has moved, and whether one near to it has come as far: a single one may be
+ * found anywhere by chance. */
+static void note_moved(struct vc_ingest *in, const struct vc_wire_run *run)
+{
+    const struct vc_wire_run *last = &in->moved;
+
+    in->moved_together =
+        last->kind == VC_RUN_MOVED && last->block == run->block &&
+        last->from_block == run->from_block && is_within(run->page.n, last->page.n, NEAR_PAGES) &&
+        is_within(run->page.n - run->from_page.n, last->page.n - last->from_page.n, SLACK_PAGES);
+    in->moved = *run;
+}
+
 /* A guest's kernel moves memory in stretches, to make a huge page of it for one, and in between
- * some of it changes. So a page may have been where the last one that has moved, if that is near,
- * has come from, as far from it as it is now. */
+ * some of it changes. So a page may have been where the last ones that have moved, if they are
+ * near, have come from, as far from them as it is now. */
 static bool may_have_moved(struct vc_ingest *in, struct vc_wire_run *run)
 {
     const struct vc_wire_run *near = &in->moved;
@@ -186,8 +207,8 @@ static bool may_have_moved(struct vc_ingest *in, struct vc_wire_run *run)
     struct vc_digest before;
     uint64_t pages;
 
-    if (!s->o.shifted || near->kind != VC_RUN_MOVED || near->block != run->block ||
-        run->page.n - near->page.n + NEAR_PAGES > 2 * NEAR_PAGES)
+    if (!s->o.shifted || !in->moved_together || near->block != run->block ||
+        !is_within(run->page.n, near->page.n, NEAR_PAGES))
         return false;
     run->from_block = near->from_block;
     run->from_page = vc_page(near->from_page.n + run->page.n - near->page.n);
@@ -211,6 +232,7 @@ static void note_recent(struct vc_ingest *in, struct vc_wire_run *run, bool loca
         run->recent =
             vc_recent_is_noted(&in->recent, page) ? before != 0 : run->old && !run->shifted;
         in->batch->after = VC_MAX(in->batch->after, before);
+        in->batch->again_bytes += before ? in->s->ram.page_bytes : 0;
     }
     if (run->kind == VC_RUN_ZERO)
         vc_recent_lost(&in->recent, page, 1);
@@ -253,7 +275,7 @@ int vc_runs_page(struct vc_ingest *in, const struct vc_ingest_item *g,
             vc_count(&s->n.pages_same, 1);
         } else if (read_there && s->o.moved && has_moved(in, digest, &run)) {
             run.kind = VC_RUN_MOVED;
-            in->moved = run;
+            note_moved(in, &run);
             vc_count(&s->n.pages_moved, 1);
         } else {
             vc_count(&s->n.pages_data, 1);

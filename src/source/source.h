@@ -29,7 +29,7 @@ struct vc_source_options {
     bool delta;           /* the destination takes batches of codec delta */
     bool moved;           /* it takes moved runs */
     bool recent;          /* ... and of codec recent */
-    bool shifted;         /* ... and with them shifted runs */
+    bool shifted;         /* ... and with those of codec delta shifted runs */
     bool reads;           /* it may say READS */
     unsigned workers;     /* threads that may compress beside the sender */
     struct vc_link *link; /* in phase `stream`; borrowed until vc_source_free() */

@@ -134,7 +134,10 @@ def batch():
                                 ("delta-self", old, 1 | 4 | 32 | 64), ("delta-none", old, 1 | 32),
                                 ("delta-unused", runs, 1 | 2 | 32 | 64),
                                 ("delta-before-blocks", old, 1 | 8 | 32 | 64),
-                                ("delta-moved", old + run(6, 1) + b"\0\0", 1 | 16 | 32 | 64)):
+                                ("delta-moved", old + run(6, 1) + b"\0\0", 1 | 16 | 32 | 64),
+                                ("shifted", run(7, 2, named=True) + b"\0\1" + old, 1 | 32 | 64),
+                                ("shifted-not-agreed", run(7, 1) + b"\0\1", 1 | 32),
+                                ("shifted-outside", run(7, 2) + b"\0\x7f", 1 | 32 | 64)):
         save("batch", name, bytes([options]) + le(len(BLOCKS), 2) + BLOCKS + le(len(body), 2) + body +
              bytes(range(1, 200)))
     for many in (65, 66):
@@ -176,9 +179,9 @@ def touched_page(page, version):
     return content[:100] + b"what has changed" + content[116:]
 
 
-def returning_stream(touched=(), shift=0):
+def returning_stream(touched=(), shift=0, grown=False):
     """A VM whose pages the hosts of hosts.c hold, but for some, and some that have changed a bit; all
-    may have moved, and come twice."""
+    may have moved, and come twice. `grown`: where nothing was there is what has moved, and changed."""
     def ram(offset, content, name=None):
         return streams.record_head(0x08, offset, name) + content
     out = streams.config("versatilepb", 10) + streams.command(1) + streams.start(1, 2, "ram", 4)
@@ -189,6 +192,10 @@ def returning_stream(touched=(), shift=0):
         version = 9 if page == 3 else 2 if page % 5 == 0 else 1
         content = (touched_page if i in touched else known_page)(page, version)
         out += ram(i * 1024, content, None if i else "pc.ram")
+    if grown:
+        for i, content in enumerate((known_page(8, 1), touched_page(9, 1), touched_page(10, 2))):
+            out += ram((16 + i) * 1024, content)
+        return out + be(0x10, 8) + streams.footer(2) + streams.TAIL
     out += streams.zero(16 * 1024) + ram(17 * 1024, bytes(1024)) + be(0x10, 8) + streams.footer(2)
     out += streams.part(3, 2) + ram(1024, known_page(101, 7), "vga.vram") + be(0x10, 8)
     return out + streams.footer(2) + streams.TAIL
@@ -219,6 +226,8 @@ def pipelines():
             save("pipelines", f"touched-{base | delta}", bytes([base | delta]) +
                  returning_stream((0, 1, 4, 5, 6, 15)))
         for what in 0, 4:
+            save("pipelines", f"shifted-{base | what}", bytes([base | what | 8]) +
+                 returning_stream(range(16), 3, grown=True))
             save("pipelines", f"moved-{base | what}", bytes([base | what | 8]) + returning_stream(shift=3))
     save("pipelines", "empty", b"\0")
 
@@ -399,6 +408,9 @@ def session_dest():
             ("damaged", 16, (changed(8, old), heard(RESEND), some)),
             ("unknown-page", 0, (sealed(run(4, 1, page=18, old=True), 8), heard(ERROR))),
             ("zero-page", 0, (sealed(run(4, 1, page=16, old=True), 8), heard(ERROR))),
+            ("shifted", 0, (changed(8, run(7, 2, named=True, page=16) + varint(0) + varint(0) +
+                                    run(7, 1) + varint(0) + varint(4)), same, some, *end)),
+            ("shifted-from-nothing", 0, (sealed(run(7, 1) + varint(0) + varint(18), 8), heard(ERROR))),
             ("old-without", 0, (changed(0, old), heard(ERROR))),
             ("self", 0, (changed(8 | 1, old), heard(ERROR)))):
         save("session_dest", f"delta-{name}", bytes([1 | 2 << 2 | 32 | options, 0]) +
