@@ -84,7 +84,7 @@ static bool continues(const struct vc_src_run *last, const struct vc_wire_run *r
            last->run.old == run->old && last->run.shifted == run->shifted &&
            last->run.recent == run->recent && last->run.block == run->block &&
            last->run.page.n + last->run.count == run->page.n && !run->named &&
-           ((run->kind != VC_RUN_MOVED && !run->shifted) ||
+           (!vc_wire_run_is_elsewhere(run) ||
             (last->run.from_block == run->from_block &&
              last->run.from_page.n + last->run.count == run->from_page.n));
 }

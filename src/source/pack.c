@@ -42,15 +42,15 @@ void vc_packer_fini(struct vc_packer *p)
 }
 
 /* Whether pages that were read are what the index says, and so what the destination has. */
-static bool are_right(struct vc_packer *p, const struct vc_wire_run *r, const uint8_t *content)
+static bool are_right(struct vc_packer *p, uint32_t block, struct vc_page page, uint64_t count,
+                      const uint8_t *content)
 {
     struct vc_err ignored = VC_ERR_INIT;
-    uint16_t block;
-    struct vc_page first, page = vc_wire_run_base_page(r, &block);
+    struct vc_page first;
     size_t bad;
 
-    return !vc_gen_check(p->gen, p->digester, (uint32_t)p->map[block], page, r->count, content,
-                         &bad, &first, &ignored) &&
+    return !vc_gen_check(p->gen, p->digester, block, page, count, content, &bad, &first,
+                         &ignored) &&
            !bad;
 }
 
@@ -58,18 +58,19 @@ static bool are_right(struct vc_packer *p, const struct vc_wire_run *r, const ui
 static bool read_base(struct vc_packer *p, const struct vc_wire_run *r, uint8_t *to)
 {
     struct vc_err err = VC_ERR_INIT;
-    uint16_t block;
-    struct vc_page page = vc_wire_run_base_page(r, &block);
+    uint16_t named;
+    struct vc_page page = vc_wire_run_base_page(r, &named);
+    uint32_t block = (uint32_t)p->map[named];
 
     if (p->gen_failed)
         return false;
-    if (vc_gen_read(p->gen, (uint32_t)p->map[block], page, r->count, to, &err)) {
+    if (vc_gen_read(p->gen, block, page, r->count, to, &err)) {
         vc_log_err(p->log, VC_LOG_WARNING,
                    "changed pages are sent whole: the checkpoint cannot be read", &err);
         p->gen_failed = true;
         return false;
     }
-    return are_right(p, r, to);
+    return are_right(p, block, page, r->count, to);
 }
 
 /* Reads what pages were before the batch: from the new generation, or where they have not been in

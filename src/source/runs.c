@@ -159,6 +159,15 @@ static bool held_here(const struct vc_source *s, uint16_t block, struct vc_page 
     return s->o.local_gen && vc_gen_holds(s->o.local_gen, s->local_map[block], page, digest);
 }
 
+/* Where a page has come from, if it has moved as far as another one; false: that is outside. */
+static bool beside(const struct vc_source *s, const struct vc_wire_run *moved,
+                   struct vc_wire_run *run)
+{
+    run->from_block = moved->from_block;
+    run->from_page = vc_page(moved->from_page.n + run->page.n - moved->page.n);
+    return run->from_page.n < vc_ram_block_pages(&s->ram, run->from_block);
+}
+
 /* Whether the destination holds the content at another address: where the page before it, if that
  * has moved too, had its next one, or anywhere. */
 static bool has_moved(struct vc_ingest *in, const struct vc_digest *digest, struct vc_wire_run *run)
@@ -168,13 +177,9 @@ static bool has_moved(struct vc_ingest *in, const struct vc_digest *digest, stru
     const struct vc_wire_run *last = b->n_runs ? &b->runs[b->n_runs - 1].run : NULL;
 
     if (last && last->kind == VC_RUN_MOVED && last->block == run->block &&
-        last->page.n + last->count == run->page.n) {
-        run->from_block = last->from_block;
-        run->from_page = vc_page(last->from_page.n + last->count);
-        if (run->from_page.n < vc_ram_block_pages(&s->ram, run->from_block) &&
-            vc_remote_has(&s->remote, &s->ram, run->from_block, run->from_page, digest))
-            return true;
-    }
+        last->page.n + last->count == run->page.n && beside(s, last, run) &&
+        vc_remote_has(&s->remote, &s->ram, run->from_block, run->from_page, digest))
+        return true;
     return vc_remote_find(&s->remote, &s->ram, digest, &run->from_block, &run->from_page);
 }
 
@@ -205,16 +210,11 @@ static bool may_have_moved(struct vc_ingest *in, struct vc_wire_run *run)
     const struct vc_wire_run *near = &in->moved;
     struct vc_source *s = in->s;
     struct vc_digest before;
-    uint64_t pages;
 
     if (!s->o.shifted || !in->moved_together || near->block != run->block ||
         !is_within(run->page.n, near->page.n, NEAR_PAGES))
         return false;
-    run->from_block = near->from_block;
-    run->from_page = vc_page(near->from_page.n + run->page.n - near->page.n);
-    pages = vc_ram_block_pages(&s->ram, run->from_block);
-    run->shifted = run->from_page.n < pages &&
-                   held_here(s, run->from_block, run->from_page, &before) &&
+    run->shifted = beside(s, near, run) && held_here(s, run->from_block, run->from_page, &before) &&
                    vc_remote_has(&s->remote, &s->ram, run->from_block, run->from_page, &before);
     return run->shifted;
 }
@@ -280,10 +280,10 @@ int vc_runs_page(struct vc_ingest *in, const struct vc_ingest_item *g,
         } else {
             vc_count(&s->n.pages_data, 1);
             vc_count(&s->n.data_bytes, s->ram.page_bytes);
-            run.old = s->o.delta && local && read_there &&
-                      vc_remote_has(&s->remote, &s->ram, run.block, run.page, &before);
-            if (s->o.delta && !run.old && read_there)
-                run.old = may_have_moved(in, &run);
+            run.old =
+                s->o.delta && read_there &&
+                ((local && vc_remote_has(&s->remote, &s->ram, run.block, run.page, &before)) ||
+                 may_have_moved(in, &run));
         }
     }
     note_recent(in, &run, local_same);

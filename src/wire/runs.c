@@ -22,8 +22,7 @@ static bool is_pages(unsigned kind)
 void vc_wire_run_encode(struct vc_writer *w, struct vc_wire_cursor *c,
                         const struct vc_wire_run *run)
 {
-    bool shifted = run->old && run->shifted;
-    uint8_t head = shifted ? KIND_SHIFTED : run->kind;
+    uint8_t head = run->shifted ? KIND_SHIFTED : run->kind;
 
     if (!is_pages(run->kind)) {
         vc_write_u8(w, head);
@@ -34,7 +33,7 @@ void vc_wire_run_encode(struct vc_writer *w, struct vc_wire_cursor *c,
         head |= NAMED;
     if (run->as_page)
         head |= AS_PAGE;
-    if (run->old && !shifted)
+    if (run->old && !run->shifted)
         head |= OLD;
     if (run->block != c->block) {
         head |= BLOCK;
@@ -48,7 +47,7 @@ void vc_wire_run_encode(struct vc_writer *w, struct vc_wire_cursor *c,
     if (head & PAGE)
         vc_write_varint(w, vc_zigzag((int64_t)(run->page.n - c->page)));
     vc_write_varint(w, run->count);
-    if (run->kind == VC_RUN_MOVED || shifted) {
+    if (vc_wire_run_is_elsewhere(run)) {
         vc_write_varint(w, run->from_block);
         vc_write_varint(w, run->from_page.n);
     }
@@ -150,7 +149,7 @@ int vc_wire_run_decode(struct vc_reader *r, struct vc_wire_cursor *c, const stru
     if (run->kind == VC_RUN_MOVED && !(features & VC_WIRE_FEATURE_MOVED))
         return illegal(err, "a moved run, which was not agreed on");
     rc = decode_pages(r, c, ram, head, run, err);
-    if (!rc && (run->kind == VC_RUN_MOVED || run->shifted))
+    if (!rc && vc_wire_run_is_elsewhere(run))
         rc = decode_source(r, ram, run, err);
     return rc;
 }

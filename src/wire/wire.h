@@ -300,7 +300,7 @@ struct vc_wire_run {
     bool named;   /* the first record names its block */
     bool as_page; /* zero: PAGE records */
     bool old;     /* data: what these pages were is in the prefix */
-    bool shifted; /* with old: in the base generation that is elsewhere; kind 7 on the wire */
+    bool shifted; /* only with old: in the base generation that is elsewhere; kind 7 on the wire */
     bool recent;  /* old holds for codec recent; a note of the source's, not on the wire */
     uint16_t block;
     struct vc_page page;
@@ -315,11 +315,17 @@ static inline bool vc_wire_run_is_reference(const struct vc_wire_run *run)
     return run->kind == VC_RUN_SAME || run->kind == VC_RUN_MOVED;
 }
 
+/** Whether it names another place in the base generation than its own. */
+static inline bool vc_wire_run_is_elsewhere(const struct vc_wire_run *run)
+{
+    return run->kind == VC_RUN_MOVED || run->shifted;
+}
+
 /** Where in the base generation the pages of a reference begin, or what the pages of an `old` run
  *  were. */
 static inline struct vc_page vc_wire_run_base_page(const struct vc_wire_run *run, uint16_t *block)
 {
-    bool elsewhere = run->kind == VC_RUN_MOVED || run->shifted;
+    bool elsewhere = vc_wire_run_is_elsewhere(run);
 
     *block = elsewhere ? run->from_block : run->block;
     return elsewhere ? run->from_page : run->page;

@@ -92,7 +92,7 @@ static void check_run(const struct vc_wire_run *r, const struct vc_ram *blocks)
     FUZZ_ASSERT(blocks && r->block < blocks->n_blocks);
     pages = vc_ram_block_pages(blocks, r->block);
     FUZZ_ASSERT(r->page.n < pages && r->count <= pages - r->page.n);
-    if (r->kind != VC_RUN_MOVED && !r->shifted)
+    if (!vc_wire_run_is_elsewhere(r))
         return;
     FUZZ_ASSERT(r->from_block < blocks->n_blocks);
     pages = vc_ram_block_pages(blocks, r->from_block);
@@ -146,7 +146,7 @@ static bool without_old(struct vc_reader in, const struct vc_ram *blocks, uint64
     int rc;
 
     while ((rc = vc_wire_run_decode(&in, &from, blocks, features, &run, &err)) == 0) {
-        run.old = false;
+        run.old = run.shifted = false;
         vc_wire_run_encode(&w, &to, &run);
     }
     FUZZ_ASSERT(rc != VC_EOF || !w.failed);

@@ -663,25 +663,36 @@ static void what_pages_were_is_not_read_in_vain(void **state)
 }
 
 /* At the source a page that is damaged is no prefix; at the destination the seal notices. */
-static void damage_under_a_delta_costs_a_batch_at_most(void **state)
+static void change_over_damage(const struct memory *before, void (*change)(struct memory *m))
 {
     enum { SOURCE, DEST };
 
-    (void)state;
     for (int side = SOURCE; side <= DEST; side++) {
-        struct memory m;
+        struct memory m = *before;
         struct host a, b;
-        struct outcome o;
+        struct outcome o = first_visit(&a, &b, &m);
 
-        some_memory(&m, PAGES);
-        o = first_visit(&a, &b, &m);
-        touch(&m);
+        change(&m);
         assert_true(damage(side == DEST ? a.dir : b.dir) > 10);
         o = return_visit(&a, &b, &m, 0);
         assert_int_equal(o.dest.resent_batches > 0, side == DEST);
         assert_int_equal(o.dest.resent_batches, o.source.resent_batches);
         end_well(&a, &b);
     }
+}
+
+static void touch_some(struct memory *m)
+{
+    touch(m);
+}
+
+static void damage_under_a_delta_costs_a_batch_at_most(void **state)
+{
+    struct memory m;
+
+    (void)state;
+    some_memory(&m, PAGES);
+    change_over_damage(&m, touch_some);
 }
 
 /* The source believes in a generation that the destination's differs from, digests and all: only
@@ -808,26 +819,20 @@ static void what_has_moved_and_changed_costs_what_has_changed(void **state)
     speaks_shifted = true;
 }
 
+static void move_and_touch_late(struct memory *m)
+{
+    move_and_touch(m);
+    for (unsigned i = 0; i < MISSES; i++) /* so that what is damaged is looked for */
+        m->version[PAGES / 2 + i] = 5;
+}
+
 static void damage_to_what_has_moved_and_changed_is_noticed(void **state)
 {
-    enum { SOURCE, DEST };
+    struct memory m;
 
     (void)state;
-    for (int side = SOURCE; side <= DEST; side++) {
-        struct memory m;
-        struct host a, b;
-        struct outcome o;
-
-        half_a_memory(&m);
-        o = first_visit(&a, &b, &m);
-        move_and_touch(&m);
-        for (unsigned i = 0; i < MISSES; i++) /* so that what is damaged is looked for */
-            m.version[PAGES / 2 + i] = 5;
-        assert_true(damage(side == DEST ? a.dir : b.dir) > 10);
-        o = return_visit(&a, &b, &m, 0);
-        assert_int_equal(o.dest.resent_batches > 0, side == DEST);
-        end_well(&a, &b);
-    }
+    half_a_memory(&m);
+    change_over_damage(&m, move_and_touch_late);
 }
 
 /* It refers to what is not there. */

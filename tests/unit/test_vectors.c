@@ -425,7 +425,7 @@ static void print_run(FILE *f, const struct vc_wire_run *r)
             (unsigned long long)r->count);
     if (r->kind != VC_RUN_OPAQUE)
         fprintf(f, " at %u %llu", r->block, (unsigned long long)r->page.n);
-    if (r->kind == VC_RUN_MOVED || r->shifted)
+    if (vc_wire_run_is_elsewhere(r))
         fprintf(f, " from %u %llu", r->from_block, (unsigned long long)r->from_page.n);
     fprintf(f, "%s%s%s\n", r->named ? " named" : "", r->as_page ? " as_page" : "",
             r->old && !r->shifted ? " old" : "");

@@ -594,7 +594,7 @@ static void any_run(const struct vc_ram *ram, struct vc_wire_run *r)
     r->as_page = r->kind == VC_RUN_ZERO && below(2);
     r->old = r->kind == VC_RUN_DATA && below(2);
     r->shifted = r->old && below(2);
-    if (r->kind == VC_RUN_MOVED || r->shifted) {
+    if (vc_wire_run_is_elsewhere(r)) {
         r->from_block = r->block;
         r->from_page = vc_page(below(pages - r->count + 1));
     }
@@ -719,7 +719,7 @@ static void runs_of_noise_stay_inside_their_blocks(void **state)
             assert_true(run.block < m.ram.n_blocks);
             pages = vc_ram_block_pages(&m.ram, run.block);
             assert_true(run.page.n < pages && run.count <= pages - run.page.n);
-            if (run.kind != VC_RUN_MOVED && !run.shifted)
+            if (!vc_wire_run_is_elsewhere(&run))
                 continue;
             assert_true(run.from_block < m.ram.n_blocks);
             pages = vc_ram_block_pages(&m.ram, run.from_block);
