@@ -300,9 +300,10 @@ struct vecycle_vm {
     char partial_generation[37]; /* "" if there is none */
     uint64_t partial_unix, partial_held_pages, partial_disk_bytes;
     char policy[12];   /* "normal", "pinned", "never"; "?" if it is damaged */
-    char handover[12]; /* "none", "leaving", "left", "arriving", "settled", "void" */
+    char handover[16]; /* "none", "leaving", "left", "arriving", "settled", "void", "kept",
+                          "about-to-run" */
     char handover_peer[256];
-    char handover_socket[256];
+    char handover_socket[1024];
     uint64_t handover_unix;
     bool damaged; /* it cannot be used; error says why */
     char error[240];

@@ -8,8 +8,8 @@
 /* vecycle_store_*() and vecycle_resolve(): they work on the store itself, agent or not; its locks
  * keep them apart from sessions. */
 
-static const char *const handover_names[] = {"none",     "leaving", "left",
-                                             "arriving", "settled", "void"};
+static const char *const handover_names[] = {"none",    "leaving", "left", "arriving",
+                                             "settled", "void",    "kept", "about-to-run"};
 
 static void describe_partial(const struct vc_gen_info *g, struct vecycle_vm *out)
 {
@@ -57,6 +57,12 @@ static void describe_generation(struct vc_vm *vm, struct vecycle_vm *out)
     out->confirmed = g->confirmed;
     snprintf(out->peer, sizeof(out->peer), "%s", g->peer);
     snprintf(out->role, sizeof(out->role), "%s", roles[g->role]);
+}
+
+static bool is_open(const struct vc_handover *h)
+{
+    return h->state != VC_HANDOVER_NONE && h->state != VC_HANDOVER_SETTLED &&
+           h->state != VC_HANDOVER_VOID;
 }
 
 static void describe_handover(struct vc_vm *vm, struct vecycle_vm *out, struct vc_err *err)
@@ -288,8 +294,8 @@ int vecycle_store_remove(const struct vecycle_context *c, const char *vm, bool f
 
     if (!rc)
         rc = open_for_removal(store, &id, &v, &e);
-    if (!rc && !force && vc_handover_get(v, &h, &e) == 0 &&
-        (h.state == VC_HANDOVER_LEFT || h.state == VC_HANDOVER_ARRIVING))
+    if (!rc && !force && vc_handover_get(v, &h, &e) == 0 && h.state != VC_HANDOVER_LEAVING &&
+        is_open(&h))
         rc = vc_err_set_hint(&e, VC_E_UNSETTLED, "see `vecycle resolve`, or use --force",
                              "a migration of the VM is not settled");
     if (!rc)
@@ -377,12 +383,6 @@ static int run_here(const struct vc_handover *h, const struct vc_id *vm, const c
 static int nothing_open(struct vc_err *err)
 {
     return vc_err_set(err, VC_E_NO_SUCH_VM, "nothing about this VM is open here");
-}
-
-static bool is_open(const struct vc_handover *h)
-{
-    return h->state == VC_HANDOVER_LEAVING || h->state == VC_HANDOVER_LEFT ||
-           h->state == VC_HANDOVER_ARRIVING;
 }
 
 /* A person has decided. Under the VM's lock: no session, and no agent, settles it otherwise

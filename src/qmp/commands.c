@@ -28,9 +28,12 @@ int vc_qmp_run_state(struct vc_qmp *q, char out[32], struct vc_err *err)
     vc_auto_json struct json_object *ret = NULL;
     int rc = vc_qmp_execute(q, "query-status", NULL, -1, &ret, err);
 
-    if (!rc)
-        snprintf(out, 32, "%s", vc_json_str(ret, "status", "?"));
-    return rc;
+    if (rc)
+        return rc;
+    snprintf(out, 32, "%s", vc_json_str(ret, "status", "?"));
+    if (!strcmp(out, "running"))
+        vc_qmp_note_run(q);
+    return 0;
 }
 
 int vc_qmp_version(struct vc_qmp *q, unsigned *out, struct vc_err *err)
@@ -212,6 +215,8 @@ int vc_qmp_migration(struct vc_qmp *q, struct vc_qmp_migration *out, struct vc_e
         .ram_remaining = vc_json_u64(ram, "remaining", 0),
         .ram_transferred = vc_json_u64(ram, "transferred", 0),
         .rounds = vc_json_u64(ram, "dirty-sync-count", 0),
+        .data_records = vc_json_u64(ram, "normal", 0),
+        .zero_records = vc_json_u64(ram, "duplicate", 0),
     };
     snprintf(out->status, sizeof(out->status), "%s", vc_json_str(ret, "status", ""));
     snprintf(out->error, sizeof(out->error), "%s", vc_json_str(ret, "error-desc", ""));

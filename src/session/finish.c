@@ -23,7 +23,7 @@ void vc_migration_record(struct vc_migration *m, enum vc_handover_state state)
     if (m->pipeline) /* not yet, where QEMU refuses to migrate */
         vc_source_status(m->pipeline, &st);
     if (m->recorded && m->user_paused)
-        vc_handover_leave_paused(m->holding.vm);
+        vc_handover_edit(m->holding.vm)->suspend = true;
     if (st.store_stuck)
         vc_log(m->o->log, VC_LOG_ERROR, "the handover is not recorded: the store hangs");
     else if (m->recorded && vc_handover_set(m->holding.vm, state, &err))

@@ -83,7 +83,7 @@ int vc_migration_interrupted(struct vc_migration *m, struct vc_err *err)
 
     vc_source_abort(m->pipeline, &cause);
     if (m->recorded && m->user_paused)
-        vc_handover_leave_paused(m->holding.vm);
+        vc_handover_edit(m->holding.vm)->suspend = true;
     if (!m->word_given && m->recorded && vc_handover_set(m->holding.vm, VC_HANDOVER_LEFT, &record))
         vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", &record);
     return vc_err_set_hint(err, VC_E_POSTCOPY,
