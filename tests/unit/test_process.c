@@ -165,7 +165,7 @@ static void an_option_is_found_with_its_value(void **state)
     (void)state;
     assert_true(pid >= 0);
     if (!pid) {
-        execl("/bin/sh", "sh", "-c", "read x", "-uuid", "one", "--S", "uuid", "-uuid",
+        execl("/bin/sh", "sh", "-c", "kill -STOP $$", "-uuid", "one", "--S", "uuid", "-uuid",
               (char *)NULL);
         _exit(2);
     }
