@@ -70,7 +70,7 @@ int vc_qmp_set_capabilities(struct vc_qmp *q, const struct vc_qmp_capability *li
     if (rc)
         return rc;
     for (size_t i = 0; i < n; i++)
-        if (list[i].on && state_of(now, list[i].name) < 0)
+        if (list[i].on && !list[i].optional && state_of(now, list[i].name) < 0)
             return vc_err_set_hint(err, VC_E_QMP, "leave out the option that needs it",
                                    "QEMU '%.100s' has no migration capability %s", vc_qmp_name(q),
                                    list[i].name);

@@ -79,9 +79,10 @@ int vc_qmp_version(struct vc_qmp *q, unsigned *out, struct vc_err *err) VC_NODIS
 struct vc_qmp_capability {
     const char *name;
     bool on;
+    bool optional; /* `on` is a wish: a QEMU that does not know it does without */
 };
 /** Turns them on and off, in one command, since some depend on each other. One that is to be off is
- *  off where QEMU does not know it; one that is to be on: VC_E_QMP. */
+ *  off where QEMU does not know it; one that is to be on, and not optional: VC_E_QMP. */
 int vc_qmp_set_capabilities(struct vc_qmp *q, const struct vc_qmp_capability *list, size_t n,
                             struct vc_err *err) VC_NODISCARD;
 /** 0; VC_NOT_FOUND: this QEMU does not know it. */
