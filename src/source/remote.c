@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "source/remote.h"
 
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -86,17 +87,28 @@ int vc_remote_blocks(struct vc_remote *r, const uint8_t *p, size_t n, struct vc_
     return 0;
 }
 
+/* Chunks that there may be. */
+static uint64_t most_chunks(struct vc_remote *r)
+{
+    uint64_t own;
+
+    while (!(own = atomic_load(&r->own_chunks)) && r->n_chunks >= EARLY_CHUNKS && r->patience_ms) {
+        poll(NULL, 0, VC_MIN(r->patience_ms, 10u));
+        r->patience_ms -= VC_MIN(r->patience_ms, 10u);
+    }
+    return own ? own : EARLY_CHUNKS;
+}
+
 /* The chunk that a page is in; NULL: there is none, and no room or no use for one. */
 static struct vc_remote_chunk *chunk_at(struct vc_remote *r, struct vc_remote_block *b,
                                         uint64_t page)
 {
     struct vc_remote_chunk *_Atomic *at = &b->chunks[page / VC_REMOTE_CHUNK_PAGES];
     struct vc_remote_chunk *c = atomic_load_explicit(at, memory_order_relaxed);
-    uint64_t own = atomic_load(&r->own_chunks);
 
     if (c)
         return c;
-    if (r->n_chunks < (own ? own : EARLY_CHUNKS) && (c = calloc(1, sizeof(*c)))) {
+    if (r->n_chunks < most_chunks(r) && (c = calloc(1, sizeof(*c)))) {
         r->n_chunks++;
         atomic_store_explicit(at, c, memory_order_release);
     } else if (!r->overflowed) {

@@ -21,8 +21,10 @@ struct vc_gen;
 /** Memory for what is announced is taken by so many pages, where one of them is held. */
 #define VC_REMOTE_CHUNK_PAGES 16384u
 /** Before the RAM of the source's own VM is known, an announcement takes no more; this is that of
- *  128 GiB. After that, no more than the RAM that the VM has can need, twice. */
-#define VC_REMOTE_EARLY_BYTES (288u << 20)
+ *  28 GiB. After that, no more than the RAM that the VM has can need, twice. */
+#define VC_REMOTE_EARLY_BYTES (64u << 20)
+/** QEMU is slow to begin at times: so long an announcement that is longer waits for it. */
+#define VC_REMOTE_PATIENCE_MS 2000u
 
 struct vc_remote_chunk {
     uint64_t prefix[VC_REMOTE_CHUNK_PAGES];      /* first 8 bytes of the digest, as they came */
@@ -45,6 +47,7 @@ struct vc_remote {
     uint32_t at_block;           /* [thread: recv] the next page that may be announced */
     uint64_t at_page;            /* likewise */
     uint64_t n_chunks;           /* [thread: recv] */
+    uint32_t patience_ms;        /* [thread: recv] what is left of it */
     atomic_ullong own_chunks;    /* what the VM's own RAM can need; 0: not known yet */
     atomic_bool ready;           /* announce: `announced` and `blocks` are there */
     int map[VC_MAX_BLOCKS];      /* [thread: ingest] block of the stream -> block here, or -1 */
