@@ -1010,6 +1010,7 @@ static void a_failed_sync_is_not_forgotten(void **state)
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define TEST T /* docs/internals/faults.md names these */
     const struct CMUnitTest tests[] = {
         T(a_generation_comes_back_as_it_was_written),
         T(deltas_pile_up_to_eight_layers_and_no_further),
@@ -1018,8 +1019,8 @@ int main(void)
         T(folding_changes_files_and_nothing_else),
         T(another_lineage_drops_everything),
         T(ram_over_the_limit_is_refused),
-        T(the_default_limit_admits_a_terabyte_with_video_memory),
-        T(what_peers_name_together_has_a_limit),
+        TEST(the_default_limit_admits_a_terabyte_with_video_memory),
+        TEST(what_peers_name_together_has_a_limit),
         T(a_locked_vm_is_busy_for_writers_alone),
         T(a_generation_is_not_called_zero),
         T(a_removed_vm_leaves_nothing),
