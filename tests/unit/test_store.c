@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "test_store.h"
 
+#include "sanitized.h"
+
 #include <errno.h>
 #include <stdatomic.h>
 
@@ -399,6 +401,8 @@ static void the_default_limit_admits_a_terabyte_with_video_memory(void **state)
         struct vc_txn *t;
         struct vc_err err = VC_ERR_INIT;
 
+        if (SANITIZED && !vms[i].rc) /* which touches what is only reserved */
+            continue;
         assert_int_equal(begin_with(p->store, vms[i].bytes, &vm, &t), vms[i].rc);
         if (!vms[i].rc) {
             uint64_t last = vms[i].bytes / 4096 - 1;
@@ -418,6 +422,8 @@ static void what_peers_name_together_has_a_limit(void **state)
     struct place *p = *state;
     unsigned admitted[2] = {0};
 
+    if (SANITIZED)
+        return;
     for (unsigned round = 0; round < 2; round++) {
         struct vc_vm *vms[64];
         struct vc_txn *txns[64];
