@@ -96,6 +96,7 @@ void vc_gen_close(struct vc_gen *g)
         if (g->fds[k] >= 0)
             close(g->fds[k]);
     free(g->file);
+    vc_index_uncharge(&g->index);
     free(g);
 }
 

@@ -27,8 +27,11 @@ struct vc_gen;   /* one committed generation, open for reading */
 struct vc_txn;   /* a generation being written */
 
 #define VC_STORE_VERSION 1
-/** RAM above which a generation is refused, unless the store was opened with another limit. */
-#define VC_STORE_DEFAULT_LIMIT_BYTES (256ull << 30)
+/** RAM above which a generation is refused, unless the store was opened with another limit. It is
+ * for who wants a smaller one: what a VM's checkpoint takes of disk and memory has limits of its
+ * own.
+ */
+#define VC_STORE_DEFAULT_LIMIT_BYTES (4ull << 40)
 /** Files that one generation may be spread over: one image and deltas on top. */
 #define VC_STORE_MAX_LAYERS 8
 #define VC_STORE_MAX_GENERATIONS 16
