@@ -133,7 +133,7 @@ int vc_txn_set_ram(struct vc_txn *t, const struct vc_ram *ram, struct vc_err *er
     if (!rc)
         rc = make_log(t, err);
     t->ram_set = !rc;
-    return rc;
+    return vc_vm_blame(t->vm, rc, err);
 }
 
 static void mark(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
@@ -263,7 +263,7 @@ int vc_txn_put(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
         if (k && (i == n || k == VC_ARRAY_LEN(iov) || at != start + k * page_bytes)) {
             rc = put_stretch(t, block, page.n + i - k, iov, k, start, &digests[i - k], err);
             if (rc)
-                return rc;
+                return vc_vm_blame(t->vm, rc, err);
             k = 0;
         }
         if (i == n)
@@ -406,6 +406,7 @@ static int finish(struct vc_txn *t, struct vc_err *err)
 int vc_txn_commit(struct vc_txn *t, const struct vc_txn_note *note, uint8_t root_out[VC_ROOT_BYTES],
                   struct vc_err *err)
 {
+    struct vc_vm *vm = t->vm;
     int rc = finish(t, err);
 
     if (!rc)
@@ -414,17 +415,19 @@ int vc_txn_commit(struct vc_txn *t, const struct vc_txn_note *note, uint8_t root
         vc_txn_abort(t);
     else
         free_txn(t);
-    return rc;
+    return vc_vm_blame(vm, rc, err);
 }
 
 int vc_txn_suspend(struct vc_txn *t, const struct vc_txn_note *note, struct vc_err *err)
 {
+    struct vc_vm *vm;
     int rc;
 
     if (!t || !t->arrived) {
         vc_txn_abort(t);
         return VC_NOT_FOUND;
     }
+    vm = t->vm;
     rc = finish(t, err);
     if (!rc && t->on_base)
         vc_commit_fill(&t->ix, &t->base->index);
@@ -436,5 +439,5 @@ int vc_txn_suspend(struct vc_txn *t, const struct vc_txn_note *note, struct vc_e
         vc_txn_abort(t);
     else
         free_txn(t);
-    return rc;
+    return vc_vm_blame(vm, rc, err);
 }
