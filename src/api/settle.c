@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "api/api.h"
 #include "base/clock.h"
@@ -53,6 +55,19 @@ static int give_word(struct vc_settler *s, const struct vc_id *vm, const struct 
     return rc ? rc : vc_session_repeat_word(s->store, vm, conn, &s->cancel, &s->log, err);
 }
 
+/* What this agent cannot look at, and who can. */
+static void say_who_can(struct vc_settler *s, const char *name, const struct vc_handover *h)
+{
+    bool denied = access(h->socket, W_OK) < 0 && errno == EACCES;
+
+    vc_log(&s->log, VC_LOG_WARNING,
+           "%s: the migration to '%.100s' is not settled: %s '%.100s' "
+           "(`vecycle resolve --retry %s`%s)",
+           name, h->peer,
+           denied ? "the agent's user may not connect to QEMU at" : "no QEMU answers at", h->socket,
+           name, denied ? " as root settles it" : "");
+}
+
 /* True: it is still open, and another attempt may help. */
 static bool settle_one(struct vc_settler *s, const struct vc_id *vm, bool first)
 {
@@ -65,15 +80,18 @@ static bool settle_one(struct vc_settler *s, const struct vc_id *vm, bool first)
         return false;
     if (h.state == VC_HANDOVER_LEAVING)
         rc = vc_session_look_back(s->store, vm, NULL, &h, &s->log, &err);
-    if (!rc && h.state == VC_HANDOVER_LEAVING)
-        return true; /* its QEMU cannot be asked now */
+    vc_id_format(vm, name);
+    if (!rc && h.state == VC_HANDOVER_LEAVING) { /* its QEMU cannot be asked now */
+        if (first)
+            say_who_can(s, name, &h);
+        return true;
+    }
     if (rc == VC_E_BUSY || (!rc && h.state != VC_HANDOVER_LEFT))
         return false; /* a migration is under way; or there is nothing to do */
     if (!rc && !strncmp(h.peer, "ssh:", 4))
         return false;
     if (!rc)
         rc = give_word(s, vm, &h, &err);
-    vc_id_format(vm, name);
     if (rc) {
         vc_err_prefix(&err, "%s", name);
         vc_log_err(&s->log, first ? VC_LOG_WARNING : VC_LOG_DEBUG, "not settled yet", &err);
