@@ -199,7 +199,15 @@ int vc_sandbox_give_store(const struct vc_sandbox_user *u, const char *path, str
 {
     struct stat st;
 
-    if (!vc_sandbox_has_lesser(u) || vc_sandbox_make_dir(u, path, 0700) == 0)
+    if (!vc_sandbox_has_lesser(u)) {
+        if (stat(path, &st) == 0 && st.st_uid != geteuid())
+            return vc_err_set_hint(err, VC_E_STORE,
+                                   "become it with --user, chown -R it, or name another with "
+                                   "--store",
+                                   "the store '%s' belongs to user %u", path, (unsigned)st.st_uid);
+        return 0;
+    }
+    if (vc_sandbox_make_dir(u, path, 0700) == 0)
         return 0;
     if (errno != EEXIST || stat(path, &st) < 0)
         return vc_err_set_errno_hint(err, VC_E_STORE, "another directory can be given with --store",

@@ -50,8 +50,8 @@ int vc_sandbox_chmod(int fd, mode_t mode) VC_NODISCARD;
 /** Makes a directory for that user, and those above. 0, or -1 with errno (EEXIST). */
 int vc_sandbox_make_dir(const struct vc_sandbox_user *u, const char *path,
                         mode_t mode) VC_NODISCARD;
-/** Makes the store's directory if it is missing, for that user. VC_E_STORE: it belongs to another.
- */
+/** Makes the store's directory if it is missing, for that user. VC_E_STORE: it belongs to another,
+ *  also where there is no other user to become. */
 int vc_sandbox_give_store(const struct vc_sandbox_user *u, const char *path,
                           struct vc_err *err) VC_NODISCARD;
 /** Becomes that user, with its groups, for good. */

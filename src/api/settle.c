@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -68,6 +69,14 @@ static void say_who_can(struct vc_settler *s, const char *name, const struct vc_
            name, denied ? " as root settles it" : "");
 }
 
+/* Where it was the agent's user who was refused, root is not. */
+static void say_who_is_not_refused(struct vc_err *err, const char *name)
+{
+    if (err->sys_errno == EACCES)
+        snprintf(err->hint, sizeof(err->hint), "`vecycle resolve --retry %s` as root settles it",
+                 name);
+}
+
 /* True: it is still open, and another attempt may help. */
 static bool settle_one(struct vc_settler *s, const struct vc_id *vm, bool first)
 {
@@ -94,6 +103,7 @@ static bool settle_one(struct vc_settler *s, const struct vc_id *vm, bool first)
         rc = give_word(s, vm, &h, &err);
     if (rc) {
         vc_err_prefix(&err, "%s", name);
+        say_who_is_not_refused(&err, name);
         vc_log_err(&s->log, first ? VC_LOG_WARNING : VC_LOG_DEBUG, "not settled yet", &err);
     } else {
         vc_log(&s->log, VC_LOG_INFO, "%s: the migration to '%s' is settled", name, h.peer);
@@ -152,6 +162,7 @@ static void look_back(struct vc_settler *s)
 {
     vc_auto_free struct vc_id *ids = NULL;
     struct vc_err err = VC_ERR_INIT;
+    char name[VC_ID_TEXT_BYTES];
     struct vc_handover h;
     size_t n = 0;
 
@@ -160,9 +171,12 @@ static void look_back(struct vc_settler *s)
     for (size_t i = 0; i < n; i++)
         if (read_record(s, &ids[i], &h) &&
             (h.state == VC_HANDOVER_LEAVING || h.state == VC_HANDOVER_ARRIVING) &&
-            vc_session_look_back(s->store, &ids[i], s->socket_dir, &h, &s->log, &err))
+            vc_session_look_back(s->store, &ids[i], s->socket_dir, &h, &s->log, &err)) {
+            vc_id_format(&ids[i], name);
+            say_who_is_not_refused(&err, name);
             vc_log_err(&s->log, VC_LOG_WARNING, "an interrupted migration is not settled yet",
                        &err);
+        }
 }
 
 int vc_settler_start(struct vc_store *store, const char *socket_dir, const struct vc_log *log,

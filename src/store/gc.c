@@ -119,6 +119,11 @@ static int look(struct gc *g, const struct vc_id *id, struct candidate *c)
     *c = (struct candidate){.id = *id};
     vc_id_format(id, name);
     dir_fd = openat(g->s->vms_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (dir_fd < 0 && errno != ENOENT) {
+        vc_store_open_errno(&err, name);
+        vc_err_prefix(&err, "%.160s/vms", g->s->root);
+        vc_log_err(g->o->log, VC_LOG_WARNING, "a VM gets no reuse", &err);
+    }
     if (dir_fd < 0)
         return VC_NOT_FOUND;
     measure(dir_fd, &c->bytes, &newest);

@@ -120,8 +120,9 @@ def test_what_a_killed_agent_leaves_at_roots_socket_is_settled_by_root(fleet, um
     p.wait()
     gate.close()
     v.start_agent([v.address], ["--user", AGENT])
-    wait_for(lambda: "resolve --retry" in v.log.read_text() or
-             f"{f.vm}: " in v.log.read_text().split("ready")[-1], 60, "the agent to say who can")
+    wait_for(lambda: f"vecycle resolve --retry {f.vm}` as root" in v.log.read_text(), 60,
+             "the agent to say who can settle it")
+    assert f.qemu.qmp_path in v.log.read_text()
     r = v.run("resolve", "--retry", f.vm)
     assert r.returncode == 0, r.stderr
     f.still_runs_here()
@@ -170,6 +171,16 @@ def test_a_store_in_which_others_may_write_is_refused(fleet):
     os.chmod(v.store, 0o770)
     r = v.run("serve", "--socket-dir", f.hosts[0].sockets, timeout=20)
     assert r.returncode == 40 and str(v.store) in r.stderr and "chmod" in r.stderr
+    assert one_line(r.stderr)
+
+
+def test_an_agent_that_is_root_does_not_take_another_users_store(fleet):
+    f = fleet(namespaces=False)
+    v = f.vecycles[0]
+    v.agent.stop()
+    os.chown(v.store, UID, -1)
+    r = v.run("serve", "--socket-dir", f.hosts[0].sockets, timeout=20)
+    assert r.returncode == 40 and str(v.store) in r.stderr and "--user" in r.stderr
     assert one_line(r.stderr)
 
 
