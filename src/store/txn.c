@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/durable.h"
 #include "store/genlog.h"
@@ -93,6 +94,18 @@ static int make_log(struct vc_txn *t, struct vc_err *err)
     return vc_genlog_open(&t->log, t->vm, h, t->fd, err);
 }
 
+/* Where files can be made and not be taken away again, each migration would leave one more. */
+static int check_dir(const struct vc_txn *t, struct vc_err *err)
+{
+    struct statx x;
+
+    if (statx(t->vm->dir_fd, "", AT_EMPTY_PATH, STATX_TYPE, &x) == 0 &&
+        x.stx_attributes & (STATX_ATTR_APPEND | STATX_ATTR_IMMUTABLE))
+        return vc_err_set_hint(err, VC_E_STORE, "chattr -i -a",
+                               "the VM's directory is append-only or immutable");
+    return 0;
+}
+
 /* The base's layers are taken over if a new one fits on top, and the blocks lie where they lay. */
 static uint64_t lay_out(struct vc_txn *t)
 {
@@ -129,7 +142,9 @@ int vc_txn_set_ram(struct vc_txn *t, const struct vc_ram *ram, struct vc_err *er
     rc = vc_index_alloc(&t->ix, err);
     if (rc)
         return rc;
-    rc = make_layer(t, lay_out(t), err);
+    rc = check_dir(t, err);
+    if (!rc)
+        rc = make_layer(t, lay_out(t), err);
     if (!rc)
         rc = make_log(t, err);
     t->ram_set = !rc;

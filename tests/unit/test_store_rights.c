@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <ftw.h>
+#include <linux/fs.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -251,6 +253,36 @@ static void root_does_not_read_for_another_user(void **state)
     remove_tree(dir);
 }
 
+/* Else every migration would leave a file that nobody can take away. */
+static void a_directory_that_can_only_be_added_to_gets_no_files(void **state)
+{
+    char dir[64] = "/tmp/vc-append-XXXXXX", path[200];
+    int fd, flags = FS_APPEND_FL, none = 0;
+    struct vc_ram ram = small_ram();
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_store *s;
+    struct vc_vm *vm;
+    struct vc_txn *t;
+
+    (void)state;
+    assert_non_null(mkdtemp(dir)); /* tmpfs has no such flags */
+    s = open_store(dir);
+    vm = open_vm(s, VC_VM_CREATE);
+    vm_dir(dir, path);
+    fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (ioctl(fd, FS_IOC_SETFLAGS, &flags) == 0) {
+        assert_int_equal(vc_txn_begin(vm, &vm_id, NULL, &t, &err), 0);
+        assert_int_equal(vc_txn_set_ram(t, &ram, &err), VC_E_STORE);
+        assert_non_null(strstr(err.message, path));
+        vc_txn_abort(t);
+        assert_int_equal(ioctl(fd, FS_IOC_SETFLAGS, &none), 0);
+    }
+    close(fd);
+    vc_vm_close(vm);
+    vc_store_close(s);
+    remove_tree(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -260,6 +292,7 @@ int main(void)
         cmocka_unit_test(a_store_in_which_others_may_write_is_refused),
         cmocka_unit_test(root_leaves_nothing_of_its_own_in_another_users_store),
         cmocka_unit_test(root_does_not_read_for_another_user),
+        cmocka_unit_test(a_directory_that_can_only_be_added_to_gets_no_files),
     };
 
     rng_seed();
