@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
 #include <linux/fs.h>
+#include <linux/sockios.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <stddef.h>
@@ -104,6 +105,9 @@ static int add_all(scmp_filter_ctx ctx, bool strict)
         {"ioctl", SCMP_A1(SCMP_CMP_EQ, FICLONE)},
         {"ioctl", SCMP_A1(SCMP_CMP_EQ, FICLONERANGE)},
         {"ioctl", SCMP_A1(SCMP_CMP_EQ, FIONREAD)},
+        /* The zone of an address, by name and by number. */
+        {"ioctl", SCMP_A1(SCMP_CMP_EQ, SIOCGIFINDEX)},
+        {"ioctl", SCMP_A1(SCMP_CMP_EQ, SIOCGIFNAME)},
         {"tgkill", SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid())}, /* abort() */
     };
     int rc = strict ? add_refused(ctx) : 0;

@@ -118,12 +118,13 @@ def test_what_a_killed_agent_leaves_at_roots_socket_is_settled_by_root(fleet, um
     assert gate.is_held.wait(60), p.messages()
     v.agent.kill()
     p.wait()
-    gate.close()
+    gate.release()
     v.start_agent([v.address], ["--user", AGENT])
     wait_for(lambda: f"vecycle resolve --retry {f.vm}` as root" in v.log.read_text(), 60,
              "the agent to say who can settle it")
     assert f.qemu.qmp_path in v.log.read_text()
     r = v.run("resolve", "--retry", f.vm)
+    gate.close()
     assert r.returncode == 0, r.stderr
     f.still_runs_here()
     assert {path.lstat().st_uid for path in [v.store, *v.store.rglob("*")]} == {UID}

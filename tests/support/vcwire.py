@@ -152,6 +152,7 @@ TYPES = [
     Type(33, "WORD", (SOURCE,), 17, 17, _LATE),
     Type(34, "WORD_DONE", (DEST,), 5, 512, _LATE),
     Type(35, "CLOSE", BOTH, 0, 0, _LATE),
+    Type(36, "NEVER_RAN", (DEST,), 5, 512, _LATE),
     Type(48, "PING", BOTH, 8, 8, _LATE),
     Type(49, "PONG", BOTH, 8, 8, _LATE),
     Type(50, "ERROR", BOTH, 5, 512, _ANY),
@@ -349,8 +350,8 @@ DECODERS = {
     "CREDIT": lambda r, _: dict(bytes=r.u64()), "STREAM_FAILED": _code_text,
     "READS": lambda r, _: {key: r.u64() for key in READS},
     "COMMITTED": _committed,
-    "WORD": lambda r, _: dict(word=r.one_of(1, 2, 3), session=r.id()),
-    "WORD_DONE": _code_text, "CLOSE": _nothing,
+    "WORD": lambda r, _: dict(word=r.one_of(1, 2, 3, 12, 24), session=r.id()),
+    "WORD_DONE": _code_text, "NEVER_RAN": _code_text, "CLOSE": _nothing,
     "PING": lambda r, _: dict(token=r.u64()), "PONG": lambda r, _: dict(token=r.u64()),
     "ERROR": _code_text,
 }
@@ -420,7 +421,7 @@ ENCODERS = {
     "READS": lambda m: _u(8, *(m[key] for key in READS)),
     "COMMITTED": lambda m: m["generation"] + _u(1, m["committed"]) + bytes(7) + m["root"],
     "WORD": lambda m: _u(1, m["word"]) + m["session"],
-    "WORD_DONE": _enc_code_text, "CLOSE": lambda m: b"",
+    "WORD_DONE": _enc_code_text, "NEVER_RAN": _enc_code_text, "CLOSE": lambda m: b"",
     "PING": lambda m: _u(8, m["token"]), "PONG": lambda m: _u(8, m["token"]),
     "ERROR": _enc_code_text,
 }

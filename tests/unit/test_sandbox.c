@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <pthread.h>
 #include <signal.h>
@@ -86,6 +87,13 @@ static int try_name(void)
     rc = vc_names_find("fe80::1%lo", "1", &want, &list); /* a zone: of an interface */
     vc_names_free(list);
     return rc ? -1 : 0;
+}
+
+static int try_zone(void)
+{
+    char name[IF_NAMESIZE];
+
+    return if_nametoindex("lo") && if_indextoname(1, name) ? 0 : -1;
 }
 
 static int try_netlink(void)
@@ -167,6 +175,7 @@ static const struct {
     {"tracing", try_ptrace, false},
     {"the network", try_network, false, true},
     {"a name, whoever finds it", try_name, true},
+    {"a zone of an address", try_zone, true},
     {"addresses of our own", try_netlink, false, true},
     {"new code", try_code, false},
     {"memory that becomes code", try_code_later, false},
