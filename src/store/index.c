@@ -367,7 +367,7 @@ int vc_index_read(struct vc_index *ix, struct vc_vm *vm, const struct vc_entry *
         return VC_NOT_FOUND;
     }
     if (fd < 0 || fstat(fd, &st) < 0)
-        return vc_store_errno(err, "open", name);
+        return vc_vm_open_errno(vm, name, err);
     if (st.st_size < VC_HEAD_BYTES + VC_SHA256_BYTES)
         return corrupt(err, name, "cut off");
     rc = charge(ix, &read_bytes, (uint64_t)st.st_size, memory_share(READ_LEAST_BYTES), err);

@@ -93,6 +93,15 @@ void vc_layer_name(char name[VC_NAME_BYTES], const struct vc_layer *l);
 const char *vc_store_parse_name(const char *name, struct vc_id *id);
 /* Disk full, or anything else that went wrong with a file. */
 int vc_store_errno(struct vc_err *err, const char *what, const char *name);
+/* A file that should be there was not opened (but for ENOENT): something else has its name, or it
+ * is not ours to read, which is damage like any other (VC_E_CORRUPT); or as above. */
+int vc_store_open_errno(struct vc_err *err, const char *name);
+#define VC_PATH_BYTES 560
+void vc_store_path(const struct vc_vm *vm, const char *name, char path[VC_PATH_BYTES]);
+/* vc_store_open_errno() with the path of a VM's file. */
+int vc_vm_open_errno(const struct vc_vm *vm, const char *name, struct vc_err *err);
+/* Puts the VM's directory before an error that does not name it. Returns rc. */
+int vc_vm_blame(const struct vc_vm *vm, int rc, struct vc_err *err);
 
 /* ---- codec.c: what several files have in common ---- */
 
@@ -189,6 +198,9 @@ void vc_vm_sweep(struct vc_vm *vm, bool synced);
 /* One at a time evicts or changes a policy: held until the descriptor is closed. VC_E_BUSY. */
 int vc_store_lock(struct vc_store *s, unsigned wait_ms, int *fd_out,
                   struct vc_err *err) VC_NODISCARD;
+
+/* flock() failed, and not because somebody else has the lock. */
+int vc_lock_errno(struct vc_err *err, const char *path);
 
 /* ---- room.c ---- */
 
