@@ -189,7 +189,7 @@ struct vecycle_migrate_options {
     bool postcopy_preempt;      /* that, with a connection for the pages that it waits for */
     bool recover;               /* go on with a postcopy that was interrupted */
     bool auto_converge;         /* slow the guest down where it dirties too much */
-    const char *ssh;            /* ssh program; NULL: "ssh" */
+    const char *ssh;            /* ssh program and its first arguments; NULL: "ssh" */
     const char *remote;         /* command at the other end of ssh; NULL: "vecycle recv" */
     uint64_t max_bandwidth;     /* bytes/s; 0: unlimited */
     uint64_t downtime_limit_ms; /* 0: as QEMU has it */
@@ -217,6 +217,7 @@ struct vecycle_proxy_options {
     const char *ssh, *remote;
     uint64_t downtime_limit_ms; /* what the migration was started with; 0: 300 */
     uint32_t dead_peer_ms;      /* as above */
+    uint32_t wait_ms;           /* for QEMU to connect; 0: for ever */
     struct vecycle_tls tls;
     struct vecycle_cancel *cancel;
     vecycle_progress progress;

@@ -46,8 +46,8 @@ struct agent {
     struct vc_parking *parking;
     struct vc_listener *listeners[MAX_LISTENERS];
     size_t n_listeners;
-    int control; /* listening */
-    char control_path[108];
+    int control;              /* listening */
+    const char *control_path; /* NULL: none */
     int wake;                 /* eventfd: a session has finished */
     struct session *sessions; /* [thread: main] */
     size_t n_sessions;

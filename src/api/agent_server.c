@@ -100,9 +100,6 @@ static int open_control(struct agent *a, const char *path, struct vc_err *err)
 
     if (!path)
         return 0;
-    if (snprintf(a->control_path, sizeof(a->control_path), "%s", path) >=
-        (int)sizeof(a->control_path))
-        return vc_err_set(err, VC_E_USAGE, "the control socket's path is too long");
     if (a->o->control_group && !(g = getgrnam(a->o->control_group)))
         return vc_err_set(err, VC_E_USAGE, "there is no group '%s'", a->o->control_group);
     a->control = vc_unix_listen(path, g ? 0660 : 0600, 16);
@@ -111,6 +108,7 @@ static int open_control(struct agent *a, const char *path, struct vc_err *err)
                                      errno == EADDRINUSE ? "one agent per host is enough"
                                                          : "see --control",
                                      "cannot listen on the control socket '%s'", path);
+    a->control_path = path;
     if (a->user.name && chown(path, a->user.uid, (gid_t)-1) < 0)
         return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to user '%s'", path,
                                 a->user.name);
@@ -149,6 +147,8 @@ static int open_listener(struct agent *a, const char *address, struct vc_err *er
         rc = vc_listener_open(address, a->o->insecure, 0600, &a->listeners[a->n_listeners], err);
     if (rc)
         return rc;
+    if (*vc_listener_note(a->listeners[a->n_listeners]))
+        vc_log(&a->log, VC_LOG_WARNING, "%s", vc_listener_note(a->listeners[a->n_listeners]));
     a->n_listeners++;
     if (a->user.name && has_scheme(address, "unix:") &&
         chown(address + strlen("unix:"), a->user.uid, a->user.gid) < 0)
@@ -260,6 +260,10 @@ int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agen
 
     vc_sandbox_protect_memory();
     a.socket_dir = o->socket_dir ? o->socket_dir : vecycle_default_socket_dir();
+    if (strlen(a.socket_dir) >= VC_JOB_PATH_BYTES) {
+        rc = vc_err_set(&e, VC_E_USAGE, "the path of the socket directory is too long");
+        return vc_public_error(rc, &e, err);
+    }
     a.parking = vc_parking_new();
     a.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     rc = a.wake < 0 ? vc_err_set_errno(&e, VC_E_FAILED, "cannot make an eventfd") : 0;

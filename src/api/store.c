@@ -307,16 +307,16 @@ static int retry(struct vc_store *store, const struct vc_id *id,
 {
     struct vc_cancel *cancel = o->cancel ? &o->cancel->c : NULL;
     struct vc_tls_options tls = vc_public_tls(&o->tls, cancel);
-    struct vc_dial_options d = {
-        .insecure = o->insecure,
-        .ssh = o->ssh,
-        .remote = o->remote,
-        .tls = &tls,
-    };
+    struct vc_dial_options d = vc_public_dial(log, o->cancel);
+    char address[VC_JOB_TEXT_BYTES];
     struct vc_handover h;
     struct vc_conn *conn;
     int rc = vc_session_look_back(store, id, socket_dir, &h, log, err);
 
+    d.insecure = o->insecure;
+    d.ssh = o->ssh;
+    d.remote = o->remote;
+    d.tls = &tls;
     if (rc || h.state == VC_HANDOVER_SETTLED) /* it runs here after all */
         return rc;
     if (h.state == VC_HANDOVER_LEAVING)
@@ -328,7 +328,9 @@ static int retry(struct vc_store *store, const struct vc_id *id,
                                "this host has no word to give");
     if (!o->to && !tls.hostname && *h.tls_hostname) /* as it was called then */
         tls.hostname = h.tls_hostname;
-    rc = vc_conn_dial(o->to ? o->to : h.peer, &d, &conn, err);
+    rc = vc_public_address(o->to ? o->to : h.peer, address, err);
+    if (!rc)
+        rc = vc_conn_dial(address, &d, &conn, err);
     if (rc)
         return rc;
     vc_public_warn_plaintext(log, conn);
