@@ -42,6 +42,7 @@ struct vc_migration {
     char status[32];    /* what QEMU says of the migration */
     bool stop_seen;     /* a STOP event, and nobody has asked why */
     bool user_paused;   /* somebody paused the guest, not the migration */
+    char shutdown[32];  /* why QEMU is about to end (its event SHUTDOWN), or "" */
     bool continued;     /* somebody may have continued it here, after `completed` */
     bool postcopy_asked, word_given;
     uint64_t next_ask_ns;   /* when QEMU is asked whether there is anything left for postcopy ... */

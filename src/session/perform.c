@@ -96,6 +96,9 @@ static void on_event(struct vc_migration *m, struct json_object *e)
 
         if (!strcmp(status, "completed"))
             m->completed = true;
+    } else if (!strcmp(name, "SHUTDOWN")) {
+        snprintf(m->shutdown, sizeof(m->shutdown), "%s",
+                 vc_json_str(vc_json_get(e, "data"), "reason", "guest-shutdown"));
     }
 }
 
@@ -154,7 +157,8 @@ static int check_migration(struct vc_migration *m, struct vc_err *err)
         return vc_err_set(err, VC_E_POSTCOPY, "QEMU has paused the migration%s%.150s",
                           now.error[0] ? ": " : "", now.error);
     if (!strcmp(now.status, "cancelled"))
-        return vc_err_set(err, VC_E_CANCELLED, "the migration was cancelled in QEMU");
+        return vc_err_set(err, VC_E_CANCELLED,
+                          "the migration was cancelled in QEMU; the VM runs on here");
     return 0;
 }
 
@@ -217,8 +221,24 @@ static int give_up(struct vc_migration *m, struct vc_err *err)
         return 0;
     if (rc == VC_E_POSTCOPY || vc_migration_has_switched(m))
         return vc_migration_interrupted(m, err);
+    /* Only somebody else's migrate_cancel ends so: that was the reason for all that broke. */
+    if (rc == VC_E_CANCELLED && err->code != VC_E_CANCELLED)
+        *err = end;
     m->unknown = rc == 0 || rc == VC_E_QMP;
     return err->code;
+}
+
+/* The process is gone: why, as far as it has said. */
+static int qemu_ended(const struct vc_migration *m, struct vc_err *err)
+{
+    if (!m->shutdown[0])
+        return vc_err_set_hint(err, VC_E_QMP, "see its own messages",
+                               "the source QEMU ended in the middle of the migration");
+    if (!strncmp(m->shutdown, "host-", 5))
+        return vc_err_set(err, VC_E_QEMU_STATE,
+                          "the source QEMU was told to end (%s) during the migration", m->shutdown);
+    return vc_err_set(err, VC_E_QEMU_STATE, "the guest shut down (%s) during the migration",
+                      m->shutdown);
 }
 
 /* A command failed. VC_AGAIN: QEMU is only busy (it holds its lock while it sends the last pages),
@@ -236,7 +256,7 @@ static int qmp_failed(struct vc_migration *m, struct vc_err *err)
         return err->code;
     }
     m->orphan = m->guest_paused && !vc_migration_has_switched(m);
-    return m->orphan ? VC_AGAIN : err->code;
+    return m->orphan ? VC_AGAIN : qemu_ended(m, err);
 }
 
 /* Whether nothing has moved for too long. */
