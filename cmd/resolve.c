@@ -25,7 +25,7 @@ const struct cmd cmd_resolve = {
         "      --discard            this host's VM does not count\n"
         "      --socket-dir DIR     where QEMU's sockets are (default /run/vecycle)\n"
         "      --insecure           with --retry: allow tcp://\n" CMD_TLS_HELP
-        "      --ssh PROGRAM        with --retry: the ssh program\n"
+        "      --ssh COMMAND        with --retry: the ssh command\n"
         "      --remote COMMAND     with --retry: what ssh runs there\n",
     .run = run,
 };
