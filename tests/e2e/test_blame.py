@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Whose failure it was is told, once and with what to do; and what cannot pass is not repeated."""
 import os
+import pty
 import re
 import socket
 import subprocess
 
 import pytest
 from vctest.gate import BATCH, Gate
-from vctest.proc import wait_for
+from vctest.proc import readable, wait_for
 from vctest.vecycle import BINARY
 
 
@@ -288,6 +289,36 @@ def test_a_terminals_signal_cancels_and_is_not_ssh_s_failure(pair, signal):
     assert p.wait() == 60, p.messages()
     assert "cancelled" in p.messages() and "ssh" not in p.messages()
     f.still_runs_here()
+
+
+@pytest.mark.parametrize("keys,status,words", [(b"secret\n", 20, "got secret"),
+                                               (b"\3", 60, "cancelled")], ids=["answer", "ctrl-c"])
+def test_an_ssh_of_the_users_own_may_ask_at_the_terminal(fleet, keys, status, words):
+    """It has the terminal's foreground while it connects, and a Ctrl-C there is a cancellation."""
+    f = fleet(1, namespaces=False, agents=False)
+    h, v = f.hosts[0], f.vecycles[0]
+    listener = socket.socket(socket.AF_UNIX)  # nobody speaks QMP before the other host is there
+    listener.bind(h.path("qmp"))
+    listener.listen()
+    ssh = h.dir / "ssh"
+    ssh.write_text("#!/bin/sh\nprintf 'password: ' >/dev/tty\nread x </dev/tty\n"
+                   "echo \"got $x\" >&2\nexit 255\n")
+    ssh.chmod(0o755)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(BINARY, [BINARY, "migrate", *map(str, v.common()), "--qmp", h.path("qmp"), "--ssh", str(ssh),
+                          "host2"])
+    shown, asked = b"", False
+    try:
+        while readable(terminal, 60):
+            shown += os.read(terminal, 1000)
+            if b"password" in shown and not asked:
+                asked = os.write(terminal, keys) > 0
+    except OSError:  # how Linux says that nobody has it any more
+        pass
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status, shown
+    assert words in shown.decode() and asked
+    os.close(terminal)
 
 
 @pytest.mark.parametrize("signal", ["HUP", "INT"])
