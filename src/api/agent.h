@@ -2,6 +2,7 @@
 #ifndef VC_API_AGENT_H
 #define VC_API_AGENT_H
 
+#include <limits.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -46,8 +47,8 @@ struct agent {
     struct vc_parking *parking;
     struct vc_listener *listeners[MAX_LISTENERS];
     size_t n_listeners;
-    int control;              /* listening */
-    const char *control_path; /* NULL: none */
+    int control; /* listening */
+    char control_path[PATH_MAX];
     int wake;                 /* eventfd: a session has finished */
     struct session *sessions; /* [thread: main] */
     size_t n_sessions;

@@ -100,6 +100,9 @@ static int open_control(struct agent *a, const char *path, struct vc_err *err)
 
     if (!path)
         return 0;
+    if (snprintf(a->control_path, sizeof(a->control_path), "%s", path) >=
+        (int)sizeof(a->control_path))
+        return vc_err_set(err, VC_E_USAGE, "the control socket's path is too long");
     if (a->o->control_group && !(g = getgrnam(a->o->control_group)))
         return vc_err_set(err, VC_E_USAGE, "there is no group '%s'", a->o->control_group);
     a->control = vc_unix_listen(path, g ? 0660 : 0600, 16);
@@ -108,7 +111,6 @@ static int open_control(struct agent *a, const char *path, struct vc_err *err)
                                      errno == EADDRINUSE ? "one agent per host is enough"
                                                          : "see --control",
                                      "cannot listen on the control socket '%s'", path);
-    a->control_path = path;
     if (a->user.name && chown(path, a->user.uid, (gid_t)-1) < 0)
         return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to user '%s'", path,
                                 a->user.name);
@@ -147,8 +149,6 @@ static int open_listener(struct agent *a, const char *address, struct vc_err *er
         rc = vc_listener_open(address, a->o->insecure, 0600, &a->listeners[a->n_listeners], err);
     if (rc)
         return rc;
-    if (*vc_listener_note(a->listeners[a->n_listeners]))
-        vc_log(&a->log, VC_LOG_WARNING, "%s", vc_listener_note(a->listeners[a->n_listeners]));
     a->n_listeners++;
     if (a->user.name && has_scheme(address, "unix:") &&
         chown(address + strlen("unix:"), a->user.uid, a->user.gid) < 0)
@@ -277,6 +277,9 @@ int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agen
         rc = open_listeners(&a, &e);
     if (!rc)
         rc = give_up_privileges(&a, c, &e);
+    for (size_t i = 0; i < a.n_listeners && !rc; i++)
+        if (*vc_listener_note(a.listeners[i]))
+            vc_log(&a.log, VC_LOG_WARNING, "%s", vc_listener_note(a.listeners[i]));
     if (!rc)
         rc = vc_settler_start(a.store, a.socket_dir, &a.log, o->insecure, &o->tls, &a.settler, &e);
     if (!rc)

@@ -15,7 +15,7 @@ from vctest.vecycle import BINARY
 @pytest.fixture
 def pair(fleet):
     f = fleet(namespaces=False)
-    f.boot_selfcheck(ram_mib=32, end_mib=8, delay=200000)
+    f.boot_selfcheck(ram_mib=32, end_mib=8, delay=20000)
     f.dest = f.incoming(1)
     return f
 
@@ -228,7 +228,7 @@ def test_a_socket_may_have_any_path_that_a_file_may_have(fleet, options):
         v.start_agent([v.address])
     for v in f.vecycles:
         v.host.sockets = v.shallow
-    f.boot_selfcheck(ram_mib=32, end_mib=8, delay=200000)
+    f.boot_selfcheck(ram_mib=32, end_mib=8, delay=20000)
     f.dest = f.incoming(1)
     for q, v in ((f.qemu, f.vecycles[0]), (f.dest, f.vecycles[1])):
         os.rename(q.qmp_path, v.shallow / ("d" * 120) / f"{q.name}.qmp")
