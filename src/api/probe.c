@@ -40,6 +40,7 @@ static int knock(const char *address, struct vc_dial_options *d, struct vc_err *
     char plain[VC_JOB_TEXT_BYTES];
     struct vc_conn *conn;
     struct vc_address a;
+    char *scheme;
     int rc = vc_address_parse(address, &a, err);
 
     a.scheme = VC_SCHEME_TCP;
@@ -49,6 +50,8 @@ static int knock(const char *address, struct vc_dial_options *d, struct vc_err *
     rc = vc_conn_dial(plain, d, &conn, err);
     if (!rc)
         vc_conn_close(conn);
+    else if ((scheme = strstr(err->message, "tcp://")))
+        memcpy(scheme, "tls://", 6); /* as it was given */
     return rc;
 }
 

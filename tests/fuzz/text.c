@@ -65,10 +65,8 @@ static void address(const char *text)
     struct vc_address a, b;
     char full[1024], bare[256];
 
-    if (vc_address_parse(text, &a, NULL)) {
-        FUZZ_ASSERT(text[0] != '/' || !strstr(text, "unix:"));
+    if (vc_address_parse(text, &a, NULL))
         return;
-    }
     if (a.path) {
         FUZZ_ASSERT(!strncmp(text, "unix:", 5) && a.path == text + 5 && *a.path);
         return;
