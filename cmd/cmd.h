@@ -125,7 +125,8 @@ int cmd_usage(const struct cmd *cmd, const char *fmt, ...) __attribute__((format
 /** Log messages to standard error, as --quiet and --verbose have it. */
 void cmd_log(void *opaque, enum vecycle_log_level level, const char *text);
 
-/** A cancel object that SIGINT, SIGTERM and SIGHUP trigger. */
+/** A cancel object that SIGINT, SIGTERM and SIGHUP trigger, unless they were ignored at the start.
+ */
 struct vecycle_cancel *cmd_cancel_on_signals(void);
 
 /** 1536 -> "1.5 KiB". The text lives until the fourth call after it. */

@@ -156,6 +156,16 @@ static void on_signal(int sig)
     vecycle_cancel_now(on_signal_cancel);
 }
 
+/* What whoever started us has us ignore stays ignored: nohup(1), and SIGINT where a script's shell
+ * starts a job in the background. */
+static void unless_ignored(int sig, const struct sigaction *act)
+{
+    struct sigaction old;
+
+    if (sigaction(sig, NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+        sigaction(sig, act, NULL);
+}
+
 struct vecycle_cancel *cmd_cancel_on_signals(void)
 {
     struct sigaction act = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
@@ -163,9 +173,9 @@ struct vecycle_cancel *cmd_cancel_on_signals(void)
     on_signal_cancel = vecycle_cancel_new();
     if (!on_signal_cancel)
         return NULL;
-    sigaction(SIGINT, &act, NULL);
-    sigaction(SIGTERM, &act, NULL);
-    sigaction(SIGHUP, &act, NULL);
+    unless_ignored(SIGINT, &act);
+    unless_ignored(SIGTERM, &act);
+    unless_ignored(SIGHUP, &act);
     return on_signal_cancel;
 }
 

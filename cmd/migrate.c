@@ -41,7 +41,7 @@ const struct cmd cmd_migrate = {
             "      --auto-converge      slow the VM down where it dirties memory too fast\n"
             "      --dead-peer SECONDS  silence after which the other host is dead (default 10)\n"
             "      --insecure           allow tcp://: memory crosses the network in the "
-            "clear\n" CMD_TLS_HELP "      --ssh PROGRAM        the ssh program\n"
+            "clear\n" CMD_TLS_HELP "      --ssh COMMAND        the ssh command\n"
             "      --remote COMMAND     what ssh runs there (default: vecycle recv)\n",
     .run = run,
 };

@@ -28,9 +28,10 @@ const struct cmd cmd_proxy = {
             "      --to DESTINATION     the other host\n"
             "      --name NAME          the destination's socket is NAME.sock (default: the UUID)\n"
             "      --downtime-limit MS  what the migration was started with (default 300)\n"
+            "      --wait SECONDS       end if no migration has come by then (default: wait on)\n"
             "      --dead-peer SECONDS  silence after which the other host is dead (default 10)\n"
             "      --insecure           allow tcp://: memory crosses the network in the "
-            "clear\n" CMD_TLS_HELP "      --ssh PROGRAM        the ssh program\n"
+            "clear\n" CMD_TLS_HELP "      --ssh COMMAND        the ssh command\n"
             "      --remote COMMAND     what ssh runs there (default: vecycle recv)\n",
     .run = run,
 };
@@ -44,7 +45,8 @@ enum {
     OPT_DEAD_PEER,
     OPT_INSECURE,
     OPT_SSH,
-    OPT_REMOTE
+    OPT_REMOTE,
+    OPT_WAIT
 };
 
 static const struct option options[] = {
@@ -57,6 +59,7 @@ static const struct option options[] = {
     {"insecure", no_argument, NULL, OPT_INSECURE},
     {"ssh", required_argument, NULL, OPT_SSH},
     {"remote", required_argument, NULL, OPT_REMOTE},
+    {"wait", required_argument, NULL, OPT_WAIT},
     CMD_TLS_OPTIONS,
     CMD_TLS_HOSTNAME_OPTION,
     CMD_COMMON_OPTIONS,
@@ -97,6 +100,10 @@ static int parse(struct cmd_common *c, struct vecycle_proxy_options *o, int argc
             break;
         case OPT_REMOTE:
             o->remote = optarg;
+            break;
+        case OPT_WAIT:
+            if (!cmd_parse_seconds(optarg, &o->wait_ms))
+                status = cmd_usage(&cmd_proxy, "'%s' is not a number of seconds", optarg);
             break;
         default:
             if (!cmd_tls_option(&o->tls, &cmd_proxy, opt, &status))

@@ -28,7 +28,7 @@ const struct cmd cmd_resolve = {
         "      --qmp PATH           source: the VM's QMP socket, if it has moved\n"
         "      --socket-dir DIR     where QEMU's sockets are (default /run/vecycle)\n"
         "      --insecure           allow tcp://\n" CMD_TLS_HELP
-        "      --ssh PROGRAM        the ssh program\n"
+        "      --ssh COMMAND        the ssh command\n"
         "      --remote COMMAND     what ssh runs there\n",
     .run = run,
 };
@@ -120,7 +120,8 @@ static int parse(struct cmd_common *c, struct request *r, int argc, char **argv)
     return status;
 }
 
-/* What is known here, and what can be done about it. Nothing is suggested that could make two run. */
+/* What is known here, and what can be done about it. Nothing is suggested that could make two run.
+ */
 static const char *const sayings[][3] = {
     {"leaving", "it was leaving to '%s', and was interrupted",
      "vecycle resolve --retry looks again, and tells the other host"},

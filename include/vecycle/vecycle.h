@@ -189,7 +189,7 @@ struct vecycle_migrate_options {
     bool postcopy_preempt;      /* that, with a connection for the pages that it waits for */
     bool recover;               /* go on with a postcopy that was interrupted */
     bool auto_converge;         /* slow the guest down where it dirties too much */
-    const char *ssh;            /* ssh program; NULL: "ssh" */
+    const char *ssh;            /* ssh program and its first arguments; NULL: "ssh" */
     const char *remote;         /* command at the other end of ssh; NULL: "vecycle recv" */
     uint64_t max_bandwidth;     /* bytes/s; 0: unlimited */
     uint64_t downtime_limit_ms; /* 0: as QEMU has it */
@@ -217,6 +217,7 @@ struct vecycle_proxy_options {
     const char *ssh, *remote;
     uint64_t downtime_limit_ms; /* what the migration was started with; 0: 300 */
     uint32_t dead_peer_ms;      /* as above */
+    uint32_t wait_ms;           /* for QEMU to connect; 0: for ever */
     struct vecycle_tls tls;
     struct vecycle_cancel *cancel;
     vecycle_progress progress;
@@ -389,13 +390,12 @@ struct vecycle_resolve_options {
     struct vecycle_cancel *cancel; /* may be NULL */
 };
 
-/** Settles an open handover (struct vecycle_vm, `handover`). RUN is refused with VECYCLE_E_UNSETTLED
- *  where the VM may run on the other host, by what this one knows; with `force` a person has made
- *  certain that it does not. */
+/** Settles an open handover (struct vecycle_vm, `handover`). RUN is refused with
+ * VECYCLE_E_UNSETTLED where the VM may run on the other host, by what this one knows; with `force`
+ * a person has made certain that it does not. */
 VECYCLE_API int vecycle_resolve(const struct vecycle_context *c, const char *vm,
                                 enum vecycle_resolution how,
-                                const struct vecycle_resolve_options *o,
-                                struct vecycle_error *err);
+                                const struct vecycle_resolve_options *o, struct vecycle_error *err);
 
 /** What is known of a migration that is not settled. */
 struct vecycle_doubt {
@@ -407,8 +407,8 @@ struct vecycle_doubt {
     bool told;       /* source: the destination may have been told to run the VM */
 };
 
-/** Looks at this host's QEMU, brings the record up to date with it, and asks the other host, if this
- *  one is the source and can reach it. */
+/** Looks at this host's QEMU, brings the record up to date with it, and asks the other host, if
+ * this one is the source and can reach it. */
 VECYCLE_API int vecycle_resolve_show(const struct vecycle_context *c, const char *vm,
                                      const struct vecycle_resolve_options *o,
                                      struct vecycle_doubt *out, struct vecycle_error *err);

@@ -140,9 +140,14 @@ int vc_agent_call(const char *control, struct vc_job *j, const struct vc_log *lo
     if (fd < 0 && (errno == ENOENT || errno == ECONNREFUSED || errno == ENOTDIR))
         return VC_NOT_FOUND;
     if (fd < 0) {
-        rc = vc_err_set_errno_hint(err, errno == EACCES ? VC_E_REFUSED : VC_E_FAILED,
-                                   "join its --control-group, or say --control none",
-                                   "cannot connect to the agent at '%s'", control);
+        bool denied = errno == EACCES || errno == EPERM;
+
+        rc = vc_err_set_errno_hint(err, denied ? VC_E_REFUSED : VC_E_FAILED,
+                                   denied ? "join its --control-group, or say --control none"
+                                   : errno == EAGAIN
+                                       ? "it takes no connection: is it stopped, or hung?"
+                                       : "see --control",
+                                   "cannot connect to the agent at '%.160s'", control);
         vc_job_close(j);
         return rc;
     }

@@ -369,6 +369,10 @@ int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agen
 
     vc_sandbox_protect_memory();
     a.socket_dir = o->socket_dir ? o->socket_dir : vecycle_default_socket_dir();
+    if (strlen(a.socket_dir) >= VC_JOB_PATH_BYTES) {
+        rc = vc_err_set(&e, VC_E_USAGE, "the path of the socket directory is too long");
+        return vc_public_error(rc, &e, err);
+    }
     a.parking = vc_parking_new();
     a.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     rc = a.wake < 0 ? vc_err_set_errno(&e, VC_E_FAILED, "cannot make an eventfd") : 0;
@@ -382,6 +386,9 @@ int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agen
         rc = open_listeners(&a, &e);
     if (!rc)
         rc = give_up_privileges(&a, c, &e);
+    for (size_t i = 0; i < a.n_listeners && !rc; i++)
+        if (*vc_listener_note(a.listeners[i]))
+            vc_log(&a.log, VC_LOG_WARNING, "%s", vc_listener_note(a.listeners[i]));
     if (!rc)
         rc = vc_settler_start(a.store, a.socket_dir, &a.log, o->insecure, &o->tls, &a.settler, &e);
     if (!rc)

@@ -17,6 +17,9 @@
 enum vc_job_kind { VC_JOB_MIGRATE = 1, VC_JOB_PROXY = 2, VC_JOB_RECEIVE = 3 };
 
 #define VC_JOB_TEXT_BYTES 256
+/** Paths, with their NUL: as much as a record of the handover holds. */
+#define VC_JOB_PATH_BYTES 1024
+#define VC_JOB_STREAM_BYTES (VC_JOB_PATH_BYTES + 32)
 
 /** More is cut: an hour. */
 #define VC_JOB_MAX_DEAD_PEER_MS 3600000u
@@ -26,21 +29,21 @@ struct vc_job {
     enum vc_conn_security security;
     char peer[VC_JOB_TEXT_BYTES]; /* how the peer is called; the address for a source */
     char name[VC_JOB_TEXT_BYTES];
-    char qmp[VC_JOB_TEXT_BYTES];
+    char qmp[VC_JOB_PATH_BYTES];
     char vm[VC_ID_TEXT_BYTES];
-    char socket_dir[VC_JOB_TEXT_BYTES]; /* receive; an agent uses its own */
+    char socket_dir[VC_JOB_PATH_BYTES]; /* receive; an agent uses its own */
     uint64_t max_bandwidth, downtime_limit_ms;
     uint32_t dead_peer_ms;        /* 0: as it is */
     struct vc_parking *parking;   /* receive; of the process that runs it; may be NULL */
     void (*opened)(void *opaque); /* receive: past the opening; of the process that runs it */
     bool suspend, postcopy, postcopy_preempt, recover, auto_converge;
-    char stream_path[VC_JOB_TEXT_BYTES];  /* migrate: where listen_fd listens */
-    bool dial;                            /* connect to the peer, which is a tls:// address */
-    bool accept_tls;                      /* conn is to be secured first */
-    char tls_hostname[VC_JOB_TEXT_BYTES]; /* dial: name in the certificate; "": the address's */
-    const char *tls_dir;                  /* borrowed; NULL: the default; an agent uses its own */
-    uint32_t handshake_ms;                /* 0: the default; an agent uses its own */
-    const char *allow;                    /* receive: list of peers, borrowed; NULL: no list */
+    char stream_path[VC_JOB_STREAM_BYTES]; /* migrate: where listen_fd listens */
+    bool dial;                             /* connect to the peer, which is a tls:// address */
+    bool accept_tls;                       /* conn is to be secured first */
+    char tls_hostname[VC_JOB_TEXT_BYTES];  /* dial: name in the certificate; "": the address's */
+    const char *tls_dir;                   /* borrowed; NULL: the default; an agent uses its own */
+    uint32_t handshake_ms;                 /* 0: the default; an agent uses its own */
+    const char *allow;                     /* receive: list of peers, borrowed; NULL: no list */
     atomic_bool *peer_known; /* set once the peer's certificate is verified; borrowed, or NULL */
     struct vc_conn *conn;    /* the connection, or NULL: */
     int rfd, wfd;            /* the connection; equal for a socket */
@@ -76,7 +79,8 @@ void vc_settler_stop(struct vc_settler *s);
 /* ---- retry.c: attempts ---- */
 
 struct vc_retry {
-    unsigned retries; /* attempts after the first one */
+    unsigned retries;   /* attempts after the first one */
+    bool authenticates; /* the way there is through ssh or TLS: never knocked at again and again */
     const struct vc_log *log;
     struct vc_cancel *cancel; /* may be NULL */
     /** One attempt. *r is filled in as far as things went. */
@@ -88,7 +92,19 @@ struct vc_retry {
  */
 int vc_retry_run(struct vc_retry *t, struct vc_session_result *r, struct vc_err *err) VC_NODISCARD;
 /** Whether another attempt may go better: the VM runs on here, and the cause could pass. */
-bool vc_retry_may_pass(int code, const struct vc_session_result *r);
+bool vc_retry_may_pass(const struct vc_err *err, const struct vc_session_result *r);
+
+/** The pause before the next look whether the other host is ready, behind one of that length. */
+uint32_t vc_retry_step_ms(const struct vc_retry *t, uint32_t last);
+
+/* ---- probe.c ---- */
+
+/** Whether a vecycle answers at the address, as far as this process can tell: what is wrong with it
+ *  is said before anything begins. With an agent that is to connect to a tls:// address only
+ *  whether the port is open. @d, @tls: as for the session. */
+int vc_probe(const char *address, const struct vc_dial_options *d, const struct vecycle_tls *tls,
+             const char *control, uint32_t dead_peer_ms, const struct vecycle_cancel *cancel,
+             struct vc_err *err) VC_NODISCARD;
 
 /* ---- allow.c: which peers may reach what ---- */
 
@@ -114,7 +130,7 @@ void vc_keeper_stop(struct vc_keeper *k);
 
 /* ---- the control socket: one line of JSON each way, then lines from the agent ---- */
 
-#define VC_CONTROL_MAX_LINE_BYTES 16384
+#define VC_CONTROL_MAX_LINE_BYTES 32768 /* three long paths, every byte escaped */
 
 struct json_object *vc_job_to_json(const struct vc_job *j);
 /** VC_E_PROTOCOL. */
@@ -140,6 +156,18 @@ struct vc_log vc_public_log(const struct vecycle_context *c);
 void vc_public_warn_plaintext(const struct vc_log *log, const struct vc_conn *conn);
 /** For dialling; @cancel may be NULL, and has to outlive it. */
 struct vc_tls_options vc_public_tls(const struct vecycle_tls *t, const struct vc_cancel *cancel);
+/** For dialling: where messages go, what gives it up, what the other end has to say first. Both
+ *  have to outlive it; @cancel may be NULL. */
+struct vc_dial_options vc_public_dial(const struct vc_log *log,
+                                      const struct vecycle_cancel *cancel);
+/** The address in full: "HOST" is short for "ssh://HOST", a relative path becomes absolute.
+ * VC_E_USAGE.
+ */
+int vc_public_address(const char *to, char out[VC_JOB_TEXT_BYTES], struct vc_err *err) VC_NODISCARD;
+/** A path that other processes, and later ones, find as well: the one that was given, from the
+ * root. VC_E_USAGE: too long. @what: for messages. */
+int vc_public_path(const char *path, const char *what, char out[VC_JOB_PATH_BYTES],
+                   struct vc_err *err) VC_NODISCARD;
 /** The control socket to use, or NULL for none. */
 const char *vc_public_control(const struct vecycle_context *c);
 int vc_public_store(const struct vecycle_context *c, bool create, struct vc_store **out,

@@ -156,6 +156,7 @@ struct json_object *vc_error_to_json(const struct vc_err *e)
     vc_json_add_u64(o, "code", (uint64_t)-e->code);
     vc_json_add_str(o, "message", e->message);
     vc_json_add_str(o, "hint", e->hint);
+    vc_json_add_bool(o, "lasts", e->lasts);
     return o;
 }
 
@@ -167,4 +168,5 @@ void vc_error_from_json(struct json_object *o, struct vc_err *e)
         e->code = VC_E_FAILED;
     get_text(o, "message", e->message, sizeof(e->message));
     get_text(o, "hint", e->hint, sizeof(e->hint));
+    e->lasts = vc_json_bool(o, "lasts", false);
 }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "api/api.h"
+#include "net/address.h"
 
 /* The public header repeats the codes so that it stands alone; here is what keeps them equal. */
 #define SAME_CODE(name) \
@@ -134,6 +135,55 @@ void vc_public_warn_plaintext(const struct vc_log *log, const struct vc_conn *co
         vc_log(log, VC_LOG_WARNING,
                "'%s' is not encrypted: the VM's memory crosses the network in the clear",
                vc_conn_describe(conn));
+}
+
+int vc_public_path(const char *path, const char *what, char out[VC_JOB_PATH_BYTES],
+                   struct vc_err *err)
+{
+    char here[VC_JOB_PATH_BYTES] = "";
+    const char *slash = "";
+    int n;
+
+    /* Links stay: they are how a path outlives what it leads to. */
+    if (*path != '/' && getcwd(here, sizeof(here))) {
+        slash = here[1] ? "/" : "";
+        while (path[0] == '.' && path[1] == '/')
+            path += 2 + strspn(path + 2, "/");
+    }
+    n = snprintf(out, VC_JOB_PATH_BYTES, "%s%s%s", here, slash, path);
+    if (n >= VC_JOB_PATH_BYTES)
+        return vc_err_set_hint(err, VC_E_USAGE, "choose a shorter one",
+                               "%s has more than %d bytes: '%.100s...'", what,
+                               VC_JOB_PATH_BYTES - 1, path);
+    return 0;
+}
+
+int vc_public_address(const char *to, char out[VC_JOB_TEXT_BYTES], struct vc_err *err)
+{
+    char path[VC_JOB_PATH_BYTES];
+    struct vc_address a;
+    int rc = vc_address_parse(to, &a, err);
+
+    if (!rc && a.path) {
+        rc = vc_public_path(a.path, "the path of the other host's socket", path, err);
+        a.path = path;
+    }
+    if (!rc && !vc_address_format(&a, NULL, out, VC_JOB_TEXT_BYTES))
+        rc = vc_err_set_hint(err, VC_E_USAGE, "choose a shorter one",
+                             "the address '%.80s...' has more than %d bytes", to,
+                             VC_JOB_TEXT_BYTES - 1);
+    return rc;
+}
+
+struct vc_dial_options vc_public_dial(const struct vc_log *log, const struct vecycle_cancel *cancel)
+{
+    return (struct vc_dial_options){
+        .log = log,
+        .cancel_fd = cancel ? cancel->c.fd : 0,
+        .greeting = VC_WIRE_GREETING,
+        .greeting_bytes = sizeof(VC_WIRE_GREETING) - 1,
+        .greeting_at = VC_WIRE_GREETING_AT,
+    };
 }
 
 struct vc_log vc_public_log(const struct vecycle_context *c)

@@ -35,9 +35,13 @@ static int open_connection(struct vc_job *j, const struct vc_cancel *cancel, str
     if (j->dial && strncmp(j->peer, "tls://", 6) != 0)
         return vc_err_set(err, VC_E_USAGE, "'%.64s' is not a tls:// address", j->peer);
     if (j->dial)
-        return vc_conn_dial(
-            j->peer, &(struct vc_dial_options){.tls = &tls, .timeout_ms = (int)j->dead_peer_ms},
-            out, err);
+        return vc_conn_dial(j->peer,
+                            &(struct vc_dial_options){
+                                .tls = &tls,
+                                .timeout_ms = (int)j->dead_peer_ms,
+                                .cancel_fd = cancel ? cancel->fd : 0,
+                            },
+                            out, err);
     if (!j->conn) {
         j->rfd = j->wfd = -1;
         return vc_conn_from_fds(rfd, wfd, j->security, j->peer, out, err);

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "api/api.h"
+#include "base/clock.h"
 #include "base/fdio.h"
 
 /* vecycle_migrate(), vecycle_proxy(), vecycle_receive(): open the descriptors as the caller's user,
@@ -76,17 +76,6 @@ static int run(const struct vecycle_context *c, struct vc_job *j, struct vecycle
     return rc;
 }
 
-/* "HOST" is short for "ssh://HOST". */
-static int full_address(const char *to, char out[VC_JOB_TEXT_BYTES], struct vc_err *err)
-{
-    const char *scheme =
-        strchr(to, ':') && (strstr(to, "://") || !strncmp(to, "unix:", 5)) ? "" : "ssh://";
-
-    if (snprintf(out, VC_JOB_TEXT_BYTES, "%s%s", scheme, to) >= VC_JOB_TEXT_BYTES || !*to)
-        return vc_err_set(err, VC_E_USAGE, "'%.64s' is not an address", to);
-    return 0;
-}
-
 static int dup_cloexec(int fd)
 {
     return fcntl(fd, F_DUPFD_CLOEXEC, 3);
@@ -111,17 +100,15 @@ static int dial_later(struct vc_job *j, const struct vecycle_tls *tls, struct vc
 }
 
 /* Dials, and puts copies of the descriptors into the job; *conn keeps a child process alive. */
-static int dial(const struct vecycle_context *c, struct vc_job *j, const char *to,
-                const struct vc_dial_options *o, const struct vecycle_tls *tls,
-                struct vc_conn **conn, struct vc_err *err)
+static int dial(const struct vecycle_context *c, struct vc_job *j, const struct vc_dial_options *o,
+                const struct vecycle_tls *tls, struct vc_conn **conn, struct vc_err *err)
 {
     struct vc_log log = vc_public_log(c);
-    int rfd, wfd, rc = full_address(to, j->peer, err);
+    int rfd, wfd, rc;
 
-    if (!rc && !strncmp(j->peer, "tls://", 6))
+    if (!strncmp(j->peer, "tls://", 6))
         return dial_later(j, tls, err);
-    if (!rc)
-        rc = vc_conn_dial(j->peer, o, conn, err);
+    rc = vc_conn_dial(j->peer, o, conn, err);
     if (rc)
         return rc;
     vc_public_warn_plaintext(&log, *conn);
@@ -146,6 +133,8 @@ struct migration {
     const struct vecycle_context *c;
     const struct vecycle_migrate_options *o;
     struct progress progress;
+    const struct vc_log *log;
+    char to[VC_JOB_TEXT_BYTES];
 };
 
 /* By a descriptor, and only what this process has made a moment ago: QEMU's user may write in the
@@ -171,15 +160,11 @@ static int listen_for_qemu(struct vc_job *j, struct vc_err *err)
     struct ucred qemu;
     socklen_t n = sizeof(qemu);
 
-    if (snprintf(j->stream_path, sizeof(j->stream_path), "%.200s.%u.stream", j->qmp,
-                 (unsigned)getpid()) >= (int)sizeof(((struct sockaddr_un *)0)->sun_path)) {
-        j->stream_path[0] = 0;
-        return vc_err_set_hint(err, VC_E_USAGE, "give QEMU a shorter path for its QMP socket",
-                               "there is no room for a socket beside '%.120s'", j->qmp);
-    }
+    snprintf(j->stream_path, sizeof(j->stream_path), "%s.%u.stream", j->qmp, (unsigned)getpid());
     j->listen_fd = vc_unix_listen(j->stream_path, 0600, LISTEN_BACKLOG);
     if (j->listen_fd < 0) {
-        int rc = vc_err_set_errno(err, VC_E_FAILED, "cannot listen on '%s'", j->stream_path);
+        int rc = vc_err_set_errno_hint(err, VC_E_FAILED, vc_listen_hint(errno),
+                                       "cannot listen on '%.160s'", j->stream_path);
 
         j->stream_path[0] = 0; /* it is not ours to remove */
         return rc;
@@ -187,14 +172,40 @@ static int listen_for_qemu(struct vc_job *j, struct vc_err *err)
     /* QEMU may have another user. */
     if (geteuid() == 0 && !getsockopt(j->qemu_fd, SOL_SOCKET, SO_PEERCRED, &qemu, &n) &&
         qemu.uid != 0 && give_socket(j->stream_path, qemu.uid) < 0)
-        return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to QEMU's user",
+        return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%.160s' to QEMU's user",
                                 j->stream_path);
     return 0;
 }
 
+/* What is wrong with the way to QEMU, and what to do about it. */
+static int qmp_failed(const char *path, struct vc_err *err)
+{
+    const char *hint;
+
+    switch (errno) {
+    case ENOENT:
+    case ENOTDIR:
+        hint = "start QEMU with -qmp unix:PATH,server=on,wait=off";
+        break;
+    case ECONNREFUSED:
+        hint = "no QEMU listens there any more: is it running?";
+        break;
+    case EACCES:
+    case EPERM:
+        hint = "become QEMU's user, or root";
+        break;
+    case EAGAIN:
+        hint = "QEMU serves one client at a time: give it a second -qmp for vecycle";
+        break;
+    default:
+        hint = "see -qmp in qemu(1)";
+    }
+    return vc_err_set_errno_hint(err, VC_E_QMP_CONNECT, hint,
+                                 "cannot connect to the QMP socket '%.120s'", path);
+}
+
 static int fill_job(const struct vecycle_migrate_options *o, struct vc_job *j, struct vc_err *err)
 {
-    char absolute[PATH_MAX];
     int rc = copy_text(j->name, o->name, "the name", err);
 
     j->kind = VC_JOB_MIGRATE;
@@ -207,14 +218,12 @@ static int fill_job(const struct vecycle_migrate_options *o, struct vc_job *j, s
     j->dead_peer_ms = o->dead_peer_ms;
     j->downtime_limit_ms = o->downtime_limit_ms;
     if (!rc)
-        rc = copy_text(j->qmp, realpath(o->qmp, absolute) ? absolute : o->qmp, "the QMP path", err);
+        rc = vc_public_path(o->qmp, "the QMP socket's path", j->qmp, err);
     if (rc)
         return rc;
     j->qemu_fd = vc_unix_connect(o->qmp);
     if (j->qemu_fd < 0)
-        return vc_err_set_errno_hint(err, VC_E_QMP_CONNECT,
-                                     "start QEMU with -qmp unix:PATH,server=on,wait=off",
-                                     "cannot connect to the QMP socket '%.120s'", o->qmp);
+        return qmp_failed(o->qmp, err);
     if (o->recover && listen_for_qemu(j, err))
         return 0; /* it may do without */
     return o->postcopy_preempt && !o->recover ? listen_for_qemu(j, err) : 0;
@@ -225,23 +234,26 @@ static int migrate_once(void *opaque, struct vc_session_result *r, struct vc_err
 {
     struct migration *m = opaque;
     const struct vecycle_migrate_options *o = m->o;
-    struct vc_dial_options d = {
-        .timeout_ms = (int)o->dead_peer_ms,
-        .insecure = o->insecure,
-        .ssh = o->ssh,
-        .remote = o->remote,
-    };
+    struct vc_dial_options d = vc_public_dial(m->log, o->cancel);
     struct vc_job j = VC_JOB_INIT;
     struct vc_conn *conn = NULL;
     int rc;
 
     *r = (struct vc_session_result){0};
     *err = VC_ERR_INIT;
+    d.timeout_ms = (int)o->dead_peer_ms;
+    d.insecure = o->insecure;
+    d.ssh = o->ssh;
+    d.remote = o->remote;
+    snprintf(j.peer, sizeof(j.peer), "%s", m->to);
     rc = fill_job(o, &j, err);
     if (!rc)
-        rc = dial(m->c, &j, o->to, &d, &o->tls, &conn, err);
-    if (!rc)
+        rc = dial(m->c, &j, &d, &o->tls, &conn, err);
+    if (!rc) {
         rc = run(m->c, &j, o->cancel, &m->progress, r, err);
+        if (rc)
+            vc_conn_blame(conn, err);
+    }
     if (j.stream_path[0])
         unlink(j.stream_path);
     vc_job_close(&j);
@@ -270,7 +282,11 @@ int vecycle_migrate(const struct vecycle_context *c, const struct vecycle_migrat
     int rc;
 
     m.progress.attempts = &t.attempts;
-    rc = vc_retry_run(&t, &r, &e);
+    m.log = &log;
+    rc = vc_public_address(o->to, m.to, &e);
+    t.authenticates = !strncmp(m.to, "ssh:", 4) || !strncmp(m.to, "tls:", 4);
+    if (!rc)
+        rc = vc_retry_run(&t, &r, &e);
     if (result) {
         vc_public_result(&r, result);
         result->attempts = t.attempts;
@@ -287,25 +303,85 @@ static int accept_stream(const struct vecycle_proxy_options *o, int *fd_out, int
         {.fd = listener, .events = POLLIN},
         {.fd = o->cancel ? o->cancel->c.fd : -1, .events = POLLIN},
     };
+    uint64_t deadline = vc_now_ns() + (uint64_t)o->wait_ms * VC_NS_PER_MS;
+    int n;
 
     if (listener < 0)
-        return vc_err_set_errno(err, VC_E_FAILED, "cannot listen on '%s'", o->listen);
+        return vc_err_set_errno_hint(err, VC_E_FAILED, vc_listen_hint(errno),
+                                     "cannot listen on '%.160s'", o->listen);
     if (o->listening)
         o->listening(o->opaque);
-    while (poll(p, 2, -1) < 0 && errno == EINTR) {
-        /* again */
+    do {
+        uint64_t now = vc_now_ns();
+        int left = now < deadline ? (int)((deadline - now) / VC_NS_PER_MS) + 1 : 0;
+
+        n = poll(p, 2, o->wait_ms ? left : -1);
+    } while (n < 0 && errno == EINTR);
+    *fd_out = n <= 0 || p[1].revents ? -1 : accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    if (*fd_out >= 0) {
+        *listener_out = vc_steal_fd(&listener);
+        return 0;
     }
-    *fd_out = p[1].revents ? -1 : accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-    if (*fd_out < 0 && !p[1].revents)
-        vc_err_set_errno(err, VC_E_FAILED, "cannot accept on '%s'", o->listen);
-    if (*fd_out < 0)
-        unlink(o->listen);
-    if (p[1].revents)
-        return vc_err_set(err, VC_E_CANCELLED, "cancelled before a migration came");
-    if (*fd_out < 0)
-        return VC_E_FAILED;
-    *listener_out = vc_steal_fd(&listener);
-    return 0;
+    if (n > 0 && !p[1].revents)
+        vc_err_set_errno(err, VC_E_FAILED, "cannot accept on '%.160s'", o->listen);
+    else if (n > 0)
+        vc_err_set(err, VC_E_CANCELLED, "cancelled before a migration came");
+    else
+        vc_err_set_hint(err, VC_E_CANCELLED, "see --wait", "no migration came within %u s",
+                        o->wait_ms / 1000);
+    unlink(o->listen);
+    return err->code;
+}
+
+/* While the other host is dialled two things end it: a cancellation, and a QEMU that hangs up,
+ * since whoever drives it has given up. A descriptor that is readable then; -1: none is to be had,
+ * and nothing is lost but time. */
+static int watch_for_end(int qemu_fd, const struct vecycle_cancel *cancel)
+{
+    vc_auto_close int both = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event hang_up = {.events = EPOLLRDHUP}, in = {.events = EPOLLIN};
+
+    if (both < 0 || epoll_ctl(both, EPOLL_CTL_ADD, qemu_fd, &hang_up) < 0 ||
+        (cancel && epoll_ctl(both, EPOLL_CTL_ADD, cancel->c.fd, &in) < 0))
+        return -1;
+    return vc_steal_fd(&both);
+}
+
+static int dial_for_qemu(const struct vecycle_context *c, const struct vecycle_proxy_options *o,
+                         struct vc_job *j, struct vc_dial_options *d, struct vc_conn **conn,
+                         struct vc_err *err)
+{
+    vc_auto_close int end = watch_for_end(j->qemu_fd, o->cancel);
+    int rc;
+
+    if (end >= 0)
+        d->cancel_fd = end;
+    rc = dial(c, j, d, &o->tls, conn, err);
+    if (rc == VC_E_CANCELLED && !(o->cancel && vc_cancel_is_set(&o->cancel->c)))
+        rc = vc_err_set(err, VC_E_MIGRATION,
+                        "the source QEMU gave the migration up before '%.100s' was reached",
+                        j->peer);
+    return rc;
+}
+
+/* What this host alone can tell, and whether the other one can be reached at all: before QEMU is
+ * let in, which would pause for it. */
+static int check_proxy(const struct vecycle_context *c, const struct vecycle_proxy_options *o,
+                       struct vc_job *j, const struct vc_dial_options *d, struct vc_err *err)
+{
+    struct vc_id id;
+    int rc = copy_text(j->name, o->name, "the name", err);
+
+    if (!rc && (!vc_id_parse(o->vm, &id) || vc_id_is_nil(&id)))
+        rc = vc_err_set_hint(err, VC_E_USAGE, "`virsh domuuid`, or QMP query-uuid, tells it",
+                             "'%.64s' is not the UUID of a VM", o->vm);
+    if (!rc) {
+        vc_id_format(&id, j->vm);
+        rc = vc_public_address(o->to, j->peer, err);
+    }
+    return rc ? rc
+              : vc_probe(j->peer, d, &o->tls, vc_public_control(c), o->dead_peer_ms, o->cancel,
+                         err);
 }
 
 int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_options *o,
@@ -316,31 +392,30 @@ int vecycle_proxy(const struct vecycle_context *c, const struct vecycle_proxy_op
     struct vc_err e = VC_ERR_INIT;
     struct vc_conn *conn = NULL;
     struct progress p = {.fn = o->progress, .opaque = o->opaque};
-    struct vc_dial_options d = {
-        .timeout_ms = (int)o->dead_peer_ms,
-        .insecure = o->insecure,
-        .ssh = o->ssh,
-        .remote = o->remote,
-    };
-    struct vc_id id;
+    struct vc_log log = vc_public_log(c);
+    struct vc_dial_options d = vc_public_dial(&log, o->cancel);
     bool accepted = false;
-    int rc = copy_text(j.name, o->name, "the name", &e);
+    int rc;
 
+    d.timeout_ms = (int)o->dead_peer_ms;
+    d.insecure = o->insecure;
+    d.ssh = o->ssh;
+    d.remote = o->remote;
     j.kind = VC_JOB_PROXY;
     j.downtime_limit_ms = o->downtime_limit_ms;
     j.dead_peer_ms = o->dead_peer_ms;
-    if (!rc && (!vc_id_parse(o->vm, &id) || vc_id_is_nil(&id)))
-        rc = vc_err_set_hint(&e, VC_E_USAGE, "`virsh domuuid`, or QMP query-uuid, tells it",
-                             "'%.64s' is not the UUID of a VM", o->vm);
+    rc = check_proxy(c, o, &j, &d, &e);
     if (!rc) {
-        vc_id_format(&id, j.vm);
         rc = accept_stream(o, &j.qemu_fd, &j.listen_fd, &e);
         accepted = !rc;
     }
     if (!rc)
-        rc = dial(c, &j, o->to, &d, &o->tls, &conn, &e);
-    if (!rc)
+        rc = dial_for_qemu(c, o, &j, &d, &conn, &e);
+    if (!rc) {
         rc = run(c, &j, o->cancel, &p, &r, &e);
+        if (rc)
+            vc_conn_blame(conn, &e);
+    }
     if (accepted)
         unlink(o->listen);
     return finish(rc, &j, conn, &r, result, &e, err);
@@ -359,8 +434,8 @@ int vecycle_receive(const struct vecycle_context *c, const struct vecycle_receiv
     j.dead_peer_ms = o->dead_peer_ms;
     j.security = o->encrypted ? VC_CONN_ENCRYPTED : VC_CONN_LOCAL;
     if (!rc)
-        rc = copy_text(j.socket_dir, o->socket_dir ? o->socket_dir : vecycle_default_socket_dir(),
-                       "the socket directory", &e);
+        rc = vc_public_path(o->socket_dir ? o->socket_dir : vecycle_default_socket_dir(),
+                            "the socket directory's path", j.socket_dir, &e);
     if (!rc) {
         j.rfd = dup_cloexec(o->rfd);
         j.wfd = o->wfd == o->rfd ? j.rfd : dup_cloexec(o->wfd);

@@ -49,17 +49,19 @@ static int dial(struct request *r, const struct vc_handover *h, struct vc_conn *
 {
     const struct vecycle_resolve_options *o = r->o;
     struct vc_tls_options tls = vc_public_tls(&o->tls, r->settle.cancel);
-    struct vc_dial_options d = {
-        .insecure = o->insecure,
-        .ssh = o->ssh,
-        .remote = o->remote,
-        .tls = &tls,
-    };
+    struct vc_dial_options d = vc_public_dial(&r->log, o->cancel);
+    char address[VC_JOB_TEXT_BYTES];
     int rc;
 
+    d.insecure = o->insecure;
+    d.ssh = o->ssh;
+    d.remote = o->remote;
+    d.tls = &tls;
     if (!o->to && !tls.hostname && *h->tls_hostname) /* as it was called then */
         tls.hostname = h->tls_hostname;
-    rc = vc_conn_dial(o->to ? o->to : h->peer, &d, conn, err);
+    rc = vc_public_address(o->to ? o->to : h->peer, address, err);
+    if (!rc)
+        rc = vc_conn_dial(address, &d, conn, err);
     if (!rc)
         vc_public_warn_plaintext(&r->log, *conn);
     return rc;

@@ -3,6 +3,7 @@
 #define VC_BASE_ERR_H
 
 #include <stdarg.h>
+#include <stdbool.h>
 
 #include "base/compiler.h"
 
@@ -55,6 +56,7 @@ struct vc_err {
     int sys_errno;    /* 0, or the errno behind it */
     const char *file; /* origin, for debugging */
     int line;
+    bool lasts; /* another attempt meets the same cause */
     char message[240];
     char hint[160];
 };

@@ -2,8 +2,11 @@
 #include "base/fdio.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -137,26 +140,82 @@ int vc_wait_readable(int fd, int timeout_ms)
     return rc;
 }
 
-static int unix_address(const char *path, struct sockaddr_un *sa)
+/* A socket address holds 107 bytes of a path. A longer one is gone through a descriptor: of what is
+ * there already, or of the directory that it is to be in (proc(5), /proc/PID/fd). */
+struct unix_name {
+    struct sockaddr_un sa;
+    int via;   /* that descriptor, or -1 */
+    bool temp; /* a new name does not fit even so: made under another one first */
+};
+
+static void close_name(struct unix_name *u)
+{
+    int saved = errno;
+
+    vc_cleanup_close(&u->via);
+    errno = saved;
+}
+#define vc_auto_name VC_CLEANUP(close_name)
+
+static bool fits(struct unix_name *u, const char *path)
 {
     size_t n = strlen(path);
 
-    if (n >= sizeof(sa->sun_path)) {
-        errno = ENAMETOOLONG;
-        return -1;
+    u->via = -1;
+    u->temp = false;
+    u->sa = (struct sockaddr_un){.sun_family = AF_UNIX};
+    if (n >= sizeof(u->sa.sun_path))
+        return false;
+    memcpy(u->sa.sun_path, path, n);
+    return true;
+}
+
+/* The empty path would be a name of the kernel's abstract namespace. */
+static int name_existing(const char *path, struct unix_name *u)
+{
+    if (fits(u, path)) {
+        errno = ENOENT;
+        return *path ? 0 : -1;
     }
-    *sa = (struct sockaddr_un){.sun_family = AF_UNIX};
-    memcpy(sa->sun_path, path, n);
+    u->via = open(path, O_PATH | O_CLOEXEC);
+    if (u->via < 0)
+        return -1;
+    snprintf(u->sa.sun_path, sizeof(u->sa.sun_path), "/proc/self/fd/%d", u->via);
+    return 0;
+}
+
+static int name_new(const char *path, struct unix_name *u)
+{
+    const char *slash = strrchr(path, '/');
+    vc_auto_free char *dir = NULL;
+    int n;
+
+    if (fits(u, path)) {
+        errno = ENOENT;
+        return *path ? 0 : -1;
+    }
+    dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+    if (!dir)
+        return -1;
+    u->via = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (u->via < 0)
+        return -1;
+    n = snprintf(u->sa.sun_path, sizeof(u->sa.sun_path), "/proc/self/fd/%d/%s", u->via,
+                 slash ? slash + 1 : path);
+    u->temp = n >= (int)sizeof(u->sa.sun_path);
+    if (u->temp)
+        snprintf(u->sa.sun_path, sizeof(u->sa.sun_path), "/proc/self/fd/%d/.vecycle-%d-%d", u->via,
+                 (int)getpid(), u->via);
     return 0;
 }
 
 int vc_unix_connect(const char *path)
 {
     struct timeval limit = {.tv_sec = VC_UNIX_CONNECT_S};
-    struct sockaddr_un sa;
+    vc_auto_name struct unix_name u = {.via = -1};
     vc_auto_close int fd = -1;
 
-    if (unix_address(path, &sa))
+    if (name_existing(path, &u))
         return -1;
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
@@ -164,7 +223,7 @@ int vc_unix_connect(const char *path)
     /* Blocking, so a full backlog waits instead of failing with EAGAIN, but not for ever: whoever
      * listens may be stopped. */
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
-    if (connect(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
+    if (connect(fd, (struct sockaddr *)&u.sa, sizeof(u.sa)) < 0)
         return -1;
     limit.tv_sec = 0;
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
@@ -172,33 +231,51 @@ int vc_unix_connect(const char *path)
 }
 
 /* A socket file whose owner has died refuses connections; only such a one is removed. */
-static void remove_dead_socket(const char *path, const struct sockaddr_un *sa)
+static void remove_dead_socket(const char *path)
 {
+    vc_auto_name struct unix_name u = {.via = -1};
     struct stat st;
     vc_auto_close int fd = -1;
 
-    if (lstat(path, &st) < 0 || !S_ISSOCK(st.st_mode))
+    if (lstat(path, &st) < 0 || !S_ISSOCK(st.st_mode) || name_existing(path, &u))
         return;
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd >= 0 && connect(fd, (const struct sockaddr *)sa, sizeof(*sa)) < 0 &&
+    if (fd >= 0 && connect(fd, (const struct sockaddr *)&u.sa, sizeof(u.sa)) < 0 &&
         errno == ECONNREFUSED)
         unlink(path);
 }
 
+static int bind_name(int fd, const char *path, const struct unix_name *u)
+{
+    int rc = bind(fd, (const struct sockaddr *)&u->sa, sizeof(u->sa));
+
+    if (rc < 0 || !u->temp)
+        return rc;
+    /* As bind(2): what is there stays. */
+    rc = renameat2(AT_FDCWD, u->sa.sun_path, AT_FDCWD, path, RENAME_NOREPLACE);
+    if (rc < 0) {
+        int saved = errno == EEXIST ? EADDRINUSE : errno;
+
+        unlink(u->sa.sun_path);
+        errno = saved;
+    }
+    return rc;
+}
+
 int vc_unix_listen(const char *path, unsigned mode, int backlog)
 {
-    struct sockaddr_un sa;
+    vc_auto_name struct unix_name u = {.via = -1};
     vc_auto_close int fd = -1;
 
-    if (unix_address(path, &sa))
+    if (name_new(path, &u))
         return -1;
-    remove_dead_socket(path, &sa);
+    remove_dead_socket(path);
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -1;
     /* The file gets the socket's mode less the umask. What is for the owner alone is not touched by
      * its path again: others may write in the directory. Nobody can connect before listen(). */
-    if (fchmod(fd, mode) < 0 || bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
+    if (fchmod(fd, mode) < 0 || bind_name(fd, path, &u) < 0)
         return -1;
     if ((mode & 077 && chmod(path, mode) < 0) || listen(fd, backlog) < 0) {
         int saved = errno;

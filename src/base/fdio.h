@@ -32,8 +32,8 @@ int vc_pread_full(int fd, void *buf, size_t n, uint64_t offset);
 int vc_wait_readable(int fd, int timeout_ms);
 
 /** Connects to a Unix socket given by path, close-on-exec. Returns fd, or -1 with errno
- *  (ENAMETOOLONG if the path does not fit a socket address). A full backlog is waited for, so long.
- */
+ *  (ENAMETOOLONG if the path is longer than any file's; one that does not fit a socket address is
+ *  gone by way of /proc). A full backlog is waited for, so long. */
 #define VC_UNIX_CONNECT_S 10
 int vc_unix_connect(const char *path);
 /** Makes a listening Unix socket with these permissions; an old socket that nobody listens on is

@@ -2,21 +2,19 @@
 #include <errno.h>
 #include <limits.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 
 #include "base/clock.h"
 #include "base/fdio.h"
 #include "net/internal.h"
 
 #define DEFAULT_TIMEOUT_MS 10000
-/* A child that does not end when its socket does is told to, then made to. */
-#define CHILD_GRACE_NS (2 * VC_NS_PER_S)
 
 static const struct vc_conn_ops fd_ops;
 
@@ -75,71 +73,98 @@ int vc_conn_pair(struct vc_conn **a, struct vc_conn **b, struct vc_err *err)
     return rc;
 }
 
-static bool is_tls(const char *address)
+/* A socket that is not there may be in a moment: its agent starts. One that is not ours to open
+ * stays so. */
+static int dial_unix(const struct vc_address *a, const char *text, int *fd, struct vc_err *err)
 {
-    return !strncmp(address, "tls://", 6);
-}
+    bool denied;
 
-static int dial_fd(const char *address, const struct vc_dial_options *o, int *fd, pid_t *child,
-                   enum vc_conn_security *security, struct vc_err *err)
-{
-    int timeout = o->timeout_ms ? o->timeout_ms : DEFAULT_TIMEOUT_MS;
-
-    if (!strncmp(address, "unix:", 5)) {
-        *security = VC_CONN_LOCAL;
-        *fd = vc_unix_connect(address + 5);
-        if (*fd < 0)
-            return vc_err_set_errno_hint(err, VC_E_UNREACHABLE, "is 'vecycle serve' running there?",
-                                         "cannot connect to '%s'", address);
+    *fd = vc_unix_connect(a->path);
+    if (*fd >= 0)
         return 0;
-    }
-    if (!strncmp(address, "ssh://", 6)) {
-        *security = VC_CONN_ENCRYPTED;
-        return vc_ssh_start(address + 6, o, address, fd, child, err);
-    }
-    if (!strncmp(address, "tcp://", 6)) {
-        if (!o->insecure)
-            return vc_err_set_hint(err, VC_E_REFUSED,
-                                   "use ssh://HOST or tls://HOST, or say --insecure",
-                                   "'%s' would send the VM's memory in the clear", address);
-        *security = VC_CONN_PLAINTEXT;
-        return vc_tcp_connect(address + 6, VC_NET_DEFAULT_PORT, timeout, address, fd, err);
-    }
-    if (is_tls(address)) {
-        *security = VC_CONN_ENCRYPTED; /* from the handshake on, before which nothing passes */
-        return vc_tcp_connect(address + 6, VC_NET_DEFAULT_TLS_PORT, timeout, address, fd, err);
-    }
-    return vc_err_set_hint(err, VC_E_USAGE, "unix:PATH, ssh://HOST, tls://HOST or tcp://HOST",
-                           "'%s' is not an address", address);
+    denied = errno == EACCES || errno == EPERM;
+    vc_err_set_errno_hint(err, denied ? VC_E_REFUSED : VC_E_UNREACHABLE,
+                          denied            ? "become its owner, or root"
+                          : errno == EAGAIN ? "the agent there takes no connection: is it stopped?"
+                                            : "is 'vecycle serve --listen' running there?",
+                          "cannot connect to '%s'", text);
+    err->lasts = denied || (err->sys_errno != ECONNREFUSED && err->sys_errno != EAGAIN);
+    return err->code;
 }
 
-static int secure(struct vc_conn *c, const char *address, const struct vc_dial_options *o,
+static int dial_tcp(const struct vc_address *a, const struct vc_dial_options *o, const char *text,
+                    int *fd, struct vc_err *err)
+{
+    if (a->scheme == VC_SCHEME_TCP && !o->insecure)
+        return vc_err_set_hint(err, VC_E_REFUSED, "use ssh://HOST or tls://HOST, or say --insecure",
+                               "'%s' would send the VM's memory in the clear", text);
+    return vc_tcp_connect(
+        a, a->scheme == VC_SCHEME_TLS ? VC_NET_DEFAULT_TLS_PORT : VC_NET_DEFAULT_PORT, o, text, fd,
+        err);
+}
+
+static enum vc_conn_security security_of(enum vc_scheme scheme)
+{
+    switch (scheme) {
+    case VC_SCHEME_UNIX:
+        return VC_CONN_LOCAL;
+    case VC_SCHEME_TCP:
+        return VC_CONN_PLAINTEXT;
+    default:
+        return VC_CONN_ENCRYPTED; /* TLS: from the handshake on, before which nothing passes */
+    }
+}
+
+static int secure(struct vc_conn *c, const struct vc_address *a, const struct vc_dial_options *o,
                   struct vc_err *err)
 {
     struct vc_tls_options defaults = VC_TLS_OPTIONS_INIT;
-    char host[256], port[16];
 
     c->ops = &vc_tls_pending_ops;
-    if (!vc_tcp_split(address + 6, VC_NET_DEFAULT_TLS_PORT, host, port))
-        return vc_err_set(err, VC_E_USAGE, "'%s' is not an address", address);
-    return vc_tls_connect(c, host, o->tls ? o->tls : &defaults, err);
+    return vc_tls_connect(c, a->host, o->tls ? o->tls : &defaults, err);
 }
 
-int vc_conn_dial(const char *address, const struct vc_dial_options *o, struct vc_conn **out,
+/* Short forms are for people, and completed by whoever talks to them. */
+static int parse(const char *text, struct vc_address *a, struct vc_err *err)
+{
+    int rc = vc_address_parse(text, a, err);
+
+    if (!rc && a->scheme == VC_SCHEME_SSH && strncmp(text, "ssh://", 6) != 0)
+        rc = vc_err_set_hint(err, VC_E_USAGE, "unix:PATH, ssh://HOST, tls://HOST or tcp://HOST",
+                             "'%s' has no scheme", text);
+    return rc;
+}
+
+int vc_conn_dial(const char *address, const struct vc_dial_options *options, struct vc_conn **out,
                  struct vc_err *err)
 {
-    enum vc_conn_security security = VC_CONN_PLAINTEXT;
-    pid_t child = 0;
-    int fd = -1, rc = dial_fd(address, o, &fd, &child, &security, err);
+    struct vc_dial_options o = *options;
+    struct vc_ssh *ssh = NULL;
+    struct vc_address a;
+    int fd = -1, rc = parse(address, &a, err);
 
+    if (!o.timeout_ms)
+        o.timeout_ms = DEFAULT_TIMEOUT_MS;
     if (rc)
         return rc;
-    rc = vc_conn_from_fds(fd, fd, security, address, out, err);
+    if (a.scheme == VC_SCHEME_UNIX)
+        rc = dial_unix(&a, address, &fd, err);
+    else if (a.scheme == VC_SCHEME_SSH)
+        rc = vc_ssh_start(&a, &o, &ssh, &fd, err);
+    else
+        rc = dial_tcp(&a, &o, address, &fd, err);
     if (rc)
         return rc;
-    (*out)->child = child;
-    if (is_tls(address))
-        rc = secure(*out, address, o, err);
+    rc = vc_conn_from_fds(fd, fd, security_of(a.scheme), address, out, err);
+    if (rc) {
+        vc_ssh_end(ssh);
+        return rc;
+    }
+    (*out)->ssh = ssh;
+    if (a.scheme == VC_SCHEME_TLS)
+        rc = secure(*out, &a, &o, err);
+    else if (ssh && o.greeting)
+        rc = vc_ssh_await(ssh, fd, err);
     if (rc) {
         vc_conn_close(*out);
         *out = NULL;
@@ -263,19 +288,10 @@ void vc_conn_fds(const struct vc_conn *c, int *rfd, int *wfd)
     *wfd = c->wfd;
 }
 
-static void end_child(pid_t child)
+void vc_conn_blame(struct vc_conn *c, struct vc_err *err)
 {
-    uint64_t deadline = vc_now_ns() + CHILD_GRACE_NS;
-    int status;
-
-    while (waitpid(child, &status, WNOHANG) == 0) {
-        if (vc_now_ns() > deadline) {
-            kill(child, SIGTERM);
-            waitpid(child, &status, 0);
-            return;
-        }
-        poll(NULL, 0, 10);
-    }
+    if (c && c->ssh)
+        vc_ssh_blame(c->ssh, err);
 }
 
 void vc_conn_close(struct vc_conn *c)
@@ -290,8 +306,7 @@ void vc_conn_close(struct vc_conn *c)
         close(c->wfd);
     if (c->wake_fd >= 0)
         close(c->wake_fd);
-    if (c->child > 0)
-        end_child(c->child);
+    vc_ssh_end(c->ssh);
     free(c);
 }
 
@@ -308,55 +323,130 @@ enum vc_conn_security vc_conn_security(const struct vc_conn *c)
 /* ---- listening ---- */
 
 struct vc_listener {
-    int fd;
+    int fds[VC_TCP_MAX_ADDRESSES]; /* one for each address */
+    size_t n;
+    int any; /* an epoll instance with all of them, where they are several; else -1 */
     enum vc_conn_security security;
     bool tls;
-    char path[128]; /* Unix: to be removed */
+    char *path; /* Unix: to be removed */
     char address[256];
+    char note[256];
 };
+
+static int listen_unix(struct vc_listener *l, const struct vc_address *a, unsigned mode,
+                       struct vc_err *err)
+{
+    int e;
+
+    l->path = strdup(a->path);
+    if (!l->path)
+        return vc_err_set(err, VC_E_NOMEM, "no memory for a listener");
+    l->fds[0] = vc_unix_listen(a->path, mode, 16);
+    e = errno;
+    if (l->fds[0] >= 0) {
+        l->n = 1;
+        return 0;
+    }
+    free(vc_steal_ptr(l->path)); /* it is not ours to remove */
+    errno = e;
+    return vc_err_set_errno_hint(err, VC_E_FAILED, vc_listen_hint(e), "cannot listen on '%s'",
+                                 l->address);
+}
+
+/* One descriptor to wait for, however many there are. */
+static int join(struct vc_listener *l, struct vc_err *err)
+{
+    if (l->n < 2)
+        return 0;
+    l->any = epoll_create1(EPOLL_CLOEXEC);
+    for (size_t i = 0; i < l->n && l->any >= 0; i++) {
+        struct epoll_event e = {.events = EPOLLIN, .data.fd = l->fds[i]};
+
+        if (epoll_ctl(l->any, EPOLL_CTL_ADD, l->fds[i], &e) < 0)
+            vc_cleanup_close(&l->any);
+    }
+    return l->any < 0 ? vc_err_set_errno(err, VC_E_FAILED, "cannot wait on '%s'", l->address) : 0;
+}
+
+static int open_listener(struct vc_listener *l, const char *address, bool insecure, unsigned mode,
+                         struct vc_err *err)
+{
+    struct vc_address a;
+    int rc = vc_address_parse(address, &a, err);
+
+    if (rc)
+        return rc;
+    l->security = security_of(a.scheme);
+    l->tls = a.scheme == VC_SCHEME_TLS;
+    if (a.scheme == VC_SCHEME_UNIX)
+        return listen_unix(l, &a, mode, err);
+    if (a.scheme == VC_SCHEME_SSH)
+        return vc_err_set_hint(err, VC_E_USAGE, "unix:PATH, tls://HOST:PORT or tcp://HOST:PORT",
+                               "'%s' is not an address to listen on", address);
+    if (a.scheme == VC_SCHEME_TCP && !insecure)
+        return vc_err_set_hint(err, VC_E_REFUSED, "use ssh or tls://, or say --insecure",
+                               "'%s' would take VMs' memory in the clear", address);
+    rc = vc_tcp_listen(&a, l->tls ? VC_NET_DEFAULT_TLS_PORT : VC_NET_DEFAULT_PORT, address, l->fds,
+                       &l->n, l->note, err);
+    return rc ? rc : join(l, err);
+}
 
 int vc_listener_open(const char *address, bool insecure, unsigned mode, struct vc_listener **out,
                      struct vc_err *err)
 {
-    vc_auto_free struct vc_listener *l = calloc(1, sizeof(*l));
-    int rc = 0;
+    struct vc_listener *l = calloc(1, sizeof(*l));
+    int rc;
 
     if (!l)
         return vc_err_set(err, VC_E_NOMEM, "no memory for a listener");
+    l->any = -1;
     snprintf(l->address, sizeof(l->address), "%s", address);
-    if (!strncmp(address, "unix:", 5)) {
-        l->fd = vc_unix_listen(address + 5, mode, 16);
-        if (l->fd < 0)
-            return vc_err_set_errno(err, VC_E_FAILED, "cannot listen on '%s'", address);
-        snprintf(l->path, sizeof(l->path), "%s", address + 5);
-    } else if (!strncmp(address, "tcp://", 6)) {
-        if (!insecure)
-            return vc_err_set_hint(err, VC_E_REFUSED, "use ssh or tls://, or say --insecure",
-                                   "'%s' would take VMs' memory in the clear", address);
-        l->security = VC_CONN_PLAINTEXT;
-        rc = vc_tcp_listen(address + 6, VC_NET_DEFAULT_PORT, address, &l->fd, err);
-    } else if (is_tls(address)) {
-        l->tls = true;
-        l->security = VC_CONN_ENCRYPTED;
-        rc = vc_tcp_listen(address + 6, VC_NET_DEFAULT_TLS_PORT, address, &l->fd, err);
-    } else {
-        return vc_err_set_hint(err, VC_E_USAGE, "unix:PATH, tls://HOST:PORT or tcp://HOST:PORT",
-                               "'%s' is not an address to listen on", address);
-    }
+    rc = open_listener(l, address, insecure, mode, err);
     if (rc)
-        return rc;
-    *out = vc_steal_ptr(l);
-    return 0;
+        vc_listener_close(l);
+    else
+        *out = l;
+    return rc;
+}
+
+const char *vc_listen_hint(int e)
+{
+    switch (e) {
+    case EADDRINUSE:
+        return "something is at that path; remove it, unless a program uses it";
+    case ENOENT:
+    case ENOTDIR:
+        return "make the directory first";
+    case EACCES:
+    case EPERM:
+        return "this user may not make a socket there";
+    case ENAMETOOLONG:
+        return "choose a shorter path";
+    default:
+        return NULL;
+    }
 }
 
 int vc_listener_fd(const struct vc_listener *l)
 {
-    return l->fd;
+    return l->any >= 0 ? l->any : l->fds[0];
+}
+
+/* Which of them has a connection. */
+static int ready_fd(const struct vc_listener *l)
+{
+    struct epoll_event e = {.data.fd = l->fds[0]};
+
+    if (l->any >= 0)
+        while (epoll_wait(l->any, &e, 1, -1) < 0 && errno == EINTR) {
+            /* again */
+        }
+    return e.data.fd;
 }
 
 int vc_listener_accept(struct vc_listener *l, struct vc_conn **out, struct vc_err *err)
 {
-    int fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC), rc;
+    int fd = accept4(ready_fd(l), NULL, NULL, SOCK_CLOEXEC), rc;
 
     if (fd < 0)
         return vc_err_set_errno(err, VC_E_FAILED, "cannot accept on '%s'", l->address);
@@ -368,6 +458,11 @@ int vc_listener_accept(struct vc_listener *l, struct vc_conn **out, struct vc_er
     return rc;
 }
 
+const char *vc_listener_note(const struct vc_listener *l)
+{
+    return l->note;
+}
+
 bool vc_listener_is_tls(const struct vc_listener *l)
 {
     return l->tls;
@@ -377,8 +472,11 @@ void vc_listener_close(struct vc_listener *l)
 {
     if (!l)
         return;
-    close(l->fd);
-    if (l->path[0])
+    for (size_t i = 0; i < l->n; i++)
+        close(l->fds[i]);
+    vc_cleanup_close(&l->any);
+    if (l->path)
         unlink(l->path);
+    free(l->path);
     free(l);
 }

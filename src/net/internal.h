@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include "net/address.h"
 #include "net/net.h"
 
 struct ssl_ctx_st;
@@ -29,22 +30,39 @@ struct vc_conn {
     int wake_fd;        /* pipes only: readable after shutdown, since shutdown(2) needs a socket */
     bool is_socket;     /* both are */
     enum vc_conn_security security;
-    pid_t child; /* > 0: the process at the other end of the socket */
+    struct vc_ssh *ssh; /* the process at the other end of the socket, or NULL */
     char describe[256];
 };
 
-/** Takes apart what follows "tcp://" ("HOST", "HOST:PORT", "[V6]:PORT"; "tls://" likewise) and
- *  "ssh://"; false: it is no address. */
-bool vc_tcp_split(const char *rest, const char *default_port, char host[256], char port[16]);
-bool vc_ssh_split(const char *rest, char host[256], char port[16]);
+/** Addresses that one name may have. */
+#define VC_TCP_MAX_ADDRESSES 16
 
-int vc_tcp_connect(const char *rest, const char *default_port, int timeout_ms, const char *address,
-                   int *fd_out, struct vc_err *err) VC_NODISCARD;
-int vc_tcp_listen(const char *rest, const char *default_port, const char *address, int *fd_out,
+/** Connects to the first address that takes it. @text: the address as it was given, for messages.
+ *  VC_E_UNREACHABLE, VC_E_USAGE, VC_E_CANCELLED. */
+int vc_tcp_connect(const struct vc_address *a, const char *default_port,
+                   const struct vc_dial_options *o, const char *text, int *fd_out,
+                   struct vc_err *err) VC_NODISCARD;
+/** Listens on every address of the host. *n_out of them; @note: what somebody should know of it, or
+ *  "". */
+int vc_tcp_listen(const struct vc_address *a, const char *default_port, const char *text,
+                  int fds[VC_TCP_MAX_ADDRESSES], size_t *n_out, char note[256],
                   struct vc_err *err) VC_NODISCARD;
 void vc_tcp_tune(int fd);
-int vc_ssh_start(const char *rest, const struct vc_dial_options *o, const char *address,
-                 int *fd_out, pid_t *child_out, struct vc_err *err) VC_NODISCARD;
+
+/* ---- ssh ---- */
+
+struct vc_ssh;
+/** Time for the other end to speak, as a multiple of the time to connect. */
+#define VC_SSH_OPEN_TIMES 6
+/** Starts it; *fd_out is the connection. */
+int vc_ssh_start(const struct vc_address *a, const struct vc_dial_options *o, struct vc_ssh **out,
+                 int *fd_out, struct vc_err *err) VC_NODISCARD;
+/** Waits until what comes is vecycle's, and skips what comes before. */
+int vc_ssh_await(struct vc_ssh *s, int fd, struct vc_err *err) VC_NODISCARD;
+/** What ssh has to say for itself if it was the one that ended a session. */
+void vc_ssh_blame(struct vc_ssh *s, struct vc_err *err);
+/** Its connection is closed: waits, then ends it. NULL is fine. */
+void vc_ssh_end(struct vc_ssh *s);
 
 /* ---- TLS ---- */
 

@@ -8,6 +8,7 @@
 #include <sys/uio.h>
 
 #include "base/err.h"
+#include "base/log.h"
 
 /* Transports: a reliable byte stream in each direction, whatever carries it. Each kind is a table
  * of operations (struct vc_conn_ops) in a file of its own.
@@ -48,10 +49,17 @@ enum vc_tls_role { VC_TLS_CLIENT = 0, VC_TLS_SERVER = 1 };
 
 struct vc_dial_options {
     bool insecure;                    /* plain TCP is allowed */
-    const char *ssh;                  /* the ssh program; NULL: "ssh" */
+    const char *ssh;                  /* the ssh program and its first arguments, in words as
+                                         rsync(1) -e has them; NULL: "ssh" */
     const char *remote;               /* words for the remote shell; NULL: "vecycle recv" */
     int timeout_ms;                   /* to connect; 0: 10 s */
     const struct vc_tls_options *tls; /* NULL: all defaults */
+    int cancel_fd;                    /* readable: give it up; 0: none */
+    const struct vc_log *log;         /* what ssh and the other host's shell say; may be NULL */
+    const void *greeting;             /* ssh: how the other end begins, but for what varies: */
+    unsigned greeting_bytes;          /* that many, ... */
+    unsigned greeting_at;             /* ... which come that far behind its first byte. What comes
+                                         before is skipped and logged. NULL: all is taken */
 };
 
 /** Connects to `unix:PATH`, `tls://HOST[:PORT]`, `tcp://HOST[:PORT]` or
@@ -80,7 +88,10 @@ void vc_conn_shutdown(struct vc_conn *c);
 /** Ends the sending direction: the peer reads what was sent, then the end. Like a write: for the
  *  thread that writes, and woken by vc_conn_shutdown(). */
 void vc_conn_shutdown_write(struct vc_conn *c);
-/** Frees; waits for a child process that carried it. NULL is fine. */
+/** After a session over it failed: where ssh carried it and has ended by itself, its words and its
+ *  status are added to *err. */
+void vc_conn_blame(struct vc_conn *c, struct vc_err *err);
+/** Frees; waits for a child process that carried it, and ends it. NULL is fine. */
 void vc_conn_close(struct vc_conn *c);
 /** Its descriptors, borrowed, to be handed to another process. Not for TLS, whose keys stay here.
  */
@@ -94,15 +105,21 @@ enum vc_conn_security vc_conn_security(const struct vc_conn *c);
 const char *vc_conn_peer_name(const struct vc_conn *c, unsigned i);
 
 /** Listens on `unix:PATH` (permissions @mode), `tls://HOST[:PORT]` or `tcp://HOST[:PORT]` (needs
- *  @insecure). */
+ *  @insecure), and there on every address that HOST has. VC_E_USAGE, VC_E_REFUSED,
+ *  VC_E_UNREACHABLE (no such name), VC_E_FAILED. */
 int vc_listener_open(const char *address, bool insecure, unsigned mode, struct vc_listener **out,
                      struct vc_err *err) VC_NODISCARD;
+/** What to do where a Unix socket cannot be made for that errno; NULL: nothing is known. */
+const char *vc_listen_hint(int sys_errno);
 /** For poll: readable when a connection waits. */
 int vc_listener_fd(const struct vc_listener *l);
 /** Takes a connection that waits. One of TLS can only be closed or given to
  *  vc_conn_tls_accept(). */
 int vc_listener_accept(struct vc_listener *l, struct vc_conn **out,
                        struct vc_err *err) VC_NODISCARD;
+/** What whoever runs it should know: that no other host can connect, that an address of the name is
+ *  left out. "": nothing. */
+const char *vc_listener_note(const struct vc_listener *l);
 /** Whether its connections need vc_conn_tls_accept(). */
 bool vc_listener_is_tls(const struct vc_listener *l);
 /** Stops listening; a Unix socket's file is removed. */

@@ -8,52 +8,42 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
+#include "base/clock.h"
 #include "net/internal.h"
 #include "net/names.h"
 
 /* Bytes that the kernel may hold unsent: queues belong where they are counted. tcp(7). */
 #define NOTSENT_BYTES (128 * 1024)
 
-/* "HOST", "HOST:PORT", "[V6]:PORT". */
-bool vc_tcp_split(const char *rest, const char *default_port, char host[256], char port[16])
+/* What is wrong with a name, and whether it is so for good. */
+static int explain_name(int rc, const char *text, struct vc_err *err)
 {
-    const char *end, *colon;
-    size_t n;
-
-    if (*rest == '[') {
-        end = strchr(++rest, ']');
-        if (!end || (end[1] && end[1] != ':'))
-            return false;
-        colon = end[1] ? end + 1 : NULL;
-    } else {
-        colon = strchr(rest, ':');
-        end = colon ? colon : rest + strlen(rest);
-    }
-    n = (size_t)(end - rest);
-    if (n == 0 || n > 255 || (colon && (!colon[1] || strlen(colon + 1) > 15)))
-        return false;
-    memcpy(host, rest, n);
-    host[n] = 0;
-    snprintf(port, 16, "%s", colon ? colon + 1 : default_port);
-    return true;
+    if (rc == EAI_SYSTEM)
+        return vc_err_set_errno(err, VC_E_UNREACHABLE, "cannot resolve '%s'", text);
+    vc_err_set_hint(err, VC_E_UNREACHABLE,
+                    rc == EAI_AGAIN ? "is there a name server that answers?"
+                                    : "check the name, /etc/hosts and DNS",
+                    "cannot resolve '%s': %s", text, gai_strerror(rc));
+    err->lasts = rc != EAI_AGAIN;
+    return err->code;
 }
 
-static int resolve(const char *rest, const char *default_port, int flags, const char *address,
-                   struct addrinfo **out, struct vc_err *err)
+static int resolve(const struct vc_address *a, const char *default_port, int flags,
+                   const char *text, struct addrinfo **out, struct vc_err *err)
 {
-    struct addrinfo want = {.ai_socktype = SOCK_STREAM, .ai_flags = flags};
-    char host[256], port[16];
-    int rc;
+    struct addrinfo want = {.ai_socktype = SOCK_STREAM, .ai_flags = flags | AI_NUMERICSERV};
+    int rc = vc_names_find(a->host, a->port[0] ? a->port : default_port, &want, out);
 
-    if (!vc_tcp_split(rest, default_port, host, port))
-        return vc_err_set_hint(err, VC_E_USAGE, "HOST:PORT or [V6]:PORT behind the slashes",
-                               "'%s' is not an address", address);
-    rc = vc_names_find(host, port, &want, out);
-    if (rc)
-        return vc_err_set(err, VC_E_UNREACHABLE, "cannot resolve '%s': %s", address,
-                          gai_strerror(rc));
-    return 0;
+    return rc ? explain_name(rc, text, err) : 0;
+}
+
+static const char *digits(const struct addrinfo *a, char text[64])
+{
+    if (getnameinfo(a->ai_addr, a->ai_addrlen, text, 64, NULL, 0, NI_NUMERICHOST))
+        snprintf(text, 64, "?");
+    return text;
 }
 
 void vc_tcp_tune(int fd)
@@ -65,22 +55,43 @@ void vc_tcp_tune(int fd)
     setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &notsent, sizeof(notsent));
 }
 
-/* Connects within the time; returns the blocking descriptor, or -1 with errno. */
-static int connect_one(const struct addrinfo *a, int timeout_ms)
+/* 1: connected or failed; 0: not within the time; -1: cancelled. */
+static int wait_connected(int fd, uint64_t deadline_ns, int cancel_fd)
+{
+    struct pollfd p[2] = {
+        {.fd = fd, .events = POLLOUT},
+        {.fd = cancel_fd > 0 ? cancel_fd : -1, .events = POLLIN},
+    };
+
+    for (;;) {
+        uint64_t now = vc_now_ns();
+        int n = poll(p, 2, now < deadline_ns ? (int)((deadline_ns - now) / VC_NS_PER_MS) + 1 : 0);
+
+        if (n > 0)
+            return p[1].revents ? -1 : 1;
+        if (n < 0 && errno != EINTR)
+            return 0;
+        if (vc_now_ns() >= deadline_ns)
+            return 0;
+    }
+}
+
+/* Connects within the time; returns the blocking descriptor, or -1 with errno (ECANCELED). */
+static int connect_one(const struct addrinfo *a, int timeout_ms, int cancel_fd)
 {
     vc_auto_close int fd =
         socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, a->ai_protocol);
-    struct pollfd p = {.fd = fd, .events = POLLOUT};
     socklen_t len = sizeof(int);
-    int failed = 0;
+    int failed = 0, n;
 
     if (fd < 0)
         return -1;
     if (connect(fd, a->ai_addr, a->ai_addrlen) < 0) {
         if (errno != EINPROGRESS)
             return -1;
-        if (poll(&p, 1, timeout_ms) != 1) {
-            errno = ETIMEDOUT;
+        n = wait_connected(fd, vc_now_ns() + (uint64_t)timeout_ms * VC_NS_PER_MS, cancel_fd);
+        if (n <= 0) {
+            errno = n < 0 ? ECANCELED : ETIMEDOUT;
             return -1;
         }
         if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &failed, &len) < 0 || failed) {
@@ -93,42 +104,182 @@ static int connect_one(const struct addrinfo *a, int timeout_ms)
     return vc_steal_fd(&fd);
 }
 
-int vc_tcp_connect(const char *rest, const char *default_port, int timeout_ms, const char *address,
-                   int *fd_out, struct vc_err *err)
+static const char *connect_hint(int e)
+{
+    switch (e) {
+    case ECONNREFUSED:
+        return "is 'vecycle serve' listening there?";
+    case ETIMEDOUT:
+        return "is that host up, and does a firewall let the port through?";
+    case EINVAL: /* an address of one link says nothing without the link */
+        return "an address of a link needs its zone: [fe80::1%eth0]";
+    case EACCES:
+    case EPERM:
+        return "a firewall of this host, or its policy, forbids it";
+    default:
+        return "check the network, and the address";
+    }
+}
+
+static int connect_failed(int e, const char *why, const char *text, struct vc_err *err)
+{
+    if (e == ECANCELED)
+        return vc_err_set(err, VC_E_CANCELLED, "cancelled while connecting to '%s'", text);
+    vc_err_set_hint(err, VC_E_UNREACHABLE, connect_hint(e), "cannot connect to '%s': %s", text,
+                    why);
+    err->sys_errno = e;
+    err->lasts = e == EINVAL || e == EAFNOSUPPORT;
+    return err->code;
+}
+
+int vc_tcp_connect(const struct vc_address *a, const char *default_port,
+                   const struct vc_dial_options *o, const char *text, int *fd_out,
+                   struct vc_err *err)
 {
     struct addrinfo *list = NULL;
-    int fd = -1, rc = resolve(rest, default_port, 0, address, &list, err);
+    char why[200] = "", where[64], what[80];
+    size_t n = 0, used = 0;
+    int fd = -1, e = 0, rc = resolve(a, default_port, 0, text, &list, err);
 
     if (rc)
         return rc;
-    for (const struct addrinfo *a = list; a && fd < 0; a = a->ai_next)
-        fd = connect_one(a, timeout_ms);
-    rc = errno;
+    for (const struct addrinfo *i = list; i && n < VC_TCP_MAX_ADDRESSES; i = i->ai_next, n++) {
+        const char *said;
+
+        fd = connect_one(i, o->timeout_ms, o->cancel_fd);
+        e = fd < 0 ? errno : 0;
+        if (fd >= 0 || e == ECANCELED)
+            break;
+        said = strerror_r(e, what, sizeof(what));
+        /* Which of them it was is said where there are several. */
+        if (n || i->ai_next)
+            used += (size_t)snprintf(why + used, sizeof(why) - used, "%s%s: %s", n ? "; " : "",
+                                     digits(i, where), said);
+        else
+            snprintf(why, sizeof(why), "%s", said);
+        used = VC_MIN(used, sizeof(why) - 1);
+    }
     vc_names_free(list);
-    errno = rc;
     if (fd < 0)
-        return vc_err_set_errno_hint(err, VC_E_UNREACHABLE, "is 'vecycle serve' listening there?",
-                                     "cannot connect to '%s'", address);
+        return connect_failed(e, why, text, err);
     vc_tcp_tune(fd);
     *fd_out = fd;
     return 0;
 }
 
-int vc_tcp_listen(const char *rest, const char *default_port, const char *address, int *fd_out,
-                  struct vc_err *err)
+/* ---- listening ---- */
+
+static bool is_loopback(const struct sockaddr *sa)
+{
+    if (sa->sa_family == AF_INET)
+        return ntohl(((const struct sockaddr_in *)(const void *)sa)->sin_addr.s_addr) >> 24 == 127;
+    return sa->sa_family == AF_INET6 &&
+           IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)(const void *)sa)->sin6_addr);
+}
+
+static bool is_any_v6(const struct sockaddr *sa)
+{
+    return sa->sa_family == AF_INET6 &&
+           IN6_IS_ADDR_UNSPECIFIED(&((const struct sockaddr_in6 *)(const void *)sa)->sin6_addr);
+}
+
+/* "[::]" takes IPv4 too, as it does elsewhere, unless somebody listens there; every other address
+ * of IPv6 takes only its own. */
+static int listen_one(const struct addrinfo *a, bool v6_only)
+{
+    vc_auto_close int fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, a->ai_protocol);
+    int one = 1, only = v6_only;
+
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) < 0 ||
+        (a->ai_family == AF_INET6 &&
+         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, sizeof(only)) < 0) ||
+        bind(fd, a->ai_addr, a->ai_addrlen) < 0 || listen(fd, 16) < 0)
+        return -1;
+    return vc_steal_fd(&fd);
+}
+
+static int listen_at(const struct addrinfo *a)
+{
+    bool any = is_any_v6(a->ai_addr);
+    int fd = listen_one(a, !any);
+
+    return fd < 0 && any && errno == EADDRINUSE ? listen_one(a, true) : fd;
+}
+
+static bool is_repeated(const struct addrinfo *list, const struct addrinfo *a)
+{
+    for (const struct addrinfo *i = list; i != a; i = i->ai_next)
+        if (i->ai_addrlen == a->ai_addrlen && !memcmp(i->ai_addr, a->ai_addr, a->ai_addrlen))
+            return true;
+    return false;
+}
+
+static int listen_failed(int e, const struct addrinfo *a, const char *text, struct vc_err *err)
+{
+    const char *hint = e == EADDRINUSE ? "is an agent running already? (one on [::] takes IPv4 too)"
+                       : e == EADDRNOTAVAIL ? "name an address that this host has, or 0.0.0.0"
+                       : e == EACCES        ? "ports below 1024 are root's"
+                                            : NULL;
+    char where[64];
+
+    errno = e;
+    return vc_err_set_errno_hint(err, VC_E_FAILED, hint, "cannot listen on '%s' (%s)", text,
+                                 digits(a, where));
+}
+
+/* A name may have addresses that are not there (a family that is switched off, an address that
+ * moves between hosts): those are left out, if one is left. */
+static bool may_be_left_out(int e)
+{
+    return e == EADDRNOTAVAIL || e == EAFNOSUPPORT;
+}
+
+static int listen_all(const struct addrinfo *list, const char *text, int *fds, size_t *n_out,
+                      char note[256], struct vc_err *err)
+{
+    bool loopback = true;
+    char where[64];
+    int rc = 0;
+
+    for (const struct addrinfo *i = list; i && *n_out < VC_TCP_MAX_ADDRESSES; i = i->ai_next) {
+        int fd = is_repeated(list, i) ? -2 : listen_at(i);
+
+        if (fd >= 0) {
+            fds[(*n_out)++] = fd;
+            loopback &= is_loopback(i->ai_addr);
+            continue;
+        }
+        if (fd == -2)
+            continue;
+        rc = listen_failed(errno, i, text, err);
+        if (!may_be_left_out(err->sys_errno))
+            return rc;
+        snprintf(note, 256, "'%.80s': the address %.45s is left out: %.40s", text, digits(i, where),
+                 strerrorname_np(err->sys_errno));
+    }
+    if (!*n_out)
+        return rc;
+    if (loopback)
+        snprintf(note, 256,
+                 "'%.80s' is %.45s on this host (see /etc/hosts): no other host can connect; name "
+                 "another address, or 0.0.0.0 for all",
+                 text, digits(list, where));
+    return 0;
+}
+
+int vc_tcp_listen(const struct vc_address *a, const char *default_port, const char *text,
+                  int fds[VC_TCP_MAX_ADDRESSES], size_t *n_out, char note[256], struct vc_err *err)
 {
     struct addrinfo *list = NULL;
-    vc_auto_close int fd = -1;
-    int one = 1, rc = resolve(rest, default_port, AI_PASSIVE, address, &list, err);
+    int rc = resolve(a, default_port, AI_PASSIVE, text, &list, err);
 
+    *n_out = 0;
+    note[0] = 0;
     if (rc)
         return rc;
-    fd = socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC, list->ai_protocol);
-    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) < 0 ||
-        bind(fd, list->ai_addr, list->ai_addrlen) < 0 || listen(fd, 16) < 0)
-        rc = vc_err_set_errno(err, VC_E_FAILED, "cannot listen on '%s'", address);
+    rc = listen_all(list, text, fds, n_out, note, err);
     vc_names_free(list);
-    if (!rc)
-        *fd_out = vc_steal_fd(&fd);
+    while (rc && *n_out)
+        close(fds[--*n_out]);
     return rc;
 }

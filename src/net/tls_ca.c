@@ -75,8 +75,12 @@ static int parse_host(const char *text, struct host *h, struct vc_err *err)
     if (snprintf(copy, sizeof(copy), "%s", text) >= (int)sizeof(copy))
         return vc_err_set(err, VC_E_USAGE, "'%.64s...' is too long", text);
     for (char *p = strtok_r(copy, ",", &save); p; p = strtok_r(NULL, ",", &save)) {
-        bool address = is_address(p);
+        char bare[256];
+        bool address;
 
+        vc_address_bare(p, bare);
+        p = bare;
+        address = is_address(p);
         if (++n > MAX_NAMES || (!address && !is_dns_name(p)))
             return vc_err_set_hint(err, VC_E_USAGE, "NAME[,NAME-OR-ADDRESS...], at most 16 of them",
                                    "'%.64s' is not the name of a host", p);

@@ -15,7 +15,10 @@
 bool vc_tls_expect(SSL *ssl, const char *host)
 {
     X509_VERIFY_PARAM *p = SSL_get0_param(ssl);
+    char bare[256];
 
+    vc_address_bare(host, bare); /* no certificate knows of zones */
+    host = bare;
     /* Names are where they belong, in the list of alternative names, and whole. */
     X509_VERIFY_PARAM_set_hostflags(p, X509_CHECK_FLAG_NEVER_CHECK_SUBJECT |
                                            X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);

@@ -293,7 +293,8 @@ int vc_session_expect(struct vc_link *link, uint8_t type, struct vc_link_frame *
     int rc = vc_link_recv(link, &f, err);
 
     if (rc == VC_EOF)
-        return vc_err_set(err, VC_E_PEER_LOST, "peer '%s' hung up", vc_link_peer(link));
+        return vc_err_set_hint(err, VC_E_PEER_LOST, "see the other host's own messages",
+                               "peer '%s' hung up in the opening", vc_link_peer(link));
     if (rc)
         return rc;
     if (f->type != type) {

@@ -9,7 +9,7 @@
 /* A person decides what becomes of a VM in doubt: docs/internals/handover.md, "A person decides".
  * Under the VM's lock: no session, and no agent, settles it otherwise meanwhile. */
 
-#define FORCE_HINT                                                                           \
+#define FORCE_HINT \
     "make certain that the VM does not run, and will not, on the other host; then --run --force"
 
 /* Continues the VM if it waits; anything else is not ours to touch. */
@@ -54,8 +54,8 @@ static int run_at_source(struct vc_vm *v, const struct vc_settle_options *o, str
     vc_look_at_source(h, o->vm, o->qmp_path, &l);
     reason = may_run_elsewhere(h, &l);
     if (reason && !force)
-        rc = vc_err_set_hint(err, VC_E_UNSETTLED, FORCE_HINT,
-                             "the VM may run at '%.80s': %.120s", h->peer, reason);
+        rc = vc_err_set_hint(err, VC_E_UNSETTLED, FORCE_HINT, "the VM may run at '%.80s': %.120s",
+                             h->peer, reason);
     else if (!l.qmp)
         rc = vc_err_set_hint(err, VC_E_QMP_CONNECT, "--qmp PATH says where its socket is now",
                              "the VM's QEMU cannot be reached here: %.120s",

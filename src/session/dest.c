@@ -354,11 +354,11 @@ static int wind_up(struct arrival *a, int rc, struct vc_err *err)
     if (rc == VC_E_POSTCOPY || a->open.mode == VC_WIRE_MODE_RECOVER)
         return rc;
     if (a->about_to_run && !a->word_done)
-        return vc_err_set_hint(err, VC_E_UNSETTLED,
-                               "see `vecycle resolve` on both hosts which of them runs the VM",
-                               "the VM was continued here, and what the source does with its own is "
-                               "not known: %.100s",
-                               why.message);
+        return vc_err_set_hint(
+            err, VC_E_UNSETTLED, "see `vecycle resolve` on both hosts which of them runs the VM",
+            "the VM was continued here, and what the source does with its own is "
+            "not known: %.100s",
+            why.message);
     if (a->qmp && st.shut && st.shut_status == 0 && !a->is_void && !a->word_done)
         return vc_err_set_hint(err, VC_E_UNSETTLED,
                                "the source settles it when they meet again, or `vecycle resolve`",

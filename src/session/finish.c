@@ -50,9 +50,9 @@ void vc_migration_note_success(struct vc_migration *m, const struct vc_source_st
     m->noted = true;
     if (h) {
         h->has_counts = true;
-        h->data_records = st->knows_all ? st->pages_same + st->pages_moved + st->pages_data +
-                                              st->pages_unknown
-                                        : UINT64_MAX; /* equal to nothing */
+        h->data_records =
+            st->knows_all ? st->pages_same + st->pages_moved + st->pages_data + st->pages_unknown
+                          : UINT64_MAX; /* equal to nothing */
         h->zero_records = st->pages_zero;
     }
     if (h && !st->store_stuck && vc_handover_note(m->holding.vm, &err))
@@ -81,9 +81,9 @@ static int exchange(struct vc_migration *m, uint8_t which, uint64_t limit_ms, bo
     return rc;
 }
 
-/* Somebody has continued the VM here, or QEMU cannot say that nobody has: the destination's must not
- * be told to run. QEMU lets nobody do that before it has completed. Nothing comes between this look
- * and the decision. */
+/* Somebody has continued the VM here, or QEMU cannot say that nobody has: the destination's must
+ * not be told to run. QEMU lets nobody do that before it has completed. Nothing comes between this
+ * look and the decision. */
 static int check_continued(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_err ignored = VC_ERR_INIT;
@@ -99,8 +99,8 @@ static int check_continued(struct vc_migration *m, struct vc_err *err)
                       "somebody continued the VM here, before the destination was told to");
 }
 
-/* The destination's QEMU died before the VM ran there: the one here is the only one. It goes on if it
- * ran, and stays as it is otherwise. */
+/* The destination's QEMU died before the VM ran there: the one here is the only one. It goes on if
+ * it ran, and stays as it is otherwise. */
 static int take_back(struct vc_migration *m, const char *why, struct vc_err *err)
 {
     bool goes_on = vc_run_state_goes_on(m->state);
@@ -150,7 +150,9 @@ int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)
         return VC_AGAIN;
     }
     snprintf(m->result->state, sizeof(m->result->state), "%.31s",
-             done.text[0] ? done.text : stays ? "" : "running");
+             done.text[0] ? done.text
+             : stays      ? ""
+                          : "running");
     if (stays && !m->o->suspend)
         m->result->downtime_ms = 0; /* it stood still before, and stands still there */
     else if (m->paused_ns)
@@ -171,7 +173,8 @@ void vc_migration_keep_vm(struct vc_migration *m, bool runs)
     vc_migration_record(m, VC_HANDOVER_KEPT);
     if (exchange(m, runs ? VC_WIRE_WORD_DISMISS : VC_WIRE_WORD_ABANDON,
                  vc_link_dead_peer_ms(m->link), &never_ran, &done, &ignored))
-        vc_log(m->o->log, VC_LOG_DEBUG, "the destination has not confirmed that it gives the VM up");
+        vc_log(m->o->log, VC_LOG_DEBUG,
+               "the destination has not confirmed that it gives the VM up");
     else if (done.code && !never_ran)
         vc_log(m->o->log, VC_LOG_ERROR, "the VM is kept here, and '%s' says: %s",
                vc_link_peer(m->link), done.text);

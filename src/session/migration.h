@@ -36,18 +36,18 @@ struct vc_migration {
     struct vc_progress progress;
     uint64_t rate_bytes, rate_ns; /* last sample of the intake */
     double intake_rate;
-    int stream_fd;      /* proxy: until the pipeline has it */
-    int listen_fd;      /* the same; -1: none */
-    uint64_t limit_ms;  /* what QEMU has now */
-    uint64_t paused_ns; /* when the guest stopped here */
-    char status[32];    /* what QEMU says of the migration */
-    bool stop_seen;     /* a STOP event, and nobody has asked why */
+    int stream_fd;                  /* proxy: until the pipeline has it */
+    int listen_fd;                  /* the same; -1: none */
+    uint64_t limit_ms;              /* what QEMU has now */
+    uint64_t paused_ns;             /* when the guest stopped here */
+    char status[32];                /* what QEMU says of the migration */
+    bool stop_seen;                 /* a STOP event, and nobody has asked why */
     char state[VC_RUN_STATE_BYTES]; /* the guest's, by others' doing than the migration's */
     char event[VC_RUN_STATE_BYTES]; /* the state that the last event told of, or "" */
-    bool guest_ended;               /* the guest shut down, and QEMU is about to end with it */
     bool told;                      /* a decision may have been sent */
     bool noted;                     /* how much was sent is in the record */
-    bool continued;     /* somebody may have continued it here, after `completed` */
+    char shutdown[32];              /* why QEMU is about to end (its event SHUTDOWN), or "" */
+    bool continued;                 /* somebody may have continued it here, after `completed` */
     bool postcopy_asked, word_given;
     uint64_t next_ask_ns;   /* when QEMU is asked whether there is anything left for postcopy ... */
     uint64_t ask_anyway_ns; /* ... and when it is told to switch although it knows of nothing */

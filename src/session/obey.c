@@ -48,9 +48,10 @@ void vc_arrival_watch(struct arrival *a)
     if (!vc_qmp_has_run(a->qmp))
         return;
     a->about_to_run = true;
-    vc_log(a->o->log, VC_LOG_WARNING,
-           "somebody has continued the VM here, before the source decided; if the source fails now, "
-           "it runs there as well");
+    vc_log(
+        a->o->log, VC_LOG_WARNING,
+        "somebody has continued the VM here, before the source decided; if the source fails now, "
+        "it runs there as well");
     if (a->recorded && vc_handover_set(a->holding.vm, VC_HANDOVER_ABOUT_TO_RUN, &err))
         vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
 }
@@ -68,7 +69,8 @@ static int check_arrived(const char *state, struct vc_err *err)
 
 static bool is_to_go_on(uint8_t word, const char *state)
 {
-    return word == VC_WIRE_WORD_CONTINUE && (!strcmp(state, "paused") || !strcmp(state, "suspended"));
+    return word == VC_WIRE_WORD_CONTINUE &&
+           (!strcmp(state, "paused") || !strcmp(state, "suspended"));
 }
 
 /* `cont`, and the state that it has led to. */
@@ -126,7 +128,8 @@ static bool never_ran(struct arrival *a)
     return !vc_qmp_has_run(a->qmp);
 }
 
-/* The word could not be applied. VC_E_DEST_QEMU: the VM is the source's again, and is told to be. */
+/* The word could not be applied. VC_E_DEST_QEMU: the VM is the source's again, and is told to be.
+ */
 static int cannot_apply(struct arrival *a, int rc, struct vc_err *err)
 {
     struct vc_err why = *err, void_err = VC_ERR_INIT;
@@ -179,8 +182,7 @@ static int check_word(struct arrival *a, const struct vc_wire_word_msg *word, st
 
     vc_dest_status(a->pipeline, &st);
     has_come = st.shut && !st.shut_status;
-    if (!vc_id_equal(&word->session, &a->open.session) || !a->qmp ||
-        word->word == VC_WIRE_WORD_ASK)
+    if (!vc_id_equal(&word->session, &a->open.session) || !a->qmp || word->word == VC_WIRE_WORD_ASK)
         return vc_err_set(err, VC_E_PROTOCOL, "WORD: about another session");
     if (word->word == VC_WIRE_WORD_ABANDON || word->word == VC_WIRE_WORD_DISMISS)
         return 0;
@@ -280,14 +282,16 @@ static void dismiss(struct arrival *a, const struct vc_handover *h, char state[V
 
     if (!vc_process_equal(vc_qmp_process(a->qmp), &h->qemu) ||
         (strcmp(state, "paused") != 0 && strcmp(state, "inmigrate") != 0))
-        vc_log(a->o->log, VC_LOG_WARNING,
-               "the QEMU at '%.120s' is left over from a migration that the source gave up: quit it",
-               h->socket);
+        vc_log(
+            a->o->log, VC_LOG_WARNING,
+            "the QEMU at '%.120s' is left over from a migration that the source gave up: quit it",
+            h->socket);
     else if (vc_qmp_simple(a->qmp, "quit", &ignored) == 0)
-        vc_log(a->o->log, VC_LOG_INFO,
-               "the QEMU at '%.120s' was left over from a migration that the source gave up: it was "
-               "told to quit",
-               h->socket);
+        vc_log(
+            a->o->log, VC_LOG_INFO,
+            "the QEMU at '%.120s' was left over from a migration that the source gave up: it was "
+            "told to quit",
+            h->socket);
 }
 
 /* The VM is the source's: the one that has arrived here must never run. */

@@ -81,11 +81,16 @@ static int adjust_limit(struct vc_migration *m, const struct vc_source_status *s
 
 /* The guest ends, and QEMU with it unless it was started with -no-shutdown. QEMU may be told to end
  * as well, by a person or a signal: then the guest has not shut down. */
+static bool guest_has_ended(const struct vc_migration *m)
+{
+    return m->shutdown[0] && strncmp(m->shutdown, "host-", 5) != 0;
+}
+
 static void on_shutdown(struct vc_migration *m, struct json_object *e)
 {
-    if (vc_json_bool(vc_json_get(e, "data"), "guest", false))
-        m->guest_ended = true;
-    else
+    snprintf(m->shutdown, sizeof(m->shutdown), "%s",
+             vc_json_str(vc_json_get(e, "data"), "reason", "guest-shutdown"));
+    if (!guest_has_ended(m))
         m->event[0] = '\0';
 }
 
@@ -101,8 +106,8 @@ static void on_event(struct vc_migration *m, struct json_object *e)
         m->guest_paused = m->stop_seen = true;
         m->result->phase = VC_PHASE_SWITCH;
     } else if (!strcmp(name, "RESUME")) {
-        m->guest_paused = m->guest_ended = false;
-        m->event[0] = '\0';
+        m->guest_paused = false;
+        m->event[0] = m->shutdown[0] = '\0';
         snprintf(m->state, sizeof(m->state), "running");
         m->continued |= m->completed;
         m->result->phase = VC_PHASE_ROUNDS;
@@ -131,8 +136,8 @@ int vc_migration_take_events(struct vc_migration *m, struct vc_err *err)
     return rc == VC_AGAIN ? 0 : rc;
 }
 
-/* What stopped the guest? If it was not the migration, the VM arrives in that state, and stays so. A
- * switch that began before QEMU was asked hides the state; then events tell. */
+/* What stopped the guest? If it was not the migration, the VM arrives in that state, and stays so.
+ * A switch that began before QEMU was asked hides the state; then events tell. */
 static int who_stopped_it(struct vc_migration *m, struct vc_err *err)
 {
     char state[VC_RUN_STATE_BYTES];
@@ -180,7 +185,8 @@ static int check_migration(struct vc_migration *m, struct vc_err *err)
         return vc_err_set(err, VC_E_POSTCOPY, "QEMU has paused the migration%s%.150s",
                           now.error[0] ? ": " : "", now.error);
     if (!strcmp(now.status, "cancelled"))
-        return vc_err_set(err, VC_E_CANCELLED, "the migration was cancelled in QEMU");
+        return vc_err_set(err, VC_E_CANCELLED,
+                          "the migration was cancelled in QEMU; the VM runs on here");
     return 0;
 }
 
@@ -202,7 +208,7 @@ void vc_migration_wait(struct vc_migration *m)
 int vc_migration_cancelled(const struct vc_migration *m, struct vc_err *err)
 {
     return vc_err_set(err, VC_E_CANCELLED, "cancelled%s",
-                      vc_migration_has_switched(m)          ? ""
+                      vc_migration_has_switched(m)     ? ""
                       : vc_run_state_goes_on(m->state) ? "; the VM runs on here"
                                                        : "; the VM is still here");
 }
@@ -245,16 +251,33 @@ static int give_up(struct vc_migration *m, struct vc_err *err)
         return 0;
     if (rc == VC_E_POSTCOPY || vc_migration_has_switched(m))
         return vc_migration_interrupted(m, err);
+    /* Only somebody else's migrate_cancel ends so: that was the reason for all that broke. */
+    if (rc == VC_E_CANCELLED && err->code != VC_E_CANCELLED)
+        *err = end;
     m->unknown = rc == 0 || rc == VC_E_QMP;
     return err->code;
 }
 
 /* What QEMU had said before it closed its socket. */
-static int take_last_events(struct vc_migration *m)
+static void take_last_events(struct vc_migration *m)
 {
     struct vc_err ignored = VC_ERR_INIT;
 
-    return vc_migration_take_events(m, &ignored);
+    if (vc_migration_take_events(m, &ignored))
+        vc_log_err(m->o->log, VC_LOG_DEBUG, "QEMU is gone", &ignored);
+}
+
+/* The process is gone: why, as far as it has said. */
+static int qemu_ended(const struct vc_migration *m, struct vc_err *err)
+{
+    if (!m->shutdown[0])
+        return vc_err_set_hint(err, VC_E_QMP, "see its own messages",
+                               "the source QEMU ended in the middle of the migration");
+    if (!strncmp(m->shutdown, "host-", 5))
+        return vc_err_set(err, VC_E_QEMU_STATE,
+                          "the source QEMU was told to end (%s) during the migration", m->shutdown);
+    return vc_err_set(err, VC_E_QEMU_STATE, "the guest shut down (%s) during the migration",
+                      m->shutdown);
 }
 
 /* A command failed. VC_AGAIN: QEMU is only busy (it holds its lock while it sends the last pages),
@@ -266,18 +289,16 @@ static int qmp_failed(struct vc_migration *m, struct vc_err *err)
         *err = VC_ERR_INIT;
         return VC_AGAIN;
     }
-    (void)take_last_events(m);
-    if (m->guest_ended) /* what has been sent is older than its end, and must never run */
-        return vc_err_set_hint(err, VC_E_QEMU_STATE, "start QEMU with -no-shutdown to keep it",
-                               "the guest shut down, and QEMU ended with it: there is nothing left "
-                               "to migrate");
+    take_last_events(m);
+    if (guest_has_ended(m)) /* what has been sent is older than its end, and must never run */
+        return qemu_ended(m, err);
     if (!vc_qmp_process_ended(m->qmp, EXIT_TIMEOUT_MS)) { /* it may complete all the same */
         vc_source_abort(m->pipeline, err);
         m->unknown = true;
         return err->code;
     }
     m->orphan = m->guest_paused && !vc_migration_has_switched(m);
-    return m->orphan ? VC_AGAIN : err->code;
+    return m->orphan ? VC_AGAIN : qemu_ended(m, err);
 }
 
 /* Whether nothing has moved for too long. */

@@ -2,8 +2,10 @@
 #include "session/preempt.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -22,6 +24,37 @@
 /** From here on QEMU makes its second connection at the switch. */
 #define LATE_SECOND_VERSION 800
 #define SECOND_TIMEOUT_MS 2000
+
+/* What a socket address holds, also one of QEMU's. */
+#define QEMU_PATH_BYTES 108
+
+/* How QEMU is told of a socket at that path. One that is too long for it goes by way of the
+ * directory, of which it is given a descriptor; that stays with QEMU as long as our connection to
+ * it, or a guest that is paused, lasts. */
+static int path_for_qemu(struct vc_qmp *q, const char *path, char out[QEMU_PATH_BYTES],
+                         struct vc_err *err)
+{
+    vc_auto_json struct json_object *ret = NULL;
+    const char *slash = strrchr(path, '/');
+    vc_auto_free char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : NULL;
+    vc_auto_close int fd = -1;
+    int rc;
+
+    if (snprintf(out, QEMU_PATH_BYTES, "%s", path) < QEMU_PATH_BYTES)
+        return 0;
+    fd = dir ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (fd < 0)
+        return vc_err_set_errno_hint(err, VC_E_FAILED, "choose a shorter path",
+                                     "cannot show QEMU the way to '%.160s'", path);
+    rc = vc_qmp_execute(q, "add-fd", NULL, fd, &ret, err);
+    if (rc)
+        return rc;
+    if (snprintf(out, QEMU_PATH_BYTES, "/proc/self/fd/%u/%s",
+                 (unsigned)vc_json_u64(ret, "fd", UINT32_MAX), slash + 1) >= QEMU_PATH_BYTES)
+        return vc_err_set_hint(err, VC_E_USAGE, "choose a shorter name",
+                               "QEMU cannot open a socket with the name '%.120s'", slash + 1);
+    return 0;
+}
 
 /* ---- the source ---- */
 
@@ -46,6 +79,9 @@ static int check_qemu(struct vc_migration *m, struct vc_err *err)
         vc_log_err(m->o->log, VC_LOG_DEBUG, "QEMU is asked again", err);
         return VC_AGAIN;
     }
+    if (!rc && !strcmp(now.status, "cancelled"))
+        return vc_err_set(err, VC_E_CANCELLED,
+                          "the migration was cancelled in QEMU; the VM runs on here");
     if (rc || strcmp(now.status, "failed") != 0)
         return rc;
     return vc_err_set_hint(err, VC_E_MIGRATION, "may QEMU's user open that socket?",
@@ -107,6 +143,7 @@ static int await_second(struct vc_migration *m, struct vc_err *err)
 int vc_preempt_migrate(struct vc_migration *m, int *fd_out, struct vc_err *err)
 {
     struct vc_err ignored = VC_ERR_INIT;
+    char path[QEMU_PATH_BYTES];
     unsigned version;
     int rc;
 
@@ -117,8 +154,10 @@ int vc_preempt_migrate(struct vc_migration *m, int *fd_out, struct vc_err *err)
         return vc_err_set(err, VC_E_USAGE, "there is no socket for QEMU's preempt connection");
     rc = vc_qmp_version(m->qmp, &version, err); /* while there is nothing yet to be given up */
     if (!rc)
-        rc = vc_qmp_migrate_unix(m->qmp, m->o->recover ? VC_QMP_RESUME : VC_QMP_OUTGOING,
-                                 m->o->stream_path, err);
+        rc = path_for_qemu(m->qmp, m->o->stream_path, path, err);
+    if (!rc)
+        rc =
+            vc_qmp_migrate_unix(m->qmp, m->o->recover ? VC_QMP_RESUME : VC_QMP_OUTGOING, path, err);
     if (rc)
         return rc;
     rc = accept_qemu(m, fd_out, err);
@@ -143,13 +182,15 @@ static int path_of(const struct arrival *a, const char *suffix, char out[VC_PREE
 
 int vc_preempt_incoming(struct arrival *a, struct vc_err *err)
 {
-    char path[VC_PREEMPT_PATH_BYTES];
+    char path[VC_PREEMPT_PATH_BYTES], short_path[QEMU_PATH_BYTES];
     int rc = path_of(a, SUFFIX, path, err);
 
     if (rc)
         return rc;
     unlink(path);
-    rc = vc_qmp_migrate_unix(a->qmp, VC_QMP_INCOMING, path, err);
+    rc = path_for_qemu(a->qmp, path, short_path, err);
+    if (!rc)
+        rc = vc_qmp_migrate_unix(a->qmp, VC_QMP_INCOMING, short_path, err);
     if (rc) {
         err->code = VC_E_DEST_QEMU;
         return VC_E_DEST_QEMU;
@@ -161,13 +202,15 @@ int vc_preempt_incoming(struct arrival *a, struct vc_err *err)
 /* A QEMU that is postcopy-paused listens where it is told to. */
 int vc_preempt_recover(struct arrival *a, struct vc_err *err)
 {
-    char path[VC_PREEMPT_PATH_BYTES];
+    char path[VC_PREEMPT_PATH_BYTES], short_path[QEMU_PATH_BYTES];
     int rc = path_of(a, RECOVER_SUFFIX, path, err);
 
     if (rc)
         return rc;
     unlink(path);
-    rc = vc_qmp_recover(a->qmp, path, err);
+    rc = path_for_qemu(a->qmp, path, short_path, err);
+    if (!rc)
+        rc = vc_qmp_recover(a->qmp, short_path, err);
     if (rc) {
         err->code = VC_E_DEST_QEMU;
         return VC_E_DEST_QEMU;

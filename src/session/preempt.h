@@ -9,7 +9,8 @@
 /* Private to src/session: the capability postcopy-preempt, for which QEMU opens a second connection
  * by itself. */
 
-#define VC_PREEMPT_PATH_BYTES 256
+/** Of the socket directory and a name in it. */
+#define VC_PREEMPT_PATH_BYTES 1280
 
 /** Whether this migration has a preempt connection: as asked for, or, for the rest of an
  *  interrupted one, as it had it. */

@@ -139,26 +139,27 @@ struct vc_settle_options {
     const struct vc_log *log;
 };
 
-/** Reads the record of the VM's handover into *h, after it has been brought up to date, durably, with
- *  what this host's own QEMU shows (docs/internals/handover.md): LEAVING becomes LEFT if QEMU completed
- *  this migration; LEAVING and LEFT become KEPT if the VM is this host's; ARRIVING and ABOUT_TO_RUN
- *  become SETTLED if it runs here. In doubt it stays as it is. @why: what is known of QEMU, or what
- *  keeps it from being known; "" if there was no need to look; may be NULL.
- *  VC_E_BUSY: the VM is being migrated. */
+/** Reads the record of the VM's handover into *h, after it has been brought up to date, durably,
+ * with what this host's own QEMU shows (docs/internals/handover.md): LEAVING becomes LEFT if QEMU
+ * completed this migration; LEAVING and LEFT become KEPT if the VM is this host's; ARRIVING and
+ * ABOUT_TO_RUN become SETTLED if it runs here. In doubt it stays as it is. @why: what is known of
+ * QEMU, or what keeps it from being known; "" if there was no need to look; may be NULL. VC_E_BUSY:
+ * the VM is being migrated. */
 int vc_session_look_back(const struct vc_settle_options *o, struct vc_handover *h,
                          char why[VC_WHY_BYTES], struct vc_err *err) VC_NODISCARD;
 
-/** Tells the destination what was decided, over a new connection (taken): the source side of mode 3.
- *  Looks at this host's QEMU first, as above. A record that is LEFT: the decision is repeated, and if
- *  the destination says that the VM never ran there, it is continued here. KEPT: *abandon*.
- *  0: the record is settled. VC_E_UNSETTLED: in doubt; other errors: another time, perhaps. */
+/** Tells the destination what was decided, over a new connection (taken): the source side of
+ * mode 3. Looks at this host's QEMU first, as above. A record that is LEFT: the decision is
+ * repeated, and if the destination says that the VM never ran there, it is continued here. KEPT:
+ * *abandon*. 0: the record is settled. VC_E_UNSETTLED: in doubt; other errors: another time,
+ * perhaps. */
 int vc_session_repeat_word(const struct vc_settle_options *o, struct vc_conn *conn,
                            struct vc_err *err) VC_NODISCARD;
 
 /** Asks the destination of the record what is known there, over a new connection (taken); nothing
  *  changes. */
-int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn,
-                   char text[VC_WHY_BYTES], struct vc_err *err) VC_NODISCARD;
+int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn, char text[VC_WHY_BYTES],
+                   struct vc_err *err) VC_NODISCARD;
 
 enum vc_decision {
     VC_DECIDE_RUN,     /* the VM is continued on this host */

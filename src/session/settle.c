@@ -88,8 +88,7 @@ static int look(struct vc_vm *v, const struct vc_settle_options *o, struct vc_ha
     int rc;
 
     why[0] = '\0';
-    if (o->socket_dir &&
-        (h->state == VC_HANDOVER_ARRIVING || h->state == VC_HANDOVER_ABOUT_TO_RUN))
+    if (o->socket_dir && (h->state == VC_HANDOVER_ARRIVING || h->state == VC_HANDOVER_ABOUT_TO_RUN))
         return update_destination(v, o, h, why, err);
     if (!is_of_source(h))
         return 0;
@@ -197,8 +196,8 @@ static int take_back(const struct vc_settle_options *o, const struct vc_handover
 }
 
 /* LEFT: the decision once more. */
-static int give(struct vc_conn *conn, const struct vc_settle_options *o, const struct vc_handover *h,
-                struct vc_err *err)
+static int give(struct vc_conn *conn, const struct vc_settle_options *o,
+                const struct vc_handover *h, struct vc_err *err)
 {
     struct answer a;
     int rc = ask(conn, o, h, h->suspend ? VC_WIRE_WORD_SUSPEND : VC_WIRE_WORD_CONTINUE, &a, err);
@@ -208,8 +207,8 @@ static int give(struct vc_conn *conn, const struct vc_settle_options *o, const s
     if (a.never_ran)
         return take_back(o, h, &a, err);
     return a.status.code
-               ? vc_err_set(err, VC_E_UNSETTLED, "the destination could not continue the VM: %.150s",
-                            a.status.text)
+               ? vc_err_set(err, VC_E_UNSETTLED,
+                            "the destination could not continue the VM: %.150s", a.status.text)
                : 0;
 }
 
@@ -239,15 +238,16 @@ static int settle(struct vc_vm *v, const struct vc_settle_options *o, struct vc_
     vc_look_at_source(h, o->vm, o->qmp_path, &l);
     rc = update_source(v, o, h, &l, err);
     if (!rc && h->state == VC_HANDOVER_LEFT && l.where == VC_VM_IN_DOUBT)
-        rc = vc_err_set_hint(err, VC_E_UNSETTLED,
-                             "resolve --qmp PATH, if QEMU's socket has moved; else a person decides",
-                             "whether the VM was continued here is not known: %.150s", l.why);
+        rc =
+            vc_err_set_hint(err, VC_E_UNSETTLED,
+                            "resolve --qmp PATH, if QEMU's socket has moved; else a person decides",
+                            "whether the VM was continued here is not known: %.150s", l.why);
     vc_qmp_free(vc_steal_ptr(l.qmp));
     if (rc)
         vc_conn_close(conn);
     else
-        rc = h->state == VC_HANDOVER_KEPT ? abandon(conn, o, h, l.runs, err)
-                                          : give(conn, o, h, err);
+        rc =
+            h->state == VC_HANDOVER_KEPT ? abandon(conn, o, h, l.runs, err) : give(conn, o, h, err);
     if (rc)
         return rc;
     h->state = VC_HANDOVER_SETTLED;
@@ -263,8 +263,7 @@ int vc_session_repeat_word(const struct vc_settle_options *o, struct vc_conn *co
 
     if (!rc)
         rc = vc_handover_get(v, &h, err);
-    if (rc == VC_NOT_FOUND ||
-        (!rc && h.state != VC_HANDOVER_LEFT && h.state != VC_HANDOVER_KEPT))
+    if (rc == VC_NOT_FOUND || (!rc && h.state != VC_HANDOVER_LEFT && h.state != VC_HANDOVER_KEPT))
         rc = vc_err_set(err, VC_E_NO_SUCH_VM, "no migration of this VM away from here is open");
     if (rc)
         vc_conn_close(conn);
@@ -274,8 +273,8 @@ int vc_session_repeat_word(const struct vc_settle_options *o, struct vc_conn *co
     return rc;
 }
 
-int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn,
-                   char text[VC_WHY_BYTES], struct vc_err *err)
+int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn, char text[VC_WHY_BYTES],
+                   struct vc_err *err)
 {
     struct vc_vm *v = NULL;
     struct vc_handover h;

@@ -19,11 +19,11 @@ enum vc_whereabouts {
 
 struct vc_look {
     enum vc_whereabouts where;
-    bool runs;                        /* HERE: it was seen to run */
-    struct vc_qmp *qmp;               /* the QEMU of the record, or NULL */
-    char state[VC_RUN_STATE_BYTES];   /* of that QEMU, or "" */
-    char why[200];                    /* IN_DOUBT: what stands in the way */
-    char status[VC_RUN_STATE_BYTES];  /* query-migrate's, or "" */
+    bool runs;                       /* HERE: it was seen to run */
+    struct vc_qmp *qmp;              /* the QEMU of the record, or NULL */
+    char state[VC_RUN_STATE_BYTES];  /* of that QEMU, or "" */
+    char why[200];                   /* IN_DOUBT: what stands in the way */
+    char status[VC_RUN_STATE_BYTES]; /* query-migrate's, or "" */
 };
 
 /** Looks. An error is no evidence: whatever goes wrong is IN_DOUBT. @path: where the QMP socket is,

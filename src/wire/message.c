@@ -6,7 +6,7 @@
 
 /* Payloads of the small messages, in the order of docs/formats/wire.md section 3. */
 
-static const char hello_magic[8] = "vecycle\n";
+static const char hello_magic[8] = VC_WIRE_MAGIC;
 
 static int illegal(struct vc_err *err, const char *type, const char *what)
 {

@@ -19,6 +19,12 @@
 
 #define VC_WIRE_VERSION 1
 #define VC_WIRE_HEADER_BYTES 8
+/** How the payload of HELLO begins. */
+#define VC_WIRE_MAGIC "vecycle\n"
+/** And how a connection begins, in either direction, from its fifth byte on: the rest of HELLO's
+ *  frame header (type, flags, channel), and that. */
+#define VC_WIRE_GREETING "\1\0\0\0" VC_WIRE_MAGIC
+#define VC_WIRE_GREETING_AT 4
 #define VC_WIRE_MAX_CHANNELS 64
 /** The channel of QEMU's postcopy-preempt connection; between the main one and it there is none. */
 #define VC_WIRE_CHANNEL_PREEMPT 1

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* Words that a user, or a configuration, gives: sizes, addresses, UUIDs.
+/* Words that a user, or a configuration, gives: sizes, addresses, ssh's command line, UUIDs.
  *
  * Input: a byte that chooses, then the text. */
 
@@ -9,7 +9,7 @@
 #include "base/units.h"
 #include "cmd/cmd.h"
 #include "fuzz.h"
-#include "net/internal.h"
+#include "net/ssh.h"
 
 /* The rule once more: digits and at most one of K, M, G, T; 64 bits. */
 static bool expected_size(const char *s, uint64_t *out)
@@ -52,34 +52,54 @@ static void size(const char *text)
     FUZZ_ASSERT(strlen(cmd_size(got)) < 32);
 }
 
-static void check_host(const char host[256], const char port[16])
+static void check_text(const char *text, const char *whole, size_t room)
 {
-    FUZZ_ASSERT(memchr(host, 0, 256) && memchr(port, 0, 16));
-    FUZZ_ASSERT(host[0]);
+    FUZZ_ASSERT(memchr(text, 0, room));
+    FUZZ_ASSERT(strstr(whole, text));
+    FUZZ_ASSERT(*text != '-'); /* nothing that ssh takes for an option */
 }
 
-static void tcp(const char *text)
+/* What is taken apart is put together again, and means the same. */
+static void address(const char *text)
 {
-    char host[256], port[16];
+    struct vc_address a, b;
+    char full[1024], bare[256];
 
-    if (!vc_tcp_split(text, VC_NET_DEFAULT_PORT, host, port))
+    if (vc_address_parse(text, &a, NULL))
         return;
-    check_host(host, port);
-    FUZZ_ASSERT(port[0]);
-    FUZZ_ASSERT(strstr(text, host));
-    FUZZ_ASSERT(!strcmp(port, VC_NET_DEFAULT_PORT) || strstr(text, port));
+    if (a.path) {
+        FUZZ_ASSERT(!strncmp(text, "unix:", 5) && a.path == text + 5 && *a.path);
+        return;
+    }
+    check_text(a.user, text, sizeof(a.user));
+    check_text(a.host, text, sizeof(a.host));
+    check_text(a.port, text, sizeof(a.port));
+    FUZZ_ASSERT(a.host[0]);
+    FUZZ_ASSERT(strspn(a.port, "0123456789") == strlen(a.port));
+    FUZZ_ASSERT(a.is_v6 == !!strchr(a.host, ':'));
+    FUZZ_ASSERT(a.scheme == VC_SCHEME_SSH || !a.user[0]);
+    vc_address_bare(a.host, bare);
+    FUZZ_ASSERT(!a.is_v6 || !strchr(bare, '%'));
+    FUZZ_ASSERT(vc_address_format(&a, NULL, full, sizeof(full)));
+    FUZZ_ASSERT(!vc_address_parse(full, &b, NULL));
+    FUZZ_ASSERT(a.scheme == b.scheme && a.is_v6 == b.is_v6 && !strcmp(a.user, b.user) &&
+                !strcmp(a.host, b.host) && !strcmp(a.port, b.port));
 }
 
-static void ssh(const char *text)
+static void command(const char *text)
 {
-    char host[256], port[16];
+    const char *words[VC_SSH_MAX_WORDS];
+    char *buf = malloc(strlen(text) + 1);
+    size_t n, bytes = 0;
 
-    if (!vc_ssh_split(text, host, port))
-        return;
-    check_host(host, port);
-    /* Nothing that ssh takes for an option. */
-    FUZZ_ASSERT(host[0] != '-');
-    FUZZ_ASSERT(strspn(port, "0123456789") == strlen(port));
+    FUZZ_ASSERT(buf);
+    if (!vc_ssh_split(text, buf, words, &n, NULL)) {
+        FUZZ_ASSERT(n && *words[0]);
+        for (size_t i = 0; i < n; i++)
+            bytes += strlen(words[i]) + 1;
+        FUZZ_ASSERT(bytes <= strlen(text) + 1);
+    }
+    free(buf);
 }
 
 static void uuid(const char *text)
@@ -109,9 +129,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     if (kind == 0)
         size(text);
     else if (kind == 1)
-        tcp(text);
+        address(text);
     else if (kind == 2)
-        ssh(text);
+        command(text);
     else
         uuid(text);
     free(text);

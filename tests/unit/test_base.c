@@ -811,21 +811,71 @@ static void listening_never_removes_what_is_no_socket(void **state)
     assert_true(S_ISREG(st.st_mode));
 }
 
-static void a_path_too_long_for_a_socket_is_told(void **state)
+/* A directory that deep, and a name that long: neither fits a socket address. */
+static void connect_at(const char *path)
 {
-    char path[200];
+    int live = vc_unix_listen(path, 0660, 1), fd;
+    struct stat st;
+
+    assert_true(live >= 0);
+    assert_int_equal(stat(path, &st), 0);
+    assert_true(S_ISSOCK(st.st_mode));
+    assert_int_equal(st.st_mode & 0777, 0660);
+    errno = 0;
+    assert_int_equal(vc_unix_listen(path, 0600, 1), -1);
+    assert_int_equal(errno, EADDRINUSE);
+    close(accept(live, NULL, NULL)); /* what it knocked with */
+    fd = vc_unix_connect(path);
+    assert_true(fd >= 0);
+    close(fd);
+    close(live);
+    live = vc_unix_listen(path, 0600, 1); /* in place of a dead one */
+    assert_true(live >= 0);
+    close(live);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(vc_unix_connect(path), -1);
+    assert_int_equal(errno, ENOENT);
+}
+
+static void a_path_longer_than_a_socket_address_works(void **state)
+{
+    struct place *p = *state;
+    char path[1024], deep[400];
+
+    for (unsigned n = 60; n <= 240; n += 60) {
+        snprintf(path, sizeof(path), "%s/%0*d", p->dir, (int)n, 0);
+        connect_at(path);
+    }
+    snprintf(deep, sizeof(deep), "%s/%0240d", p->dir, 1);
+    assert_int_equal(mkdir(deep, 0700), 0);
+    for (unsigned n = 1; n <= 240; n += 120) {
+        snprintf(path, sizeof(path), "%s/%0*d", deep, (int)n, 0);
+        connect_at(path);
+    }
+    assert_int_equal(rmdir(deep), 0); /* nothing was left behind */
+}
+
+static void a_path_too_long_for_a_file_is_told(void **state)
+{
+    char path[5000];
 
     (void)state;
     memset(path, 'x', sizeof(path));
     path[0] = '/';
-    path[108] = 0;
+    path[4999] = 0;
     errno = 0;
     assert_int_equal(vc_unix_connect(path), -1);
     assert_int_equal(errno, ENAMETOOLONG);
     errno = 0;
     assert_int_equal(vc_unix_listen(path, 0600, 1), -1);
     assert_int_equal(errno, ENAMETOOLONG);
+    assert_int_equal(vc_unix_connect(""), -1);
+    assert_int_equal(errno, ENOENT);
+    assert_int_equal(vc_unix_listen("", 0600, 1), -1);
     path[107] = 0;
+    assert_int_equal(vc_unix_connect(path), -1);
+    assert_int_equal(errno, ENOENT);
+    path[108] = 0;
     assert_int_equal(vc_unix_connect(path), -1);
     assert_int_equal(errno, ENOENT);
 }
@@ -1269,7 +1319,9 @@ int main(void)
         IN_A_PLACE(listening_replaces_a_dead_socket_but_not_a_live_one),
         IN_A_PLACE(a_live_socket_with_a_full_backlog_is_kept),
         IN_A_PLACE(listening_never_removes_what_is_no_socket),
-        cmocka_unit_test(a_path_too_long_for_a_socket_is_told),
+        cmocka_unit_test_setup_teardown(a_path_longer_than_a_socket_address_works, place_make,
+                                        place_remove),
+        cmocka_unit_test(a_path_too_long_for_a_file_is_told),
         IN_A_PLACE(a_published_file_replaces_the_old_one_whole),
         IN_A_PLACE(what_an_interrupted_write_left_is_overwritten),
         IN_A_PLACE(a_file_in_the_way_is_never_written_to),

@@ -19,7 +19,7 @@
 
 #include "base/fdio.h"
 #include "base/thread.h"
-#include "net/net.h"
+#include "net/ssh.h"
 
 /* Connections of each kind: bytes pass both ways, an end is seen, a shutdown wakes who waits. */
 
@@ -353,7 +353,7 @@ static void nobody_there_is_said_with_a_hint(void **state)
 {
     struct vc_conn *c = NULL;
     struct vc_err err = VC_ERR_INIT;
-    char path[PATH_MAX], endless[400] = "unix:";
+    char path[PATH_MAX], endless[400] = "unix:"; /* a name longer than any file's */
 
     (void)state;
     assert_int_equal(vc_conn_dial(address("none", path, sizeof(path)), &plain, &c, &err),
@@ -474,7 +474,10 @@ static const char *stand_in(const char *script, char *path, size_t cap)
 
 static void ssh_gets_its_arguments_and_carries_bytes(void **state)
 {
-    static const char expected[] = "-T -e none -o BatchMode=yes -p 2222 me@there vecycle recv -v";
+    static const char expected[] =
+        "-T -e none -o BatchMode=yes -x -a -o ControlMaster=no -o ControlPath=none -o "
+        "ClearAllForwardings=yes -o RemoteCommand=none -o PermitLocalCommand=no -p 2222 me@there "
+        "vecycle recv -v";
     char path[PATH_MAX], line[sizeof(expected)] = "";
     struct vc_dial_options o = {
         .ssh = stand_in("printf '%s' \"$*\"; exec cat", path, sizeof(path)),
@@ -524,7 +527,333 @@ static void no_ssh_is_said(void **state)
     (void)state;
     assert_int_equal(vc_conn_dial("ssh://there", &o, &c, &err), VC_E_UNREACHABLE);
     assert_non_null(strstr(err.message, "/nonexistent/ssh"));
+    assert_true(err.lasts); /* no attempt will find it */
     assert_null(c);
+}
+
+/* ---- what comes before the other end's vecycle ---- */
+
+static const struct vc_dial_options greeted = {
+    .greeting = "\1\0\0\0vecycle\n",
+    .greeting_bytes = 12,
+    .greeting_at = 4,
+};
+
+static char logged[2000];
+
+static void on_log(void *opaque, enum vc_log_level level, const char *text)
+{
+    (void)opaque;
+    (void)level;
+    snprintf(logged + strlen(logged), sizeof(logged) - strlen(logged), "%s|", text);
+}
+
+static int dial_script(const char *script, struct vc_conn **c, struct vc_err *err)
+{
+    char path[PATH_MAX];
+    struct vc_log log = {.fn = on_log, .max = VC_LOG_WARNING};
+    struct vc_dial_options o = greeted;
+    int rc;
+
+    logged[0] = 0;
+    *err = VC_ERR_INIT;
+    *c = NULL;
+    o.ssh = stand_in(script, path, sizeof(path));
+    o.log = &log;
+    rc = vc_conn_dial("ssh://me@there", &o, c, err);
+    assert_int_equal(unlink(path), 0);
+    return rc;
+}
+
+#define HELLO "printf '\\031\\0\\0\\0\\001\\0\\0\\0vecycle\\n'; exec cat"
+
+static void noise_before_the_greeting_is_skipped_and_shown(void **state)
+{
+    static const struct {
+        const char *script, *shown;
+    } cases[] = {
+        {HELLO, ""},
+        {"echo Welcome; " HELLO, "'Welcome'"},
+        {"printf x; sleep 0.1; " HELLO, "'x'"},
+        {"printf '\\r\\n\\033[1mHi\\0'; " HELLO, "'[1mHi'"},
+        {"echo vecycle; echo vecycle; " HELLO, "'vecycle vecycle'"},
+        {"head -c 80000 /dev/zero | tr '\\0' A; " HELLO, "80000 bytes"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < VC_ARRAY_LEN(cases); i++) {
+        struct vc_conn *c;
+        struct vc_err err;
+        char frame[16];
+
+        if (dial_script(cases[i].script, &c, &err))
+            fail_msg("%s: %s", cases[i].script, err.message);
+        get(c, frame, sizeof(frame));
+        assert_memory_equal(frame + 8, "vecycle\n", 8);
+        assert_int_equal(frame[4], 1); /* from its first byte on */
+        vc_conn_close(c);
+        if (!*cases[i].shown != !*logged || !strstr(logged, cases[i].shown))
+            fail_msg("%s: logged '%s'", cases[i].script, logged);
+    }
+}
+
+static void why_ssh_ended_is_told_once(void **state)
+{
+    static const struct {
+        const char *script;
+        int code;
+        bool lasts;
+        const char *says, *hint, *logs;
+    } cases[] = {
+        {"echo 'Host key verification failed.' >&2; exit 255", VC_E_UNREACHABLE, true,
+         "(status 255): Host key verification failed.", "host's key", ""},
+        {"echo first >&2; echo 'ssh: connect to host there port 22: No route to host' >&2; exit "
+         "255",
+         VC_E_UNREACHABLE, false, "No route to host", "network", "first"},
+        {"echo 'me@there: Permission denied (publickey).' >&2; exit 255", VC_E_UNREACHABLE, true,
+         "Permission denied", "without a password", ""},
+        {"echo 'sh: vecycle: not found' >&2; exit 127", VC_E_UNREACHABLE, true,
+         "'vecycle recv' is not there at 'me@there' (status 127)", "install vecycle", ""},
+        {"exit 126", VC_E_UNREACHABLE, true, "cannot be run", "executable", ""},
+        {"echo 'This account is currently not available.'; exit 1", VC_E_PEER_LOST, true,
+         "(status 1): This account is currently not available.", "log in", ""},
+        {"echo 'vecycle: the store is broken (mend it)' >&2; exit 40", VC_E_STORE, false,
+         "'me@there': the store is broken", "mend it", ""},
+        {"printf abc", VC_E_PEER_LOST, true, "(status 0): abc", "log in", ""},
+        {"kill -9 $$", VC_E_UNREACHABLE, false, "signal 9", "", ""},
+        {"kill -2 $$", VC_E_CANCELLED, false, "cancelled", "", ""},
+        {"exec yes", VC_E_PROTOCOL, true, "is not vecycle", "--remote", ""},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < VC_ARRAY_LEN(cases); i++) {
+        struct vc_conn *c;
+        struct vc_err err;
+        int rc = dial_script(cases[i].script, &c, &err);
+
+        if (rc != cases[i].code || err.lasts != cases[i].lasts ||
+            !strstr(err.message, cases[i].says) || !strstr(err.hint, cases[i].hint) ||
+            (!*cases[i].logs ? *logged : !strstr(logged, cases[i].logs)))
+            fail_msg("%s: %d, '%s' (%s), logged '%s'", cases[i].script, rc, err.message, err.hint,
+                     logged);
+        assert_null(c);
+    }
+}
+
+static void an_ssh_that_says_nothing_is_given_up(void **state)
+{
+    int cancel[2];
+    char path[PATH_MAX];
+    struct vc_dial_options o = greeted;
+    struct vc_conn *c = NULL;
+    struct vc_err err = VC_ERR_INIT;
+
+    (void)state;
+    o.ssh = stand_in("printf hm; exec sleep 600", path, sizeof(path));
+    o.timeout_ms = 50;
+    assert_int_equal(vc_conn_dial("ssh://there", &o, &c, &err), VC_E_PEER_LOST);
+    assert_non_null(strstr(err.message, "there"));
+    assert_int_equal(pipe(cancel), 0);
+    assert_int_equal(write(cancel[1], "x", 1), 1);
+    o.timeout_ms = 0;
+    o.cancel_fd = cancel[0];
+    assert_int_equal(vc_conn_dial("ssh://there", &o, &c, &err), VC_E_CANCELLED);
+    assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
+    close(cancel[0]);
+    close(cancel[1]);
+    assert_int_equal(unlink(path), 0);
+}
+
+static void an_ssh_that_fails_in_the_middle_says_why(void **state)
+{
+    struct vc_conn *c;
+    struct vc_err err;
+
+    (void)state;
+    assert_int_equal(dial_script("printf '\\031\\0\\0\\0\\001\\0\\0\\0vecycle\\n'; read x; echo "
+                                 "'client_loop: Broken pipe' >&2; exit 255",
+                                 &c, &err),
+                     0);
+    put(c, "\n", 1);
+    vc_err_set(&err, VC_E_PEER_LOST, "'me@there' hung up");
+    vc_conn_blame(c, &err);
+    assert_int_equal(err.code, VC_E_PEER_LOST);
+    assert_non_null(strstr(err.message, "hung up; ssh ended with status 255: client_loop: Broken"));
+    vc_conn_close(c);
+    assert_string_equal(logged, "");
+}
+
+/* A terminal's signals go to its foreground's process group, which is ours. */
+static void ssh_is_in_a_process_group_of_its_own(void **state)
+{
+    struct vc_conn *c;
+    struct vc_err err;
+    char frame[16], line[64] = "";
+    int pid, group, session;
+
+    (void)state;
+    assert_int_equal(
+        dial_script("printf '\\031\\0\\0\\0\\001\\0\\0\\0vecycle\\n'; read -r pid a b c "
+                    "group session rest </proc/self/stat; echo $$ $group $session",
+                    &c, &err),
+        0);
+    get(c, frame, sizeof(frame));
+    for (size_t n = 0; n < sizeof(line) - 1 && (!n || line[n - 1] != '\n'); n++)
+        get(c, line + n, 1);
+    assert_int_equal(sscanf(line, "%d %d %d", &pid, &group, &session), 3);
+    assert_int_equal(group, pid);
+    assert_int_equal(session, getsid(0)); /* whose terminal it may ask at */
+    vc_conn_close(c);
+}
+
+static void an_ssh_command_is_a_command_line(void **state)
+{
+    static const struct {
+        const char *text, *words;
+    } cases[] = {
+        {"ssh", "ssh|"},
+        {" ssh  -p\t22 ", "ssh|-p|22|"},
+        {"ssh -i '/a b/key'", "ssh|-i|/a b/key|"},
+        {"ssh -o \"ProxyCommand=nc -x 'p' %h\"", "ssh|-o|ProxyCommand=nc -x 'p' %h|"},
+        {"a'b c'd", "ab cd|"},
+        {"'it''s' \"a\"\"b\"", "it's|a\"b|"},
+        {"x '' y", "x||y|"},
+        {"a\\b", "a\\b|"},
+    };
+    const char *words[VC_SSH_MAX_WORDS];
+    char buf[300], got[300];
+    struct vc_err err;
+    size_t n;
+
+    (void)state;
+    for (size_t i = 0; i < VC_ARRAY_LEN(cases); i++) {
+        assert_int_equal(vc_ssh_split(cases[i].text, buf, words, &n, &err), 0);
+        got[0] = 0;
+        for (size_t k = 0; k < n; k++)
+            snprintf(got + strlen(got), sizeof(got) - strlen(got), "%s|", words[k]);
+        assert_string_equal(got, cases[i].words);
+    }
+    assert_int_equal(vc_ssh_split("", buf, words, &n, &err), VC_E_USAGE);
+    assert_int_equal(vc_ssh_split(" ", buf, words, &n, &err), VC_E_USAGE);
+    assert_int_equal(vc_ssh_split("ssh 'x", buf, words, &n, &err), VC_E_USAGE);
+    assert_int_equal(vc_ssh_split("''", buf, words, &n, &err), VC_E_USAGE);
+}
+
+/* ---- addresses ---- */
+
+static void addresses_are_taken_apart_in_one_way(void **state)
+{
+    static const struct {
+        const char *text, *user, *host, *port, *full;
+    } cases[] = {
+        {"host2", "", "host2", "", "ssh://host2"},
+        {"root@host2", "root", "host2", "", "ssh://root@host2"},
+        {"root@host2:2222", "root", "host2", "2222", "ssh://root@host2:2222"},
+        {"me@work@host2", "me@work", "host2", "", "ssh://me@work@host2"},
+        {"ssh://host2/", "", "host2", "", "ssh://host2"},
+        {"fd00::2", "", "fd00::2", "", "ssh://[fd00::2]"},
+        {"::1", "", "::1", "", "ssh://[::1]"},
+        {"root@fd00::beef", "root", "fd00::beef", "", "ssh://root@[fd00::beef]"},
+        {"root@[fd00::2]:22", "root", "fd00::2", "22", "ssh://root@[fd00::2]:22"},
+        {"fe80::1%eth0", "", "fe80::1%eth0", "", "ssh://[fe80::1%eth0]"},
+        {"2001:db8:1:2:3:4:5:6", "", "2001:db8:1:2:3:4:5:6", "", "ssh://[2001:db8:1:2:3:4:5:6]"},
+        {"::ffff:10.0.0.1", "", "::ffff:10.0.0.1", "", "ssh://[::ffff:10.0.0.1]"},
+        {"tls://host2", "", "host2", "", "tls://host2"},
+        {"tls://fd00::2", "", "fd00::2", "", "tls://[fd00::2]"},
+        {"tls://[fe80::1%eth0]:7891", "", "fe80::1%eth0", "7891", "tls://[fe80::1%eth0]:7891"},
+        {"tcp://10.0.0.1:0", "", "10.0.0.1", "0", "tcp://10.0.0.1:0"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < VC_ARRAY_LEN(cases); i++) {
+        struct vc_address a;
+        struct vc_err err = VC_ERR_INIT;
+        char full[300];
+
+        if (vc_address_parse(cases[i].text, &a, &err))
+            fail_msg("%s: %s", cases[i].text, err.message);
+        assert_string_equal(a.user, cases[i].user);
+        assert_string_equal(a.host, cases[i].host);
+        assert_string_equal(a.port, cases[i].port);
+        assert_true(vc_address_format(&a, NULL, full, sizeof(full)));
+        assert_string_equal(full, cases[i].full);
+    }
+}
+
+static void what_has_two_meanings_is_refused_with_both(void **state)
+{
+    static const char *const addresses[] = {"fd00::1:22", "root@fe80::1:7891", "tls://fd00::1:2",
+                                            "tcp://::1:2"};
+
+    (void)state;
+    for (size_t i = 0; i < VC_ARRAY_LEN(addresses); i++) {
+        struct vc_address a;
+        struct vc_err err = VC_ERR_INIT;
+
+        assert_int_equal(vc_address_parse(addresses[i], &a, &err), VC_E_USAGE);
+        assert_non_null(strstr(err.message, "two ways"));
+        assert_non_null(strstr(err.hint, "[V6]:PORT"));
+    }
+}
+
+static void certificates_know_neither_brackets_nor_zones(void **state)
+{
+    static const char *const cases[][2] = {
+        {"host2", "host2"},       {"10.0.0.1", "10.0.0.1"},   {"fe80::1%eth0", "fe80::1"},
+        {"[fd00::2]", "fd00::2"}, {"[fe80::1%2]", "fe80::1"}, {"[host]", "[host]"},
+        {"a%b", "a%b"},
+    };
+    char out[256];
+
+    (void)state;
+    for (size_t i = 0; i < VC_ARRAY_LEN(cases); i++) {
+        vc_address_bare(cases[i][0], out);
+        assert_string_equal(out, cases[i][1]);
+    }
+}
+
+/* Of the family that is there. */
+static void every_address_of_a_name_is_listened_on(void **state)
+{
+    struct vc_listener *l = NULL, *any = NULL;
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_conn *a, *b;
+    char v4[64], v6[64], where[64];
+    int probe = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in6 sa = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+    socklen_t n = sizeof(sa);
+
+    (void)state;
+    if (probe < 0 || bind(probe, (struct sockaddr *)&sa, n) < 0 ||
+        getsockname(probe, (struct sockaddr *)&sa, &n) < 0) {
+        print_message("no IPv6 here\n");
+        return;
+    }
+    close(probe);
+    snprintf(where, sizeof(where), "tcp://localhost:%u", ntohs(sa.sin6_port));
+    snprintf(v4, sizeof(v4), "tcp://127.0.0.1:%u", ntohs(sa.sin6_port));
+    snprintf(v6, sizeof(v6), "tcp://[::1]:%u", ntohs(sa.sin6_port));
+    if (vc_listener_open(where, true, 0, &l, &err))
+        fail_msg("%s", err.message);
+    assert_non_null(strstr(vc_listener_note(l), "no other host can connect"));
+    dial_and_accept(l, v4, &plain, &a, &b);
+    put(a, "4", 1);
+    vc_conn_close(a);
+    vc_conn_close(b);
+    if (!vc_conn_dial(v6, &plain, &a, &err)) { /* localhost may be IPv4 alone here */
+        vc_conn_close(a);
+        assert_int_equal(vc_listener_accept(l, &b, &err), 0);
+        vc_conn_close(b);
+    }
+    vc_listener_close(l);
+    /* Both wildcards at one port. */
+    snprintf(v4, sizeof(v4), "tcp://0.0.0.0:%u", ntohs(sa.sin6_port));
+    snprintf(v6, sizeof(v6), "tcp://[::]:%u", ntohs(sa.sin6_port));
+    assert_int_equal(vc_listener_open(v4, true, 0, &l, &err), 0);
+    assert_int_equal(vc_listener_open(v6, true, 0, &any, &err), 0);
+    assert_string_equal(vc_listener_note(any), "");
+    vc_listener_close(l);
+    vc_listener_close(any);
 }
 
 int main(void)
@@ -544,6 +873,16 @@ int main(void)
         cmocka_unit_test(ssh_gets_its_arguments_and_carries_bytes),
         cmocka_unit_test(an_ssh_that_does_not_end_is_ended),
         cmocka_unit_test(no_ssh_is_said),
+        cmocka_unit_test(noise_before_the_greeting_is_skipped_and_shown),
+        cmocka_unit_test(why_ssh_ended_is_told_once),
+        cmocka_unit_test(an_ssh_that_says_nothing_is_given_up),
+        cmocka_unit_test(an_ssh_that_fails_in_the_middle_says_why),
+        cmocka_unit_test(ssh_is_in_a_process_group_of_its_own),
+        cmocka_unit_test(an_ssh_command_is_a_command_line),
+        cmocka_unit_test(addresses_are_taken_apart_in_one_way),
+        cmocka_unit_test(what_has_two_meanings_is_refused_with_both),
+        cmocka_unit_test(certificates_know_neither_brackets_nor_zones),
+        cmocka_unit_test(every_address_of_a_name_is_listened_on),
     };
 
     return cmocka_run_group_tests(tests, make_dir, remove_dir);

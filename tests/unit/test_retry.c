@@ -2,6 +2,7 @@
 
 /* Which failures are followed by another attempt, which are waited out, and which end it. */
 
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,6 +16,8 @@
 struct outcome {
     int code;
     bool began; /* the stream */
+    bool lasts;
+    int sys_errno;
 };
 
 struct script {
@@ -39,7 +42,12 @@ static int once(void *opaque, struct vc_session_result *r, struct vc_err *err)
     code = s->outcomes[s->at++].code;
     if (s->cancel)
         vc_cancel_now(s->cancel);
-    return code ? vc_err_set(err, code, "as the script says") : 0;
+    if (!code)
+        return 0;
+    vc_err_set(err, code, "as the script says");
+    err->lasts = s->outcomes[s->at - 1].lasts;
+    err->sys_errno = s->outcomes[s->at - 1].sys_errno;
+    return code;
 }
 
 static int run(struct script s, unsigned retries, unsigned *attempts, unsigned *calls)
@@ -90,9 +98,9 @@ static void what_cannot_pass_ends_it(void **state)
 
     (void)state;
     for (size_t i = 0; i < VC_ARRAY_LEN(codes); i++)
-        assert_false(vc_retry_may_pass(codes[i], &r));
+        assert_false(vc_retry_may_pass(&(struct vc_err){.code = codes[i]}, &r));
     r.stream_bytes = 0;
-    assert_false(vc_retry_may_pass(VC_E_DEST_QEMU, &r)); /* nobody has started one */
+    assert_false(vc_retry_may_pass(&(struct vc_err){.code = VC_E_DEST_QEMU}, &r)); /* none there */
 }
 
 static void a_new_destination_qemu_is_waited_for_without_counting(void **state)
@@ -106,6 +114,50 @@ static void a_new_destination_qemu_is_waited_for_without_counting(void **state)
         0);
     assert_int_equal(attempts, 2);
     assert_int_equal(calls, 4);
+}
+
+static void what_lasts_is_not_tried_again(void **state)
+{
+    unsigned attempts, calls;
+
+    (void)state;
+    assert_int_equal(run(SCRIPT({VC_E_UNREACHABLE, false, true}), 5, &attempts, &calls),
+                     VC_E_UNREACHABLE);
+    assert_int_equal(calls, 1);
+    assert_int_equal(
+        run(SCRIPT({VC_E_PEER_LOST, true}, {VC_E_UNREACHABLE, false, true}), 5, &attempts, &calls),
+        VC_E_UNREACHABLE);
+    assert_int_equal(calls, 2);
+}
+
+static void an_agent_that_starts_again_is_waited_for(void **state)
+{
+    unsigned attempts, calls;
+
+    (void)state;
+    assert_int_equal(
+        run(SCRIPT({VC_E_PEER_LOST, true}, {VC_E_UNREACHABLE, false, true, ENOENT}, {0, true}), 1,
+            &attempts, &calls),
+        0);
+    assert_int_equal(attempts, 2);
+    assert_int_equal(calls, 3);
+}
+
+static void a_login_is_tried_ever_more_rarely(void **state)
+{
+    struct vc_retry local = {.retries = 1}, login = {.retries = 1, .authenticates = true};
+    uint32_t step = 1000, sum = 0, n = 0;
+
+    (void)state;
+    assert_int_equal(vc_retry_step_ms(&local, 1000), 1000);
+    for (; sum < 60000; n++) {
+        uint32_t next = vc_retry_step_ms(&login, step);
+
+        assert_true(next >= step);
+        sum += step;
+        step = next;
+    }
+    assert_true(n < 10); /* in a minute */
 }
 
 static void a_pause_can_be_cancelled(void **state)
@@ -130,6 +182,9 @@ int main(void)
         cmocka_unit_test(a_lost_peer_is_tried_again_and_no_oftener_than_asked_for),
         cmocka_unit_test(what_cannot_pass_ends_it),
         cmocka_unit_test(a_new_destination_qemu_is_waited_for_without_counting),
+        cmocka_unit_test(what_lasts_is_not_tried_again),
+        cmocka_unit_test(an_agent_that_starts_again_is_waited_for),
+        cmocka_unit_test(a_login_is_tried_ever_more_rarely),
         cmocka_unit_test(a_pause_can_be_cancelled),
     };
 

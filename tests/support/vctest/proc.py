@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Processes that end with the test that started them."""
 import select
+import signal
 import subprocess
 import time
+
+# Tests that run in the background of a script ignore these, and so would what they start: a program
+# keeps to that. A handler of ours is none of theirs.
+for _signal in signal.SIGINT, signal.SIGHUP:
+    if signal.getsignal(_signal) == signal.SIG_IGN:
+        signal.signal(_signal, lambda *_: None)
 
 
 class Timeout(AssertionError):
