@@ -12,7 +12,7 @@
 #define VC_SESSION_FEATURES                                                        \
     (VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_MOVED | VC_WIRE_FEATURE_CHANNELS | \
      VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_READS | VC_WIRE_FEATURE_RECENT |      \
-     VC_WIRE_FEATURE_SHIFTED)
+     VC_WIRE_FEATURE_SHIFTED | VC_WIRE_FEATURE_KEEPS)
 
 /* Private to src/session: what both sides do alike. */
 

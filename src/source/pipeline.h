@@ -56,6 +56,7 @@ struct vc_source {
     struct vc_reuse reuse;       /* [thread: recv] */
     atomic_uint reuse_share;     /* [atomic] reuse.share */
     atomic_bool recent_works;    /* [atomic] a batch of codec recent was acknowledged as it was */
+    atomic_uint keeps;           /* [atomic] VC_WIRE_KEEPS_*, of the destination */
     atomic_int unsent;           /* [atomic] batches pushed and not yet handed to the link */
     atomic_ullong pace_limit_ns; /* [atomic] */
     struct vc_source_counters n; /* [atomic] */

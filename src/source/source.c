@@ -156,6 +156,7 @@ int vc_source_start(const struct vc_source_options *o, struct vc_source **out, s
     vc_reuse_init(&s->reuse);
     atomic_init(&s->reuse_share, s->reuse.share);
     atomic_init(&s->recent_works, false);
+    atomic_init(&s->keeps, o->keeps ? 0 : VC_WIRE_KEEPS_NEW); /* an older one may or may not */
     s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     rc = s->event_fd < 0 ? vc_err_set_errno(err, VC_E_FAILED, "cannot make an eventfd") : 0;
     if (!rc)

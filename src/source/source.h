@@ -31,6 +31,7 @@ struct vc_source_options {
     bool recent;          /* ... and of codec recent */
     bool shifted;         /* ... and with those of codec delta shifted runs */
     bool reads;           /* it may say READS */
+    bool keeps;           /* it says KEEPS */
     unsigned workers;     /* threads that may compress beside the sender */
     struct vc_link *link; /* in phase `stream`; borrowed until vc_source_free() */
     struct vc_id session;
