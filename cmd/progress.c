@@ -119,6 +119,7 @@ static struct json_object *result_json(const struct vecycle_result *r)
     NUMBER(stream_bytes);
     NUMBER(wire_sent_bytes);
     NUMBER(wire_received_bytes);
+    NUMBER(wire_bytes_per_s);
     json_object_object_add(o, "wire_bytes",
                            json_object_new_uint64(r->wire_sent_bytes + r->wire_received_bytes));
     NUMBER(repaired_pages);

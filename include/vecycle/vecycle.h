@@ -167,10 +167,10 @@ struct vecycle_result {
     uint64_t stream_bytes; /* what QEMU sent: what plain QEMU would have put on the wire */
     uint64_t wire_sent_bytes, wire_received_bytes;
     uint64_t repaired_pages, resent_batches;
-    uint64_t wire_bytes_per_s;
-    bool committed;   /* this host keeps a checkpoint */
-    bool confirmed;   /* and the other host has the same */
-    bool passthrough; /* reuse was off, see reason */
+    uint64_t wire_bytes_per_s; /* sent: lately; in the end, on the whole */
+    bool committed;            /* this host keeps a checkpoint */
+    bool confirmed;            /* and the other host has the same */
+    bool passthrough;          /* reuse was off, see reason */
     char reason[160];
 };
 

@@ -12,6 +12,7 @@
 #include "source/batch.h"
 #include "source/channel.h"
 #include "source/flow.h"
+#include "source/rate.h"
 #include "source/remote.h"
 #include "source/reuse.h"
 #include "source/source.h"
@@ -44,6 +45,7 @@ struct vc_source {
     pthread_mutex_t mu;
     pthread_cond_t changed;
     struct vc_flow flow;                            /* [lock: mu] */
+    struct vc_rate rate;                            /* [lock: mu] */
     struct vc_src_batch *window_head, *window_tail; /* [lock: mu] sent, not acknowledged */
     bool ram_known, first_pass_done, stream_ended, eof_sent, shut, failed, peer_stream_failed, lost,
         stop;               /* [lock: mu] */

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fdio.h"
 #include "link/link.h"
 #include "source/pipeline.h"
@@ -95,7 +96,8 @@ void vc_source_status(struct vc_source *s, struct vc_source_status *out)
         .acked_batches = atomic_load(&s->n.acked_batches),
         .repaired_pages = atomic_load(&s->n.repaired_pages),
         .resent_batches = atomic_load(&s->n.resent_batches),
-        .wire_rate = vc_flow_wire_rate(&s->flow),
+        .wire_rate =
+            vc_rate_note(&s->rate, vc_now_ns(), vc_link_bytes_sent(s->o.link), s->flow.acked_wire),
         .data_rate = vc_flow_data_rate(&s->flow),
         .ram_known = s->ram_known,
         .ram_bytes = s->ram_known ? vc_ram_bytes(&s->ram) : 0,
