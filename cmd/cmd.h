@@ -137,20 +137,28 @@ const char *cmd_size(uint64_t bytes);
 struct cmd_progress {
     FILE *out; /* NULL: none */
     bool terminal;
-    bool drawn;
-    double percent; /* never runs backwards in an attempt */
-    uint64_t attempt;
+    bool
+        proxied; /* somebody else drives QEMU, and knows what vecycle does not; set by the caller */
+    size_t drawn;                     /* columns that the line takes now */
+    double percent;                   /* never runs backwards, nor does what follows */
+    uint64_t wire_before, wire_bytes; /* in earlier attempts, in this one */
+    uint64_t attempt, rounds, left_bytes;
+    enum vecycle_phase phase;
     uint64_t last_line_ms;
 };
+/** The longest line, and a NUL. */
+#define CMD_LINE_BYTES 200
 void cmd_progress_init(struct cmd_progress *p, const struct cmd_common *c);
 /** For vecycle_*_options.progress; opaque is the struct. */
 void cmd_progress_show(void *opaque, const struct vecycle_result *now);
+/** Takes the line away for something else on standard error, which the caller has locked. */
+void cmd_progress_make_way(void);
 /** Ends the line. */
 void cmd_progress_end(struct cmd_progress *p);
 
 /** The summary of a migration: text, or JSON. @err: NULL on success. */
-void cmd_summary(const struct cmd_common *c, const struct vecycle_result *r,
-                 const struct vecycle_error *err);
+void cmd_summary(const struct cmd_common *c, const struct cmd_progress *p,
+                 const struct vecycle_result *r, const struct vecycle_error *err);
 
 /** Adds one VM's description to a JSON object. */
 struct json_object *cmd_vm_json(const struct vecycle_vm *vm);

@@ -144,8 +144,12 @@ void cmd_log(void *opaque, enum vecycle_log_level level, const char *text)
     const struct cmd_common *c = opaque;
     static const char *const names[] = {"error: ", "warning: ", "", "debug: "};
 
-    if ((int)level <= (c->verbose < 0 ? 0 : c->verbose ? 3 : 1))
-        fprintf(stderr, "vecycle: %s%s\n", names[level], text);
+    if ((int)level > (c->verbose < 0 ? 0 : c->verbose ? 3 : 1))
+        return;
+    flockfile(stderr);
+    cmd_progress_make_way();
+    fprintf(stderr, "vecycle: %s%s\n", names[level], text);
+    funlockfile(stderr);
 }
 
 static struct vecycle_cancel *on_signal_cancel;

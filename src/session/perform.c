@@ -90,7 +90,7 @@ static void on_event(struct vc_migration *m, struct json_object *e)
     } else if (!strcmp(name, "RESUME")) {
         m->guest_paused = m->user_paused = false;
         m->continued = m->completed;
-        m->result->phase = VC_PHASE_ROUNDS;
+        m->result->phase = VC_PHASE_FIRST_PASS; /* or the rounds: as far as it was */
     } else if (!strcmp(name, "MIGRATION")) {
         const char *status = vc_json_str(vc_json_get(e, "data"), "status", "");
 
@@ -125,7 +125,7 @@ static int who_stopped_it(struct vc_migration *m, struct vc_err *err)
         m->user_paused = true;
         m->guest_paused = false;
         m->paused_ns = 0;
-        m->result->phase = VC_PHASE_ROUNDS;
+        m->result->phase = VC_PHASE_FIRST_PASS; /* likewise */
     }
     return rc;
 }
