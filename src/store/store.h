@@ -357,6 +357,7 @@ struct vc_gc_options {
     const struct vc_log *log;    /* trouble with single VMs; may be NULL */
     const _Atomic bool *stop;    /* may be NULL */
     const struct vc_gc_env *env; /* NULL: what the kernel says */
+    const struct vc_id *as_idle; /* dry_run: a VM that counts as not in use; NULL: none */
 };
 
 struct vc_gc_result {
