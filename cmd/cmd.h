@@ -97,6 +97,10 @@ _Static_assert((int)OPT_JSON < (int)OPT_TLS_DIR && (int)OPT_TLS_TIMEOUT < (int)O
 /** True if `opt` is one of these; *status as below. */
 bool cmd_limit_option(struct cmd_common *c, const struct cmd *cmd, int opt, int *status);
 
+/** The store that is meant where none is named, and what its agent's limits are. -1, or an exit
+ *  status. */
+int cmd_find_store(struct cmd_common *c);
+
 /** A store that belongs to another user is worked on as that user, so that its files stay theirs:
  *  for root, before a command that writes into the store and needs nothing else. */
 void cmd_become_owner(const struct cmd_common *c);

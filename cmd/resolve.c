@@ -94,7 +94,7 @@ static int parse(struct cmd_common *c, struct request *r, int argc, char **argv)
         status = cmd_check_words(&cmd_resolve, argc - optind, 1, 1);
     if (status < 0 && asked > 1)
         status = cmd_usage(&cmd_resolve, "--retry, --run and --discard exclude each other");
-    return status;
+    return status < 0 ? cmd_find_store(c) : status;
 }
 
 static int show(struct cmd_common *c, const char *uuid)

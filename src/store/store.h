@@ -326,6 +326,8 @@ struct vc_limits {
 };
 /** Sets them, before the store is used. New generations respect the reserve, vc_store_gc() all. */
 void vc_store_set_limits(struct vc_store *s, const struct vc_limits *l);
+/** As they were set. */
+void vc_store_get_limits(const struct vc_store *s, struct vc_limits *out);
 
 /** Why a VM is forgotten. */
 enum vc_gc_why {
