@@ -148,6 +148,7 @@ struct cmd_progress {
     uint64_t wire_before, wire_bytes; /* in earlier attempts, in this one */
     uint64_t attempt, rounds, left_bytes;
     enum vecycle_phase phase;
+    bool rate_known;
     uint64_t last_line_ms;
 };
 /** The longest line, and a NUL. */

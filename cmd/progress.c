@@ -21,6 +21,7 @@ void cmd_progress_init(struct cmd_progress *p, const struct cmd_common *c)
     *p = (struct cmd_progress){
         .out = c->verbose < 0 ? NULL : stderr,
         .terminal = isatty(STDERR_FILENO),
+        .left_bytes = UINT64_MAX,
     };
     if (p->out && p->terminal)
         shown = p;
@@ -36,13 +37,22 @@ static uint64_t now_ms(void)
 
 /* ---- figures that never run backwards ---- */
 
+/* Not before QEMU has looked at its memory for the first time; a proxy counts what passes by in the
+ * first pass. */
+static bool knows_left(const struct cmd_progress *p, const struct vecycle_result *r)
+{
+    if (!r->ram_bytes)
+        return false;
+    return p->proxied ? r->phase == VECYCLE_PHASE_FIRST_PASS : r->rounds || r->remaining_bytes;
+}
+
 /* The first pass is the bulk and counts for 90 %; what is left of the dirty pages moves the rest,
  * where it is known. */
 static double percent(const struct cmd_progress *p, const struct vecycle_result *r)
 {
-    double left = r->ram_bytes ? (double)r->remaining_bytes / (double)r->ram_bytes : 1;
+    double left = knows_left(p, r) ? (double)r->remaining_bytes / (double)r->ram_bytes : 1;
 
-    if (left > 1 || (p->proxied && r->phase != VECYCLE_PHASE_FIRST_PASS))
+    if (left > 1)
         left = 1;
     switch (r->phase) {
     case VECYCLE_PHASE_CONNECT:
@@ -67,6 +77,7 @@ static void note(struct cmd_progress *p, const struct vecycle_result *r)
     if (r->attempts != p->attempt || r->wire_sent_bytes < p->wire_bytes) {
         p->wire_before += p->wire_bytes;
         p->wire_bytes = p->rounds = 0;
+        p->rate_known = false;
         p->left_bytes = UINT64_MAX;
         p->phase = VECYCLE_PHASE_CONNECT;
         p->last_line_ms = 0;
@@ -74,11 +85,12 @@ static void note(struct cmd_progress *p, const struct vecycle_result *r)
     p->attempt = r->attempts;
     if (r->rounds > p->rounds || r->phase > p->phase)
         p->left_bytes = UINT64_MAX;
+    p->rate_known |= r->wire_bytes_per_s > 0;
     AT_LEAST(p->rounds, r->rounds);
     AT_LEAST(p->phase, r->phase);
     AT_LEAST(p->percent, percent(p, r));
     AT_LEAST(p->wire_bytes, r->wire_sent_bytes);
-    if (r->remaining_bytes < p->left_bytes)
+    if (knows_left(p, r) && r->remaining_bytes < p->left_bytes)
         p->left_bytes = r->remaining_bytes;
 }
 
@@ -98,8 +110,6 @@ static const enum part first_to_go[] = {ROUND, REUSED, LEFT, WIRE, RATE, ATTEMPT
 static void write_parts(const struct cmd_progress *p, const struct vecycle_result *r,
                         char text[PARTS][48])
 {
-    bool left_known = !p->proxied || p->phase == VECYCLE_PHASE_FIRST_PASS;
-
     if (p->attempt > 1)
         snprintf(text[ATTEMPT], sizeof(text[0]), "attempt %" PRIu64 ":", p->attempt);
     snprintf(text[PHASE], sizeof(text[0]), "%-10s", vecycle_phase_name(p->phase));
@@ -108,8 +118,9 @@ static void write_parts(const struct cmd_progress *p, const struct vecycle_resul
     snprintf(text[PERCENT], sizeof(text[0]), "%3.0f%%", p->percent);
     snprintf(text[REUSED], sizeof(text[0]), "reused %" PRIu64 "%%", reused_percent(r));
     snprintf(text[WIRE], sizeof(text[0]), "wire %s", cmd_size(p->wire_before + p->wire_bytes));
-    snprintf(text[RATE], sizeof(text[0]), "%s/s", cmd_size(r->wire_bytes_per_s));
-    if (left_known && p->left_bytes != UINT64_MAX)
+    if (p->rate_known)
+        snprintf(text[RATE], sizeof(text[0]), "%s/s", cmd_size(r->wire_bytes_per_s));
+    if (p->left_bytes != UINT64_MAX)
         snprintf(text[LEFT], sizeof(text[0]), "left %s", cmd_size(p->left_bytes));
 }
 
