@@ -34,8 +34,9 @@ enum { OPT_STORE = 1000, OPT_CONTROL, OPT_STORE_LIMIT, OPT_HELP, OPT_VERSION, OP
 #define CMD_COMMON_SHORT "qvh"
 #define CMD_COMMON_HELP                                                                       \
     "\nOptions of every command:\n"                                                           \
-    "      --store DIR          checkpoint store (default: /var/lib/vecycle for root,\n"      \
-    "                           else ~/.local/share/vecycle)\n"                               \
+    "      --store DIR          checkpoint store (default: a running agent's for the\n"       \
+    "                           commands on the store; else /var/lib/vecycle for root,\n"     \
+    "                           ~/.local/share/vecycle for others)\n"                         \
     "      --control PATH       the agent's control socket (default: /run/vecycle/control;\n" \
     "                           'none': work without an agent)\n"                             \
     "      --store-limit SIZE   RAM above which no checkpoint is kept (default 256G)\n"       \
