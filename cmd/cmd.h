@@ -142,8 +142,9 @@ const char *cmd_size(uint64_t bytes);
 struct cmd_progress {
     FILE *out; /* NULL: none */
     bool terminal;
-    bool
-        proxied; /* somebody else drives QEMU, and knows what vecycle does not; set by the caller */
+    /* Set by the caller: somebody else drives QEMU, and knows what vecycle does not; the VM is to
+     * stay paused. */
+    bool proxied, suspended;
     size_t drawn;                     /* columns that the line takes now */
     double percent;                   /* never runs backwards, nor does what follows */
     uint64_t wire_before, wire_bytes; /* in earlier attempts, in this one */

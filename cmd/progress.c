@@ -285,11 +285,14 @@ static struct json_object *result_json(const struct vecycle_result *r, bool driv
 
 /* Of a proxied migration only what passed by is known: not where the VM runs, nor how long it did
  * not. */
-static void text_summary(const struct vecycle_result *r, bool driven)
+static void text_summary(const struct vecycle_result *r, bool driven, bool suspended)
 {
     uint64_t wire = r->wire_sent_bytes + r->wire_received_bytes;
 
-    printf(driven ? "VM %s now runs at %s\n" : "VM %s was carried to %s\n", r->vm, r->peer);
+    printf(!driven     ? "VM %s was carried to %s\n"
+           : suspended ? "VM %s is at %s now, and paused\n"
+                       : "VM %s now runs at %s\n",
+           r->vm, r->peer);
     printf("  total time  %.2f s", (double)r->total_ms / 1000);
     if (driven)
         printf(", downtime %" PRIu64 " ms, %" PRIu64 " rounds", r->downtime_ms, r->rounds);
@@ -319,7 +322,7 @@ void cmd_summary(const struct cmd_common *c, const struct cmd_progress *p,
 
     if (!c->json) {
         if (!err && c->verbose >= 0)
-            text_summary(r, !p->proxied);
+            text_summary(r, !p->proxied, p->suspended);
         return;
     }
     o = result_json(r, !p->proxied);

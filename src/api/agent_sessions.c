@@ -169,6 +169,8 @@ static void *session_main(void *arg)
     }
     if (rc)
         vc_log_err(&a->log, VC_LOG_ERROR, vc_id_is_nil(&r.vm) ? "a connection ended" : vm, &err);
+    else if (r.phase != VC_PHASE_DONE)
+        vc_log(&a->log, VC_LOG_INFO, "%s: '%s' has given its word again", vm, r.peer);
     else
         vc_log(&a->log, VC_LOG_INFO, "%s: migrated %s '%s': %llu pages reused, %llu sent", vm,
                s->job.kind == VC_JOB_RECEIVE ? "from" : "to", r.peer,

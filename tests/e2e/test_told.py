@@ -114,3 +114,11 @@ def test_the_rate_on_the_progress_line_is_that_of_the_link(fleet, namespaces):
     assert max(seen) > 1 * MIB, shown
     assert max(seen) < 1.1 * 100e6 / 8, shown
     assert b"\n" not in shown.replace(b"\r\n", b"") and b"\x1b" not in shown
+
+
+@pytest.mark.parametrize("command, word", [("migrate", "DESTINATION"), ("show", "UUID"),
+                                           ("rm", "UUID"), ("policy", "UUID"), ("resolve", "UUID")])
+def test_what_is_missing_is_named(command, word):
+    r = subprocess.run([BINARY, command], capture_output=True, text=True)
+    assert r.returncode == 2
+    assert f"{word} is missing" in r.stderr and r.stderr.count("\n") == 1
