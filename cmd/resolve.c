@@ -13,30 +13,46 @@ const struct cmd cmd_resolve = {
         "\n"
         "A VM that has arrived is continued on the source's word, given when the migration is\n"
         "complete there. If the connection is lost at that moment, the VM is paused on both\n"
-        "hosts. Without an option this shows what is open; with one it settles it:\n"
-        "  on the source, --retry gives the word again: safe at any time;\n"
-        "  on either host, --run continues the VM here, and --discard forgets the record. Make\n"
-        "  sure first that the VM does not run, and will not, on the other host.\n"
+        "hosts. Without an option this shows what both hosts know; with one it settles it:\n"
+        "  on the source, --retry tells the destination again: safe at any time;\n"
+        "  --run continues the VM on this host, and is refused where it may run on the other;\n"
+        "  --discard forgets this host's record, so that its VM does not count.\n"
         "\n"
         "Options:\n"
-        "      --retry              source: give the word again over the network\n"
-        "      --to DESTINATION     with --retry: where, if not where it was\n"
+        "      --retry              source: tell the destination again over the network\n"
+        "      --to DESTINATION     where the other host is, if not where it was\n"
         "      --run                continue the VM on this host\n"
+        "      --force              with --run: although it may run on the other host, as far as\n"
+        "                           this one knows. Make certain first that it does not\n"
         "      --discard            this host's VM does not count\n"
+        "      --qmp PATH           source: the VM's QMP socket, if it has moved\n"
         "      --socket-dir DIR     where QEMU's sockets are (default /run/vecycle)\n"
-        "      --insecure           with --retry: allow tcp://\n" CMD_TLS_HELP
-        "      --ssh PROGRAM        with --retry: the ssh program\n"
-        "      --remote COMMAND     with --retry: what ssh runs there\n",
+        "      --insecure           allow tcp://\n" CMD_TLS_HELP
+        "      --ssh PROGRAM        the ssh program\n"
+        "      --remote COMMAND     what ssh runs there\n",
     .run = run,
 };
 
-enum { OPT_RETRY = 256, OPT_TO, OPT_RUN, OPT_DISCARD, OPT_DIR, OPT_INSECURE, OPT_SSH, OPT_REMOTE };
+enum {
+    OPT_RETRY = 256,
+    OPT_TO,
+    OPT_RUN,
+    OPT_FORCE,
+    OPT_DISCARD,
+    OPT_QMP,
+    OPT_DIR,
+    OPT_INSECURE,
+    OPT_SSH,
+    OPT_REMOTE
+};
 
 static const struct option options[] = {
     {"retry", no_argument, NULL, OPT_RETRY},
     {"to", required_argument, NULL, OPT_TO},
     {"run", no_argument, NULL, OPT_RUN},
+    {"force", no_argument, NULL, OPT_FORCE},
     {"discard", no_argument, NULL, OPT_DISCARD},
+    {"qmp", required_argument, NULL, OPT_QMP},
     {"socket-dir", required_argument, NULL, OPT_DIR},
     {"insecure", no_argument, NULL, OPT_INSECURE},
     {"ssh", required_argument, NULL, OPT_SSH},
@@ -48,8 +64,7 @@ static const struct option options[] = {
 };
 
 struct request {
-    struct vecycle_migrate_options o;
-    const char *socket_dir;
+    struct vecycle_resolve_options o;
     int how; /* enum vecycle_resolution, 0: show */
 };
 
@@ -71,11 +86,17 @@ static int parse(struct cmd_common *c, struct request *r, int argc, char **argv)
             r->how = VECYCLE_RESOLVE_DISCARD;
             asked++;
             break;
+        case OPT_FORCE:
+            r->o.force = true;
+            break;
+        case OPT_QMP:
+            r->o.qmp = optarg;
+            break;
         case OPT_TO:
             r->o.to = optarg;
             break;
         case OPT_DIR:
-            r->socket_dir = optarg;
+            r->o.socket_dir = optarg;
             break;
         case OPT_INSECURE:
             r->o.insecure = true;
@@ -94,35 +115,71 @@ static int parse(struct cmd_common *c, struct request *r, int argc, char **argv)
         status = cmd_check_words(&cmd_resolve, argc - optind, 1, 1);
     if (status < 0 && asked > 1)
         status = cmd_usage(&cmd_resolve, "--retry, --run and --discard exclude each other");
+    if (status < 0 && r->o.force && r->how != VECYCLE_RESOLVE_RUN)
+        status = cmd_usage(&cmd_resolve, "--force goes with --run");
     return status < 0 ? cmd_find_store(c) : status;
 }
 
-static int show(struct cmd_common *c, const char *uuid)
+/* What is known here, and what can be done about it. Nothing is suggested that could make two run. */
+static const char *const sayings[][3] = {
+    {"leaving", "it was leaving to '%s', and was interrupted",
+     "vecycle resolve --retry looks again, and tells the other host"},
+    {"left", "it has left to '%s', which has not confirmed that it runs",
+     "vecycle resolve --retry tells the other host again"},
+    {"kept", "it stays here: '%s' is to be told, or has not confirmed, that its copy never runs",
+     "vecycle resolve --retry tells it"},
+    {"arriving", "it is arriving, or has arrived, from '%s', and waits for its word",
+     "vecycle resolve --retry on the source gives it"},
+    {"about-to-run", "it came from '%s', and was about to be continued here",
+     "vecycle resolve --run continues it here"},
+    {"void", "what arrived from '%s' is the source's, and never runs here", NULL},
+};
+
+/* @text has one %s, for the peer. */
+static void say(const char *uuid, const char *text, const char *peer)
 {
-    struct vecycle_vm vm;
+    const char *at = strstr(text, "%s");
+
+    printf("%s: %.*s%s%s", uuid, (int)(at - text), text, peer, at + 2);
+}
+
+static int show_json(const char *uuid, const struct vecycle_doubt *d)
+{
+    struct json_object *o = json_object_new_object();
+
+    json_object_object_add(o, "vm", json_object_new_string(uuid));
+    json_object_object_add(o, "handover", json_object_new_string(d->handover));
+    json_object_object_add(o, "peer", json_object_new_string(d->peer));
+    json_object_object_add(o, "socket", json_object_new_string(d->socket));
+    json_object_object_add(o, "here", json_object_new_string(d->here));
+    json_object_object_add(o, "there", json_object_new_string(d->there));
+    json_object_object_add(o, "may_run_there", json_object_new_boolean(d->told));
+    puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
+    json_object_put(o);
+    return 0;
+}
+
+static int show(struct cmd_common *c, const char *uuid, const struct vecycle_resolve_options *o)
+{
+    struct vecycle_doubt d;
     struct vecycle_error err;
+    size_t i = 0;
 
-    if (vecycle_store_show(&c->context, uuid, &vm, &err))
+    if (vecycle_resolve_show(&c->context, uuid, o, &d, &err))
         return cmd_fail(c, &err);
-    if (c->json) {
-        struct json_object *o = cmd_vm_json(&vm);
-
-        puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
-        json_object_put(o);
-    } else if (!strcmp(vm.handover, "left")) {
-        printf("%s left to '%s'; whether it runs there is not known. Here it is paused at '%s'.\n"
-               "vecycle resolve --retry %s asks again.\n",
-               vm.vm, vm.handover_peer, vm.handover_socket, vm.vm);
-    } else if (!strcmp(vm.handover, "arriving")) {
-        printf("%s arrived, or is arriving, from '%s' and waits for its word at '%s'.\n"
-               "vecycle resolve --retry %s on the source gives it.\n",
-               vm.vm, vm.handover_peer, vm.handover_socket, vm.vm);
-    } else if (!strcmp(vm.handover, "leaving")) {
-        printf("%s is leaving to '%s', or its migration was interrupted; it counts here.\n", vm.vm,
-               vm.handover_peer);
-    } else {
-        printf("%s: nothing is open\n", vm.vm);
+    if (c->json)
+        return show_json(uuid, &d);
+    while (i < sizeof(sayings) / sizeof(*sayings) && strcmp(sayings[i][0], d.handover) != 0)
+        i++;
+    if (i == sizeof(sayings) / sizeof(*sayings)) {
+        printf("%s: nothing is open\n", uuid);
+        return 0;
     }
+    say(uuid, sayings[i][1], d.peer);
+    printf("\nhere ('%s'): %s\n", d.socket, *d.here ? d.here : "its QEMU was not asked");
+    printf("there: %s\n", *d.there ? d.there : "this host cannot ask; run vecycle resolve there");
+    if (sayings[i][2])
+        printf("%s\n", sayings[i][2]);
     return 0;
 }
 
@@ -135,9 +192,8 @@ static int run(struct cmd_common *c, int argc, char **argv)
     if (status >= 0)
         return status;
     if (!r.how)
-        return show(c, argv[optind]);
-    if (vecycle_resolve(&c->context, argv[optind], (enum vecycle_resolution)r.how, &r.o,
-                        r.socket_dir, &err))
+        return show(c, argv[optind], &r.o);
+    if (vecycle_resolve(&c->context, argv[optind], (enum vecycle_resolution)r.how, &r.o, &err))
         return cmd_fail(c, &err);
     if (c->verbose >= 0 && !c->json)
         printf("%s: settled\n", argv[optind]);

@@ -142,9 +142,15 @@ static const char *age(uint64_t unix_s)
     return text;
 }
 
+/* Somebody, on this host or the other one, has not heard yet what became of it. */
 static bool is_open(const struct vecycle_vm *vm)
 {
-    return !strcmp(vm->handover, "left") || !strcmp(vm->handover, "arriving");
+    static const char *const open[] = {"left", "kept", "arriving", "about-to-run"};
+
+    for (size_t i = 0; i < sizeof(open) / sizeof(open[0]); i++)
+        if (!strcmp(vm->handover, open[i]))
+            return true;
+    return false;
 }
 
 static const char *state(const struct vecycle_vm *vm)
@@ -237,8 +243,10 @@ static void show_text(const struct vecycle_vm *vm)
                vm->partial_held_pages, age(vm->partial_unix), cmd_size(vm->partial_disk_bytes));
     if (is_open(vm))
         printf("unsettled    %s '%s' since %s ago: see `vecycle resolve`\n",
-               !strcmp(vm->handover, "left") ? "it left to" : "it arrived from", vm->handover_peer,
-               age(vm->handover_unix));
+               !strcmp(vm->handover, "left")   ? "it left to"
+               : !strcmp(vm->handover, "kept") ? "it stays here, and was leaving to"
+                                               : "it arrived from",
+               vm->handover_peer, age(vm->handover_unix));
 }
 
 static int run_show(struct cmd_common *c, int argc, char **argv)

@@ -309,9 +309,10 @@ struct vecycle_vm {
     char partial_generation[37]; /* "" if there is none */
     uint64_t partial_unix, partial_held_pages, partial_disk_bytes;
     char policy[12];   /* "normal", "pinned", "never"; "?" if it is damaged */
-    char handover[12]; /* "none", "leaving", "left", "arriving", "settled", "void" */
+    char handover[16]; /* "none", "leaving", "left", "arriving", "settled", "void", "kept",
+                          "about-to-run" */
     char handover_peer[256];
-    char handover_socket[256];
+    char handover_socket[1024];
     uint64_t handover_unix;
     bool damaged; /* it cannot be used; error says why */
     char error[240];
@@ -380,17 +381,46 @@ VECYCLE_API int vecycle_store_gc(const struct vecycle_context *c, bool dry_run,
 /* ---- a lost word ---- */
 
 enum vecycle_resolution {
-    VECYCLE_RESOLVE_RETRY = 1,  /* source: give the word again, over the network */
-    VECYCLE_RESOLVE_RUN = 2,    /* destination: continue the VM here; source: it runs here */
+    VECYCLE_RESOLVE_RETRY = 1,  /* source: tell the destination again, over the network */
+    VECYCLE_RESOLVE_RUN = 2,    /* continue the VM on this host */
     VECYCLE_RESOLVE_DISCARD = 3 /* this host's VM does not count: forget the record */
 };
 
-/** Settles an open handover (struct vecycle_vm, `handover`). RUN continues the VM through its QMP
- *  socket; a person has made sure that it does not run on the other host. */
-VECYCLE_API int
-vecycle_resolve(const struct vecycle_context *c, const char *vm, enum vecycle_resolution how,
-                const struct vecycle_migrate_options *o, /* RETRY: tls, ssh, insecure */
-                const char *socket_dir, struct vecycle_error *err);
+struct vecycle_resolve_options {
+    bool force;             /* RUN: although the VM may run on the other host */
+    const char *qmp;        /* source: the VM's QMP socket, if not where it was; or NULL */
+    const char *socket_dir; /* where destination QEMUs have their sockets; NULL: the default */
+    /* How to reach the other host: */
+    const char *to; /* NULL: as it was */
+    const char *ssh, *remote;
+    bool insecure;
+    struct vecycle_tls tls;
+    struct vecycle_cancel *cancel; /* may be NULL */
+};
+
+/** Settles an open handover (struct vecycle_vm, `handover`). RUN is refused with VECYCLE_E_UNSETTLED
+ *  where the VM may run on the other host, by what this one knows; with `force` a person has made
+ *  certain that it does not. */
+VECYCLE_API int vecycle_resolve(const struct vecycle_context *c, const char *vm,
+                                enum vecycle_resolution how,
+                                const struct vecycle_resolve_options *o,
+                                struct vecycle_error *err);
+
+/** What is known of a migration that is not settled. */
+struct vecycle_doubt {
+    char handover[16]; /* as in struct vecycle_vm */
+    char peer[256];
+    char socket[1024];
+    char here[256];  /* of this host's QEMU, in words; "": nothing */
+    char there[256]; /* what the other host says; "": it was not asked */
+    bool told;       /* source: the destination may have been told to run the VM */
+};
+
+/** Looks at this host's QEMU, brings the record up to date with it, and asks the other host, if this
+ *  one is the source and can reach it. */
+VECYCLE_API int vecycle_resolve_show(const struct vecycle_context *c, const char *vm,
+                                     const struct vecycle_resolve_options *o,
+                                     struct vecycle_doubt *out, struct vecycle_error *err);
 
 #ifdef __cplusplus
 }

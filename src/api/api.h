@@ -157,6 +157,11 @@ struct vc_tls_options vc_public_tls(const struct vecycle_tls *t, const struct vc
 const char *vc_public_control(const struct vecycle_context *c);
 int vc_public_store(const struct vecycle_context *c, bool create, struct vc_store **out,
                     struct vc_err *err) VC_NODISCARD;
+/** The store, and the VM's id, for a command about one VM. VC_E_NO_SUCH_VM: no store. */
+int vc_public_vm(const struct vecycle_context *c, const char *vm, struct vc_store **store,
+                 struct vc_id *id, struct vc_err *err) VC_NODISCARD;
+/** "none", "leaving", ...: how a vc_handover_state is called. */
+const char *vc_public_handover(uint8_t state);
 
 struct vecycle_cancel {
     struct vc_cancel c;

@@ -9,8 +9,10 @@
  * as the source: when it starts, after a migration that failed, and again and again, ever more
  * rarely, until it has met the other host. A way through ssh is left to whoever has the keys. */
 
-#define FIRST_WAIT_S 1
-#define LONGEST_WAIT_S 60
+#define FIRST_PAUSE_S 1
+#define LONGEST_PAUSE_S 60
+/** How often this host's own QEMU is looked at while something is open. */
+#define LOOK_S 1
 
 struct vc_settler {
     struct vc_store *store;
@@ -39,9 +41,16 @@ static bool read_record(struct vc_settler *s, const struct vc_id *vm, struct vc_
     return !rc;
 }
 
-static int give_word(struct vc_settler *s, const struct vc_id *vm, const struct vc_handover *h,
-                     struct vc_err *err)
+static struct vc_settle_options options(struct vc_settler *s, const struct vc_id *vm)
 {
+    return (struct vc_settle_options){
+        .store = s->store, .vm = vm, .cancel = &s->cancel, .log = &s->log};
+}
+
+static int dial(struct vc_settler *s, const struct vc_id *vm, const struct vc_handover *h,
+                struct vc_err *err)
+{
+    struct vc_settle_options o = options(s, vm);
     struct vc_tls_options tls = vc_public_tls(&s->tls, &s->cancel);
     struct vc_dial_options d = {.insecure = s->insecure, .tls = &tls};
     struct vc_conn *conn;
@@ -50,29 +59,44 @@ static int give_word(struct vc_settler *s, const struct vc_id *vm, const struct 
     tls.hostname = *h->tls_hostname ? h->tls_hostname : NULL;
     rc = vc_conn_dial(h->peer, &d, &conn, err);
 
-    return rc ? rc : vc_session_repeat_word(s->store, vm, conn, &s->cancel, &s->log, err);
+    return rc ? rc : vc_session_repeat_word(&o, conn, err);
+}
+
+/* What this host knows by itself, also while the other one is away. True: the other host has to be
+ * told something, and can be. *open: something is open, and another look may help. */
+static bool look_at(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h, bool *open)
+{
+    struct vc_settle_options o = options(s, vm);
+    struct vc_err err = VC_ERR_INIT;
+    bool has_way;
+    int rc = 0;
+
+    *open = false;
+    if (!read_record(s, vm, h))
+        return false;
+    if (h->state == VC_HANDOVER_LEAVING || h->state == VC_HANDOVER_LEFT)
+        rc = vc_session_look_back(&o, h, NULL, &err);
+    if (rc == VC_E_BUSY) /* a migration is under way */
+        return false;
+    /* A way through ssh is for whoever has the keys: what is left is to look. */
+    has_way = strncmp(h->peer, "ssh:", 4) != 0;
+    *open = h->state == VC_HANDOVER_LEAVING || h->state == VC_HANDOVER_LEFT ||
+            (h->state == VC_HANDOVER_KEPT && has_way);
+    return !rc && *open && h->state != VC_HANDOVER_LEAVING && has_way;
 }
 
 /* True: it is still open, and another attempt may help. */
-static bool settle_one(struct vc_settler *s, const struct vc_id *vm, bool first)
+static bool settle_one(struct vc_settler *s, const struct vc_id *vm, bool first, bool dials)
 {
     struct vc_err err = VC_ERR_INIT;
     char name[VC_ID_TEXT_BYTES];
     struct vc_handover h;
-    int rc = 0;
+    bool open;
+    int rc;
 
-    if (!read_record(s, vm, &h))
-        return false;
-    if (h.state == VC_HANDOVER_LEAVING)
-        rc = vc_session_look_back(s->store, vm, NULL, &h, &s->log, &err);
-    if (!rc && h.state == VC_HANDOVER_LEAVING)
-        return true; /* its QEMU cannot be asked now */
-    if (rc == VC_E_BUSY || (!rc && h.state != VC_HANDOVER_LEFT))
-        return false; /* a migration is under way; or there is nothing to do */
-    if (!rc && !strncmp(h.peer, "ssh:", 4))
-        return false;
-    if (!rc)
-        rc = give_word(s, vm, &h, &err);
+    if (!look_at(s, vm, &h, &open) || !dials)
+        return open;
+    rc = dial(s, vm, &h, &err);
     vc_id_format(vm, name);
     if (rc) {
         vc_err_prefix(&err, "%s", name);
@@ -84,7 +108,7 @@ static bool settle_one(struct vc_settler *s, const struct vc_id *vm, bool first)
 }
 
 /* Goes over all VMs; true: something is still open. */
-static bool settle_all(struct vc_settler *s, bool first)
+static bool settle_all(struct vc_settler *s, bool first, bool dials)
 {
     vc_auto_free struct vc_id *ids = NULL;
     struct vc_err err = VC_ERR_INIT;
@@ -94,7 +118,7 @@ static bool settle_all(struct vc_settler *s, bool first)
     if (vc_store_list(s->store, &ids, &n, &err))
         return false;
     for (size_t i = 0; i < n && !vc_cancel_is_set(&s->cancel); i++)
-        open |= settle_one(s, &ids[i], first);
+        open |= settle_one(s, &ids[i], first, dials);
     return open;
 }
 
@@ -115,16 +139,23 @@ static bool wait(struct vc_settler *s, bool open, uint64_t wait_s, bool *kicked)
     return !s->stop;
 }
 
+/* The other host is dialled ever more rarely; this host's own QEMU is looked at each time, so that
+ * nobody continues a VM here unnoticed. */
 static void *settler_main(void *arg)
 {
     struct vc_settler *s = arg;
-    uint64_t wait_s = FIRST_WAIT_S;
-    bool kicked = true, open = true;
+    uint64_t pause_s = FIRST_PAUSE_S, dial_ns = 0;
+    bool kicked = true, open;
 
     do {
-        open = settle_all(s, kicked);
-        wait_s = kicked ? FIRST_WAIT_S : VC_MIN(2 * wait_s, (uint64_t)LONGEST_WAIT_S);
-    } while (wait(s, open, wait_s, &kicked));
+        bool dials = kicked || vc_now_ns() >= dial_ns;
+
+        open = settle_all(s, kicked, dials);
+        if (dials) {
+            pause_s = kicked ? FIRST_PAUSE_S : VC_MIN(2 * pause_s, (uint64_t)LONGEST_PAUSE_S);
+            dial_ns = vc_now_ns() + pause_s * VC_NS_PER_S;
+        }
+    } while (wait(s, open, LOOK_S, &kicked));
     return NULL;
 }
 
@@ -139,12 +170,16 @@ static void look_back(struct vc_settler *s)
 
     if (vc_store_list(s->store, &ids, &n, &err))
         return;
-    for (size_t i = 0; i < n; i++)
-        if (read_record(s, &ids[i], &h) &&
-            (h.state == VC_HANDOVER_LEAVING || h.state == VC_HANDOVER_ARRIVING) &&
-            vc_session_look_back(s->store, &ids[i], s->socket_dir, &h, &s->log, &err))
+    for (size_t i = 0; i < n; i++) {
+        struct vc_settle_options o = options(s, &ids[i]);
+
+        o.socket_dir = s->socket_dir;
+        if (read_record(s, &ids[i], &h) && h.state != VC_HANDOVER_NONE &&
+            h.state != VC_HANDOVER_SETTLED && h.state != VC_HANDOVER_VOID &&
+            vc_session_look_back(&o, &h, NULL, &err))
             vc_log_err(&s->log, VC_LOG_WARNING, "an interrupted migration is not settled yet",
                        &err);
+    }
 }
 
 int vc_settler_start(struct vc_store *store, const char *socket_dir, const struct vc_log *log,

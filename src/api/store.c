@@ -3,13 +3,12 @@
 #include <string.h>
 
 #include "api/api.h"
-#include "qmp/qmp.h"
 
-/* vecycle_store_*() and vecycle_resolve(): they work on the store itself, agent or not; its locks
- * keep them apart from sessions. */
+/* vecycle_store_*(): they work on the store itself, agent or not; its locks keep them apart from
+ * sessions. */
 
-static const char *const handover_names[] = {"none",     "leaving", "left",
-                                             "arriving", "settled", "void"};
+static const char *const handover_names[] = {"none",    "leaving", "left", "arriving",
+                                             "settled", "void",    "kept", "about-to-run"};
 
 static void describe_partial(const struct vc_gen_info *g, struct vecycle_vm *out)
 {
@@ -57,6 +56,12 @@ static void describe_generation(struct vc_vm *vm, struct vecycle_vm *out)
     out->confirmed = g->confirmed;
     snprintf(out->peer, sizeof(out->peer), "%s", g->peer);
     snprintf(out->role, sizeof(out->role), "%s", roles[g->role]);
+}
+
+static bool is_open(const struct vc_handover *h)
+{
+    return h->state != VC_HANDOVER_NONE && h->state != VC_HANDOVER_SETTLED &&
+           h->state != VC_HANDOVER_VOID;
 }
 
 static void describe_handover(struct vc_vm *vm, struct vecycle_vm *out, struct vc_err *err)
@@ -288,8 +293,8 @@ int vecycle_store_remove(const struct vecycle_context *c, const char *vm, bool f
 
     if (!rc)
         rc = open_for_removal(store, &id, &v, &e);
-    if (!rc && !force && vc_handover_get(v, &h, &e) == 0 &&
-        (h.state == VC_HANDOVER_LEFT || h.state == VC_HANDOVER_ARRIVING))
+    if (!rc && !force && vc_handover_get(v, &h, &e) == 0 && h.state != VC_HANDOVER_LEAVING &&
+        is_open(&h))
         rc = vc_err_set_hint(&e, VC_E_UNSETTLED, "see `vecycle resolve`, or use --force",
                              "a migration of the VM is not settled");
     if (!rc)
@@ -299,140 +304,13 @@ int vecycle_store_remove(const struct vecycle_context *c, const char *vm, bool f
     return vc_public_error(rc, &e, err);
 }
 
-/* ---- resolve ---- */
-
-static int retry(struct vc_store *store, const struct vc_id *id,
-                 const struct vecycle_migrate_options *o, const char *socket_dir,
-                 const struct vc_log *log, struct vc_err *err)
+int vc_public_vm(const struct vecycle_context *c, const char *vm, struct vc_store **store,
+                 struct vc_id *id, struct vc_err *err)
 {
-    struct vc_cancel *cancel = o->cancel ? &o->cancel->c : NULL;
-    struct vc_tls_options tls = vc_public_tls(&o->tls, cancel);
-    struct vc_dial_options d = {
-        .insecure = o->insecure,
-        .ssh = o->ssh,
-        .remote = o->remote,
-        .tls = &tls,
-    };
-    struct vc_handover h;
-    struct vc_conn *conn;
-    int rc = vc_session_look_back(store, id, socket_dir, &h, log, err);
-
-    if (rc || h.state == VC_HANDOVER_SETTLED) /* it runs here after all */
-        return rc;
-    if (h.state == VC_HANDOVER_LEAVING)
-        return vc_err_set_hint(err, VC_E_UNSETTLED, "look at both hosts, then --run or --discard",
-                               "the QEMU at '%.120s' cannot say what became of the migration",
-                               h.socket);
-    if (h.state != VC_HANDOVER_LEFT)
-        return vc_err_set_hint(err, VC_E_QEMU_STATE, "run this on the source host",
-                               "this host has no word to give");
-    if (!o->to && !tls.hostname && *h.tls_hostname) /* as it was called then */
-        tls.hostname = h.tls_hostname;
-    rc = vc_conn_dial(o->to ? o->to : h.peer, &d, &conn, err);
-    if (rc)
-        return rc;
-    vc_public_warn_plaintext(log, conn);
-    return vc_session_repeat_word(store, id, conn, cancel, log, err);
+    return open_both(c, vm, store, id, err);
 }
 
-/* Continues the VM if it waits; anything else is not ours to touch. */
-static int cont_paused(struct vc_qmp *q, const struct vc_id *vm, struct vc_err *err)
+const char *vc_public_handover(uint8_t state)
 {
-    struct vc_id uuid;
-    char state[32];
-    int rc = vc_qmp_uuid(q, &uuid, err);
-
-    if (!rc && !vc_id_equal(&uuid, vm))
-        return vc_err_set(err, VC_E_QEMU_STATE, "the QEMU at '%.120s' is another VM",
-                          vc_qmp_name(q));
-    if (!rc)
-        rc = vc_qmp_run_state(q, state, err);
-    if (rc || !strcmp(state, "running"))
-        return rc;
-    if (strcmp(state, "paused") != 0 && strcmp(state, "postmigrate") != 0)
-        return vc_err_set(err, VC_E_QEMU_STATE, "the VM is in state '%s'", state);
-    return vc_qmp_simple(q, "cont", err);
-}
-
-/* Continues the VM on this host. */
-static int run_here(const struct vc_handover *h, const struct vc_id *vm, const char *socket_dir,
-                    struct vc_err *err)
-{
-    struct vc_qmp *q;
-    int fd, rc;
-
-    if (h->state == VC_HANDOVER_ARRIVING) {
-        fd = vc_target_connect(socket_dir, h->socket, ".qmp", err);
-        rc = fd < 0 ? fd : vc_qmp_from_fd(fd, h->socket, &q, err);
-    } else {
-        rc = vc_qmp_connect(h->socket, &q, err);
-    }
-    if (rc)
-        return rc;
-    rc = cont_paused(q, vm, err);
-    vc_qmp_free(q);
-    return rc;
-}
-
-static int nothing_open(struct vc_err *err)
-{
-    return vc_err_set(err, VC_E_NO_SUCH_VM, "nothing about this VM is open here");
-}
-
-static bool is_open(const struct vc_handover *h)
-{
-    return h->state == VC_HANDOVER_LEAVING || h->state == VC_HANDOVER_LEFT ||
-           h->state == VC_HANDOVER_ARRIVING;
-}
-
-/* A person has decided. Under the VM's lock: no session, and no agent, settles it otherwise
- * meanwhile. */
-static int decide(struct vc_store *store, const struct vc_id *id, enum vecycle_resolution how,
-                  const char *socket_dir, struct vc_err *err)
-{
-    struct vc_handover h;
-    struct vc_vm *vm = NULL;
-    int rc = vc_vm_open(store, id, VC_VM_WRITE, &vm, err);
-
-    if (!rc)
-        rc = vc_handover_get(vm, &h, err);
-    if (!rc && !is_open(&h))
-        rc = nothing_open(err);
-    if (!rc && how == VECYCLE_RESOLVE_RUN)
-        rc = run_here(&h, id, socket_dir, err);
-    if (!rc) {
-        h.state = h.state == VC_HANDOVER_ARRIVING && how == VECYCLE_RESOLVE_DISCARD
-                      ? VC_HANDOVER_VOID
-                      : VC_HANDOVER_SETTLED;
-        rc = vc_handover_begin(vm, &h, err);
-    }
-    vc_vm_close(vm);
-    return rc;
-}
-
-int vecycle_resolve(const struct vecycle_context *c, const char *vm, enum vecycle_resolution how,
-                    const struct vecycle_migrate_options *o, const char *socket_dir,
-                    struct vecycle_error *err)
-{
-    const char *dir = socket_dir ? socket_dir : vecycle_default_socket_dir();
-    struct vc_log log = vc_public_log(c);
-    struct vc_err e = VC_ERR_INIT;
-    struct vc_store *store;
-    struct vc_handover h = {0};
-    struct vc_vm *v = NULL;
-    struct vc_id id;
-    int rc = open_both(c, vm, &store, &id, &e);
-
-    if (!rc)
-        rc = vc_vm_open(store, &id, VC_VM_READ, &v, &e);
-    if (!rc)
-        rc = vc_handover_get(v, &h, &e);
-    vc_vm_close(v);
-    if (rc == VC_NOT_FOUND || (!rc && !is_open(&h)))
-        rc = nothing_open(&e);
-    if (!rc)
-        rc = how == VECYCLE_RESOLVE_RETRY ? retry(store, &id, o, dir, &log, &e)
-                                          : decide(store, &id, how, dir, &e);
-    vc_store_close(store);
-    return vc_public_error(rc, &e, err);
+    return state < VC_ARRAY_LEN(handover_names) ? handover_names[state] : "?";
 }

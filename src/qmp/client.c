@@ -18,8 +18,11 @@
 
 struct vc_qmp {
     int fd;
-    int pidfd; /* of the process that listened, or -1 */
+    pid_t pid;                 /* of the process that called listen(), or 0 */
+    int pidfd;                 /* of it, or -1 */
+    struct vc_process process; /* the same once it is shown to be this VM's QEMU, else unknown */
     bool gone;
+    bool ran;       /* the VM was seen to run, or to be continued */
     char name[160]; /* any legal name of a socket (session/target.c), or the start of a path */
     char *buf;
     size_t have, cap;
@@ -46,7 +49,22 @@ bool vc_qmp_is_gone(const struct vc_qmp *q)
 
 bool vc_qmp_process_ended(const struct vc_qmp *q, int timeout_ms)
 {
-    return q->pidfd >= 0 && vc_wait_readable(q->pidfd, timeout_ms) > 0;
+    return vc_process_is_known(&q->process) && vc_wait_readable(q->pidfd, timeout_ms) > 0;
+}
+
+const struct vc_process *vc_qmp_process(const struct vc_qmp *q)
+{
+    return &q->process;
+}
+
+bool vc_qmp_has_run(const struct vc_qmp *q)
+{
+    return q->ran;
+}
+
+void vc_qmp_note_run(struct vc_qmp *q)
+{
+    q->ran = true;
 }
 
 void vc_qmp_shutdown(struct vc_qmp *q)
@@ -151,6 +169,8 @@ static int next_object(struct vc_qmp *q, uint64_t deadline_ns, struct json_objec
 
 static void keep_event(struct vc_qmp *q, struct json_object *event)
 {
+    if (!strcmp(vc_json_str(event, "event", ""), "RESUME"))
+        q->ran = true;
     if (q->n_events == MAX_EVENTS) { /* nobody listens: the oldest is the least interesting */
         json_object_put(q->events[0]);
         memmove(q->events, q->events + 1, --q->n_events * sizeof(q->events[0]));
@@ -236,15 +256,35 @@ bool vc_qmp_is_same_peer(const struct vc_qmp *q, int fd)
            (want.pid == have.pid || want.uid == have.uid);
 }
 
-/* The process that made the listening socket: QEMU, unless somebody handed the socket to it. */
-static int open_pidfd(int sock)
+/* The process that called listen(): QEMU, or whoever handed the socket to it; 0: it is in another
+ * PID namespace. */
+static pid_t listener_of(int sock)
 {
     struct ucred cred;
     socklen_t n = sizeof(cred);
 
-    if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0 || cred.pid <= 0)
-        return -1;
-    return (int)syscall(SYS_pidfd_open, cred.pid, 0);
+    return getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0 || cred.pid < 0 ? 0 : cred.pid;
+}
+
+static bool is_uuid(void *opaque, const char *text)
+{
+    const struct vc_id *want = opaque;
+    struct vc_id have;
+
+    return vc_id_parse(text, &have) && vc_id_equal(&have, want);
+}
+
+void vc_qmp_identify(struct vc_qmp *q, const struct vc_id *vm)
+{
+    struct vc_id want = *vm;
+    struct vc_process p;
+
+    if (q->pidfd < 0 || !vc_process_has_option(q->pid, "uuid", is_uuid, &want) ||
+        !vc_process_read(q->pid, &p))
+        return;
+    /* If it lives still, what was read is about it, and not about a later one with that pid. */
+    if (vc_wait_readable(q->pidfd, 0) == 0)
+        q->process = p;
 }
 
 /* @how: "execute", "exec-oob". */
@@ -340,7 +380,8 @@ static int from_fd(int fd, const char *name, bool oob, struct vc_qmp **out, stru
         return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
     }
     q->fd = fd;
-    q->pidfd = open_pidfd(fd);
+    q->pid = listener_of(fd);
+    q->pidfd = q->pid ? (int)syscall(SYS_pidfd_open, q->pid, 0) : -1;
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
     snprintf(q->name, sizeof(q->name), "%s", name);
     rc = negotiate(q, oob, err);

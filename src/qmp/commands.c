@@ -28,9 +28,12 @@ int vc_qmp_run_state(struct vc_qmp *q, char out[32], struct vc_err *err)
     vc_auto_json struct json_object *ret = NULL;
     int rc = vc_qmp_execute(q, "query-status", NULL, -1, &ret, err);
 
-    if (!rc)
-        snprintf(out, 32, "%s", vc_json_str(ret, "status", "?"));
-    return rc;
+    if (rc)
+        return rc;
+    snprintf(out, 32, "%s", vc_json_str(ret, "status", "?"));
+    if (!strcmp(out, "running"))
+        vc_qmp_note_run(q);
+    return 0;
 }
 
 int vc_qmp_version(struct vc_qmp *q, unsigned *out, struct vc_err *err)
@@ -67,7 +70,7 @@ int vc_qmp_set_capabilities(struct vc_qmp *q, const struct vc_qmp_capability *li
     if (rc)
         return rc;
     for (size_t i = 0; i < n; i++)
-        if (list[i].on && state_of(now, list[i].name) < 0)
+        if (list[i].on && !list[i].optional && state_of(now, list[i].name) < 0)
             return vc_err_set_hint(err, VC_E_QMP, "leave out the option that needs it",
                                    "QEMU '%.100s' has no migration capability %s", vc_qmp_name(q),
                                    list[i].name);
@@ -212,6 +215,8 @@ int vc_qmp_migration(struct vc_qmp *q, struct vc_qmp_migration *out, struct vc_e
         .ram_remaining = vc_json_u64(ram, "remaining", 0),
         .ram_transferred = vc_json_u64(ram, "transferred", 0),
         .rounds = vc_json_u64(ram, "dirty-sync-count", 0),
+        .data_records = vc_json_u64(ram, "normal", 0),
+        .zero_records = vc_json_u64(ram, "duplicate", 0),
     };
     snprintf(out->status, sizeof(out->status), "%s", vc_json_str(ret, "status", ""));
     snprintf(out->error, sizeof(out->error), "%s", vc_json_str(ret, "error-desc", ""));

@@ -7,6 +7,7 @@
 
 #include "base/err.h"
 #include "base/json.h"
+#include "base/process.h"
 #include "base/units.h"
 
 /* A client of QEMU's machine protocol (QEMU: docs/interop/qmp-spec.rst), and the few commands that
@@ -35,9 +36,15 @@ void vc_qmp_shutdown(struct vc_qmp *q);
 int vc_qmp_fd(const struct vc_qmp *q);
 /** Whether the connection is over, so that no command will ever be answered again. */
 bool vc_qmp_is_gone(const struct vc_qmp *q);
-/** Whether the process at the other end has ended for certain; waits for it so long. False also
- *  where the kernel cannot tell. */
+/** Looks who QEMU is: the process that called listen() on this socket, if its command line has
+ *  `-uuid` with that VM. Anybody else may have handed the socket to QEMU, or relay it. */
+void vc_qmp_identify(struct vc_qmp *q, const struct vc_id *vm);
+/** QEMU's process, unknown if that could not be shown. */
+const struct vc_process *vc_qmp_process(const struct vc_qmp *q);
+/** Whether QEMU's process has ended for certain; waits for it so long. False if it is unknown. */
 bool vc_qmp_process_ended(const struct vc_qmp *q, int timeout_ms);
+/** Whether the VM has run since this connection was made, as far as events and answers told. */
+bool vc_qmp_has_run(const struct vc_qmp *q);
 /** Whether the process at the other end of that Unix socket is the one behind QMP, or its user's.
  */
 bool vc_qmp_is_same_peer(const struct vc_qmp *q, int fd);
@@ -62,7 +69,9 @@ int vc_qmp_event(struct vc_qmp *q, struct json_object **out, struct vc_err *err)
 
 /** The VM's UUID; nil if it has none. */
 int vc_qmp_uuid(struct vc_qmp *q, struct vc_id *out, struct vc_err *err) VC_NODISCARD;
-/** Its run state ("running", "inmigrate", ...). */
+/** Makes vc_qmp_has_run() true. */
+void vc_qmp_note_run(struct vc_qmp *q);
+/** Its run state ("running", "inmigrate", ...: qapi/run-state.json, RunState). */
 int vc_qmp_run_state(struct vc_qmp *q, char out[32], struct vc_err *err) VC_NODISCARD;
 /** QEMU's version, major * 100 + minor. */
 int vc_qmp_version(struct vc_qmp *q, unsigned *out, struct vc_err *err) VC_NODISCARD;
@@ -70,9 +79,10 @@ int vc_qmp_version(struct vc_qmp *q, unsigned *out, struct vc_err *err) VC_NODIS
 struct vc_qmp_capability {
     const char *name;
     bool on;
+    bool optional; /* `on` is a wish: a QEMU that does not know it does without */
 };
 /** Turns them on and off, in one command, since some depend on each other. One that is to be off is
- *  off where QEMU does not know it; one that is to be on: VC_E_QMP. */
+ *  off where QEMU does not know it; one that is to be on, and not optional: VC_E_QMP. */
 int vc_qmp_set_capabilities(struct vc_qmp *q, const struct vc_qmp_capability *list, size_t n,
                             struct vc_err *err) VC_NODISCARD;
 /** 0; VC_NOT_FOUND: this QEMU does not know it. */
@@ -111,7 +121,8 @@ struct vc_qmp_migration {
     char error[200]; /* of a failed one, or "" */
     uint64_t total_ms, downtime_ms, setup_ms;
     uint64_t ram_total, ram_remaining, ram_transferred;
-    uint64_t rounds; /* dirty-sync-count */
+    uint64_t rounds;                     /* dirty-sync-count */
+    uint64_t data_records, zero_records; /* pages sent, and zero pages (ram.normal, .duplicate) */
 };
 int vc_qmp_migration(struct vc_qmp *q, struct vc_qmp_migration *out,
                      struct vc_err *err) VC_NODISCARD;

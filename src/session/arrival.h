@@ -30,7 +30,7 @@ struct arrival {
     bool word_done;    /* it runs here, or is to stay paused here: the source knows, or will ask */
     bool is_void;      /* it will never run here */
     bool stopped_late; /* this vecycle is to stop, and waits for the end of a postcopy */
-    bool ran;          /* somebody continued it, as far as events tell */
+    bool about_to_run; /* it was continued, or is about to be, by us or by somebody */
     struct vc_progress progress;
 };
 
@@ -47,8 +47,10 @@ int vc_arrival_make_void(struct arrival *a, struct vc_err *err) VC_NODISCARD;
 /** Connects to QEMU's QMP at the socket of that name, over a connection that was parked if there is
  *  one: QEMU serves one client at a time. */
 int vc_arrival_connect(struct arrival *a, const char *name, struct vc_err *err) VC_NODISCARD;
-/** Looks whether the VM has run, as far as events tell; never waits. */
+/** Takes in what QEMU has told meanwhile; never waits. */
 void vc_arrival_note_events(struct arrival *a);
+/** Notices, and records, that somebody has continued the VM before the source decided. */
+void vc_arrival_watch(struct arrival *a);
 /** Whether it may run before its memory is complete. */
 bool vc_arrival_is_postcopy(const struct arrival *a);
 /** Obeys a WORD frame and answers it. An error ends the session. */

@@ -31,15 +31,17 @@ int vc_session_set_capabilities(struct vc_qmp *q, const struct vc_session_wants 
     size_t n = 0;
 
     for (; n < VC_ARRAY_LEN(never); n++)
-        list[n] = (struct vc_qmp_capability){never[n], false};
-    list[n++] = (struct vc_qmp_capability){"events", true};
-    list[n++] = (struct vc_qmp_capability){"postcopy-ram", w->postcopy};
-    list[n++] = (struct vc_qmp_capability){"postcopy-preempt", w->preempt};
+        list[n] = (struct vc_qmp_capability){.name = never[n]};
+    list[n++] = (struct vc_qmp_capability){"events", .on = true};
+    list[n++] = (struct vc_qmp_capability){"postcopy-ram", .on = w->postcopy};
+    list[n++] = (struct vc_qmp_capability){"postcopy-preempt", .on = w->preempt};
     if (w->source) /* without it a loss goes unnoticed */
-        list[n++] = (struct vc_qmp_capability){"return-path", true};
+        list[n++] = (struct vc_qmp_capability){"return-path", .on = true};
+    else /* until the VM is continued here, the source can take the locks of its images back */
+        list[n++] = (struct vc_qmp_capability){"late-block-activate", .on = true, .optional = true};
     if (w->auto_converge) {
-        list[n++] = (struct vc_qmp_capability){"auto-converge", true};
-        list[n++] = (struct vc_qmp_capability){"dirty-limit", false}; /* not both */
+        list[n++] = (struct vc_qmp_capability){"auto-converge", .on = true};
+        list[n++] = (struct vc_qmp_capability){"dirty-limit"}; /* not both */
     }
     return vc_qmp_set_capabilities(q, list, n, err);
 }

@@ -194,8 +194,10 @@ static bool is_stopped(struct arrival *a, const struct vc_dest_status *st)
 static int await_vm(struct arrival *a, struct vc_dest_status *st, struct vc_err *err)
 {
     for (;;) {
-        int rc = take_frames(a, err);
+        int rc;
 
+        vc_arrival_watch(a);
+        rc = take_frames(a, err);
         note_status(a, st);
         if (rc || has_arrived(a, st))
             return rc;
@@ -348,9 +350,16 @@ static int wind_up(struct arrival *a, int rc, struct vc_err *err)
     vc_link_fail(a->link, err);
     if (a->pipeline)
         vc_dest_status(a->pipeline, &st);
+    vc_arrival_watch(a);
     /* The VM is this host's, as far as it has come; the record of what is recovered stands. */
     if (rc == VC_E_POSTCOPY || a->open.mode == VC_WIRE_MODE_RECOVER)
         return rc;
+    if (a->about_to_run && !a->word_done)
+        return vc_err_set_hint(err, VC_E_UNSETTLED,
+                               "see `vecycle resolve` on both hosts which of them runs the VM",
+                               "the VM was continued here, and what the source does with its own is "
+                               "not known: %.100s",
+                               why.message);
     if (a->qmp && st.shut && st.shut_status == 0 && !a->is_void && !a->word_done)
         return vc_err_set_hint(err, VC_E_UNSETTLED,
                                "the source settles it when they meet again, or `vecycle resolve`",

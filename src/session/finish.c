@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "qmp/qmp.h"
 #include "session/migration.h"
+#include "session/runstate.h"
 
 /* The end of a migration at the source: the word that makes the VM the destination's, and the
  * checkpoint that both hosts keep (docs/internals/phases.md, finish and confirm). */
@@ -15,35 +17,63 @@
 
 /* ---- finish: the word ---- */
 
+bool vc_migration_stays(const struct vc_migration *m)
+{
+    return m->o->suspend || !vc_run_state_goes_on(m->state);
+}
+
 void vc_migration_record(struct vc_migration *m, enum vc_handover_state state)
 {
     struct vc_err err = VC_ERR_INIT;
     struct vc_source_status st = {0};
+    struct vc_handover *h;
 
+    if (!m->recorded)
+        return;
     if (m->pipeline) /* not yet, where QEMU refuses to migrate */
         vc_source_status(m->pipeline, &st);
-    if (m->recorded && m->user_paused)
-        vc_handover_leave_paused(m->holding.vm);
+    h = vc_handover_edit(m->holding.vm);
+    h->suspend |= vc_migration_stays(m);
+    h->left_suspended = !strcmp(m->state, "suspended");
+    h->told = m->told;
     if (st.store_stuck)
         vc_log(m->o->log, VC_LOG_ERROR, "the handover is not recorded: the store hangs");
-    else if (m->recorded && vc_handover_set(m->holding.vm, state, &err))
+    else if (vc_handover_set(m->holding.vm, state, &err))
         vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", &err);
 }
 
-/* The answer to WORD. 0: *done is filled in; anything else: it is not known what it is. */
-static int await_word_done(struct vc_migration *m, struct vc_wire_status *done, struct vc_err *err)
+void vc_migration_note_success(struct vc_migration *m, const struct vc_source_status *st)
 {
-    bool stays = m->o->suspend || m->user_paused || (m->o->recover && !m->owes_word);
-    struct vc_wire_word_msg word = {.word = stays ? VC_WIRE_WORD_SUSPEND : VC_WIRE_WORD_CONTINUE,
-                                    .session = m->session};
+    struct vc_handover *h = m->recorded ? vc_handover_edit(m->holding.vm) : NULL;
+    struct vc_err err = VC_ERR_INIT;
+
+    m->noted = true;
+    if (h) {
+        h->has_counts = true;
+        h->data_records = st->knows_all ? st->pages_same + st->pages_moved + st->pages_data +
+                                              st->pages_unknown
+                                        : UINT64_MAX; /* equal to nothing */
+        h->zero_records = st->pages_zero;
+    }
+    if (h && !st->store_stuck && vc_handover_note(m->holding.vm, &err))
+        vc_log_err(m->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
+    vc_source_pass_success(m->pipeline);
+}
+
+/* A word and its answer. 0: *done is filled in; anything else: it is not known what it is. */
+static int exchange(struct vc_migration *m, uint8_t which, uint64_t limit_ms, bool *never_ran,
+                    struct vc_wire_status *done, struct vc_err *err)
+{
+    struct vc_wire_word_msg word = {.word = which, .session = m->session};
     struct vc_link_frame *f;
     int rc = VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, err);
 
     if (!rc)
-        rc = vc_inbox_get(&m->inbox, VC_ANSWER_TIMES * (uint64_t)vc_link_dead_peer_ms(m->link), &f);
+        rc = vc_inbox_get(&m->inbox, limit_ms, &f);
     if (rc)
         return rc;
-    rc = f->type == VC_WIRE_WORD_DONE
+    *never_ran = f->type == VC_WIRE_NEVER_RAN;
+    rc = f->type == VC_WIRE_WORD_DONE || *never_ran
              ? vc_wire_status_decode(f->payload, f->bytes, done, err)
              : vc_err_set(err, VC_E_PROTOCOL, "%s came where WORD_DONE was expected",
                           vc_wire_type_name(f->type));
@@ -51,12 +81,41 @@ static int await_word_done(struct vc_migration *m, struct vc_wire_status *done, 
     return rc;
 }
 
-/* The destination's QEMU died before the VM ran there: the one here is the only one, and as paused
- * as somebody has left it. */
+/* Somebody has continued the VM here, or QEMU cannot say that nobody has: the destination's must not
+ * be told to run. QEMU lets nobody do that before it has completed. Nothing comes between this look
+ * and the decision. */
+static int check_continued(struct vc_migration *m, struct vc_err *err)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+
+    if (m->orphan) /* its process has ended, and no RESUME was seen since the guest was paused */
+        return 0;
+    /* Events that came before the end of the connection are taken in all the same. */
+    if (vc_migration_take_events(m, &ignored))
+        vc_log_err(m->o->log, VC_LOG_DEBUG, "QEMU is gone", &ignored);
+    if (!m->continued)
+        return 0;
+    return vc_err_set(err, VC_E_CANCELLED,
+                      "somebody continued the VM here, before the destination was told to");
+}
+
+/* The destination's QEMU died before the VM ran there: the one here is the only one. It goes on if it
+ * ran, and stays as it is otherwise. */
 static int take_back(struct vc_migration *m, const char *why, struct vc_err *err)
 {
-    int rc = m->user_paused ? 0 : vc_qmp_simple(m->qmp, "cont", err);
+    bool goes_on = vc_run_state_goes_on(m->state);
+    char state[VC_RUN_STATE_BYTES];
+    int rc = check_continued(m, err);
 
+    if (rc) { /* by somebody, meanwhile */
+        vc_migration_record(m, VC_HANDOVER_SETTLED);
+        return rc;
+    }
+    rc = goes_on ? vc_qmp_run_state(m->qmp, state, err) : 0;
+    if (!rc && goes_on && strcmp(state, "postmigrate") != 0)
+        rc = vc_err_set(err, VC_E_QEMU_STATE, "it is in state '%s'", state);
+    if (!rc && goes_on)
+        rc = vc_qmp_simple(m->qmp, "cont", err);
     if (rc)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "`vecycle resolve` settles it",
                                "the destination lost the VM (%.80s), and it cannot be continued "
@@ -64,49 +123,60 @@ static int take_back(struct vc_migration *m, const char *why, struct vc_err *err
                                why);
     vc_migration_record(m, VC_HANDOVER_SETTLED);
     return vc_err_set(err, VC_E_DEST_QEMU, "%.160s; the VM %s here", why,
-                      m->user_paused ? "is still" : "runs on");
-}
-
-/* Somebody has continued the VM here: the destination's must never run, and is told so at the end
- * of the session. QEMU lets nobody do that before it has completed. */
-static int check_continued(struct vc_migration *m, struct vc_err *err)
-{
-    struct vc_err ignored = VC_ERR_INIT;
-    char state[32];
-
-    if (vc_migration_take_events(m, &ignored) || !m->continued ||
-        vc_qmp_run_state(m->qmp, state, &ignored) || !strcmp(state, "postmigrate"))
-        return 0;
-    vc_migration_record(m, VC_HANDOVER_SETTLED);
-    return vc_err_set(err, VC_E_CANCELLED,
-                      "somebody continued the VM here, before the destination was told to");
+                      goes_on ? "runs on" : "is still");
 }
 
 int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)
 {
+    bool stays = vc_migration_stays(m) || (m->o->recover && !m->owes_word), never_ran;
     struct vc_wire_status done = {0};
 
-    vc_migration_record(m, VC_HANDOVER_LEFT); /* if it cannot be recorded, the word counts more */
+    vc_migration_record(m, VC_HANDOVER_LEFT); /* if not, the counts stand for it */
     if (check_continued(m, err))
         return err->code;
-    if (await_word_done(m, &done, err))
+    m->told = true;
+    if (exchange(m, stays ? VC_WIRE_WORD_SUSPEND : VC_WIRE_WORD_CONTINUE,
+                 VC_ANSWER_TIMES * (uint64_t)vc_link_dead_peer_ms(m->link), &never_ran, &done, err))
         return vc_err_set_hint(
             err, VC_E_UNSETTLED, "the agent settles it when it can, or `vecycle resolve --retry`",
             "the migration is complete, but '%.80s' was lost before it confirmed "
             "that the VM runs",
             vc_link_peer(m->link));
-    if (done.code == -VC_E_DEST_QEMU && !vc_migration_has_switched(m) && !m->o->recover)
+    if (never_ran && !vc_migration_has_switched(m) && !m->o->recover)
         return take_back(m, done.text, err);
     if (done.code) {
         vc_err_set_hint(err, VC_E_UNSETTLED, "`vecycle resolve` settles it",
                         "the destination could not continue the VM: %.140s", done.text);
         return VC_AGAIN;
     }
-    if (m->paused_ns)
+    snprintf(m->result->state, sizeof(m->result->state), "%.31s",
+             done.text[0] ? done.text : stays ? "" : "running");
+    if (stays && !m->o->suspend)
+        m->result->downtime_ms = 0; /* it stood still before, and stands still there */
+    else if (m->paused_ns)
         m->result->downtime_ms = (vc_now_ns() - m->paused_ns) / VC_NS_PER_MS;
     m->word_given = true;
     vc_migration_record(m, VC_HANDOVER_SETTLED);
     return 0;
+}
+
+/* The VM is this host's. The destination may have a copy: it is told so now if it is there still,
+ * else whoever settles the record tells it later. */
+void vc_migration_keep_vm(struct vc_migration *m, bool runs)
+{
+    struct vc_wire_status done = {0};
+    struct vc_err ignored = VC_ERR_INIT;
+    bool never_ran;
+
+    vc_migration_record(m, VC_HANDOVER_KEPT);
+    if (exchange(m, runs ? VC_WIRE_WORD_DISMISS : VC_WIRE_WORD_ABANDON,
+                 vc_link_dead_peer_ms(m->link), &never_ran, &done, &ignored))
+        vc_log(m->o->log, VC_LOG_DEBUG, "the destination has not confirmed that it gives the VM up");
+    else if (done.code && !never_ran)
+        vc_log(m->o->log, VC_LOG_ERROR, "the VM is kept here, and '%s' says: %s",
+               vc_link_peer(m->link), done.text);
+    else
+        vc_migration_record(m, VC_HANDOVER_SETTLED);
 }
 
 int vc_migration_give_last_word(struct vc_migration *m, struct vc_err *err)

@@ -3,6 +3,7 @@
 #define VC_SESSION_MIGRATION_H
 
 #include "session/common.h"
+#include "session/runstate.h"
 #include "source/source.h"
 
 /* Private to src/session: the source's side of one migration, shared by source.c (begin, prepare,
@@ -41,7 +42,11 @@ struct vc_migration {
     uint64_t paused_ns; /* when the guest stopped here */
     char status[32];    /* what QEMU says of the migration */
     bool stop_seen;     /* a STOP event, and nobody has asked why */
-    bool user_paused;   /* somebody paused the guest, not the migration */
+    char state[VC_RUN_STATE_BYTES]; /* the guest's, by others' doing than the migration's */
+    char event[VC_RUN_STATE_BYTES]; /* the state that the last event told of, or "" */
+    bool guest_ended;               /* the guest shut down, and QEMU is about to end with it */
+    bool told;                      /* a decision may have been sent */
+    bool noted;                     /* how much was sent is in the record */
     bool continued;     /* somebody may have continued it here, after `completed` */
     bool postcopy_asked, word_given;
     uint64_t next_ask_ns;   /* when QEMU is asked whether there is anything left for postcopy ... */
@@ -73,6 +78,13 @@ int vc_migration_follow(struct vc_migration *m, struct vc_err *err) VC_NODISCARD
  *  waited for: the record says LEAVING then, and an agent that reads it asks QEMU what became of
  * the migration. */
 void vc_migration_record(struct vc_migration *m, enum vc_handover_state state);
+/** Whether the VM stays in the state in which it arrives. */
+bool vc_migration_stays(const struct vc_migration *m);
+/** The destination has reported success: notes how much this migration sent, and lets QEMU know. */
+void vc_migration_note_success(struct vc_migration *m, const struct vc_source_status *st);
+/** The migration failed after its stream had begun: records that the VM is this host's, and tells
+ *  the destination. @runs: it was seen to run. */
+void vc_migration_keep_vm(struct vc_migration *m, bool runs);
 /** What a generation's manifest says of this migration. */
 void vc_migration_describe(const struct vc_migration *m, struct vc_txn_note *note);
 /** Commits this host's generation, and compares it with the other host's. */

@@ -78,6 +78,8 @@ static int check_qemu(struct arrival *a, struct vc_err *err)
                                "the destination QEMU '%s' is VM %s and not %s", a->name, have,
                                want);
     }
+    if (!rc)
+        vc_qmp_identify(a->qmp, &uuid);
     return rc ? rc : set_up_qemu(a, err);
 }
 
@@ -92,7 +94,6 @@ int vc_arrival_connect(struct arrival *a, const char *name, struct vc_err *err)
     if (a->was_parked)
         return 0;
     vc_qmp_free(vc_steal_ptr(a->qmp)); /* that QEMU has ended */
-    a->ran = false;
     fd = vc_target_connect(a->o->socket_dir, name, ".qmp", err);
     if (fd < 0)
         return fd;
@@ -229,7 +230,9 @@ static void keep_record(struct arrival *a)
     if (vc_handover_get(a->holding.vm, &h, &err))
         vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
     else
-        a->recorded = h.state == VC_HANDOVER_ARRIVING && vc_holding_record(&a->holding, &h);
+        a->recorded = (h.state == VC_HANDOVER_ARRIVING || h.state == VC_HANDOVER_ABOUT_TO_RUN) &&
+                      vc_holding_record(&a->holding, &h);
+    a->about_to_run = a->recorded && h.state == VC_HANDOVER_ABOUT_TO_RUN;
 }
 
 static void begin_handover(struct arrival *a)
@@ -248,6 +251,7 @@ static void begin_handover(struct arrival *a)
     }
     snprintf(h.peer, sizeof(h.peer), "%s", vc_link_peer(a->link));
     snprintf(h.socket, sizeof(h.socket), "%s", a->name);
+    h.qemu = *vc_qmp_process(a->qmp);
     a->recorded = vc_holding_record(&a->holding, &h);
 }
 

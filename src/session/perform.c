@@ -79,18 +79,38 @@ static int adjust_limit(struct vc_migration *m, const struct vc_source_status *s
     return 0;
 }
 
+/* The guest ends, and QEMU with it unless it was started with -no-shutdown. QEMU may be told to end
+ * as well, by a person or a signal: then the guest has not shut down. */
+static void on_shutdown(struct vc_migration *m, struct json_object *e)
+{
+    if (vc_json_bool(vc_json_get(e, "data"), "guest", false))
+        m->guest_ended = true;
+    else
+        m->event[0] = '\0';
+}
+
 static void on_event(struct vc_migration *m, struct json_object *e)
 {
     const char *name = vc_json_str(e, "event", "");
+    const char *state = vc_run_state_after(e);
 
+    if (state)
+        snprintf(m->event, sizeof(m->event), "%s", state);
     if (!strcmp(name, "STOP")) {
         m->paused_ns = vc_now_ns();
         m->guest_paused = m->stop_seen = true;
         m->result->phase = VC_PHASE_SWITCH;
     } else if (!strcmp(name, "RESUME")) {
-        m->guest_paused = m->user_paused = false;
-        m->continued = m->completed;
+        m->guest_paused = m->guest_ended = false;
+        m->event[0] = '\0';
+        snprintf(m->state, sizeof(m->state), "running");
+        m->continued |= m->completed;
         m->result->phase = VC_PHASE_FIRST_PASS; /* or the rounds: as far as it was */
+    } else if (!strcmp(name, "SHUTDOWN")) {
+        on_shutdown(m, e);
+    } else if (!strcmp(name, "SUSPEND") || !strcmp(name, "WAKEUP")) {
+        snprintf(m->state, sizeof(m->state), "%s", m->event);
+        m->event[0] = '\0';
     } else if (!strcmp(name, "MIGRATION")) {
         const char *status = vc_json_str(vc_json_get(e, "data"), "status", "");
 
@@ -111,23 +131,29 @@ int vc_migration_take_events(struct vc_migration *m, struct vc_err *err)
     return rc == VC_AGAIN ? 0 : rc;
 }
 
-/* A guest that somebody pauses during the migration arrives paused, and stays so. */
+/* What stopped the guest? If it was not the migration, the VM arrives in that state, and stays so.
+ * A switch that began before QEMU was asked hides the state; then events tell. */
 static int who_stopped_it(struct vc_migration *m, struct vc_err *err)
 {
-    char state[32];
+    char state[VC_RUN_STATE_BYTES];
     int rc;
 
     if (!m->stop_seen)
         return 0;
     rc = vc_qmp_run_state(m->qmp, state, err);
     m->stop_seen = rc;
-    if (!rc && !strcmp(state, "paused")) {
-        m->user_paused = true;
-        m->guest_paused = false;
-        m->paused_ns = 0;
-        m->result->phase = VC_PHASE_FIRST_PASS; /* likewise */
+    if (rc)
+        return rc;
+    if (vc_run_state_is_migration(state)) {
+        if (m->event[0] && strcmp(m->event, "running") != 0)
+            snprintf(m->state, sizeof(m->state), "%s", m->event);
+        return 0;
     }
-    return rc;
+    snprintf(m->state, sizeof(m->state), "%s", state);
+    m->guest_paused = false;
+    m->paused_ns = 0;
+    m->result->phase = VC_PHASE_FIRST_PASS; /* likewise */
+    return 0;
 }
 
 /* 0: goes on; VC_EOF: completed; an error: failed or cancelled, and the guest goes on here. */
@@ -176,7 +202,9 @@ void vc_migration_wait(struct vc_migration *m)
 int vc_migration_cancelled(const struct vc_migration *m, struct vc_err *err)
 {
     return vc_err_set(err, VC_E_CANCELLED, "cancelled%s",
-                      vc_migration_has_switched(m) ? "" : "; the VM runs on here");
+                      vc_migration_has_switched(m)     ? ""
+                      : vc_run_state_goes_on(m->state) ? "; the VM runs on here"
+                                                       : "; the VM is still here");
 }
 
 /* From the switch to postcopy on there is no way back: the VM would wait for its memory for
@@ -221,6 +249,14 @@ static int give_up(struct vc_migration *m, struct vc_err *err)
     return err->code;
 }
 
+/* What QEMU had said before it closed its socket. */
+static int take_last_events(struct vc_migration *m)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+
+    return vc_migration_take_events(m, &ignored);
+}
+
 /* A command failed. VC_AGAIN: QEMU is only busy (it holds its lock while it sends the last pages),
  * or gone in a way that the destination decides about. */
 static int qmp_failed(struct vc_migration *m, struct vc_err *err)
@@ -230,6 +266,11 @@ static int qmp_failed(struct vc_migration *m, struct vc_err *err)
         *err = VC_ERR_INIT;
         return VC_AGAIN;
     }
+    (void)take_last_events(m);
+    if (m->guest_ended) /* what has been sent is older than its end, and must never run */
+        return vc_err_set_hint(err, VC_E_QEMU_STATE, "start QEMU with -no-shutdown to keep it",
+                               "the guest shut down, and QEMU ended with it: there is nothing left "
+                               "to migrate");
     if (!vc_qmp_process_ended(m->qmp, EXIT_TIMEOUT_MS)) { /* it may complete all the same */
         vc_source_abort(m->pipeline, err);
         m->unknown = true;
@@ -316,6 +357,8 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
         int rc;
 
         vc_migration_note(m, &st);
+        if (st.shut && !st.shut_status && !m->noted)
+            vc_migration_note_success(m, &st);
         rc = ask_qemu(m, &st, &next_query, err);
         if (rc == VC_EOF)
             return 0;

@@ -54,7 +54,7 @@ static int ask_for_postcopy(struct vc_migration *m, struct vc_err *err)
     is_left = now.rounds > 1 && now.ram_remaining;
     if (is_left || !m->ask_anyway_ns)
         m->ask_anyway_ns = vc_now_ns() + ASK_ANYWAY_MS * VC_NS_PER_MS;
-    if (is_left ? m->user_paused : vc_now_ns() < m->ask_anyway_ns) {
+    if (is_left ? !vc_run_state_goes_on(m->state) : vc_now_ns() < m->ask_anyway_ns) {
         m->next_ask_ns = vc_now_ns() + ASK_AGAIN_MS * VC_NS_PER_MS;
         return 0;
     }
@@ -79,13 +79,11 @@ int vc_migration_postcopy(struct vc_migration *m, const struct vc_source_status 
 
 int vc_migration_interrupted(struct vc_migration *m, struct vc_err *err)
 {
-    struct vc_err cause = *err, record = VC_ERR_INIT;
+    struct vc_err cause = *err;
 
     vc_source_abort(m->pipeline, &cause);
-    if (m->recorded && m->user_paused)
-        vc_handover_leave_paused(m->holding.vm);
-    if (!m->word_given && m->recorded && vc_handover_set(m->holding.vm, VC_HANDOVER_LEFT, &record))
-        vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", &record);
+    if (!m->word_given)
+        vc_migration_record(m, VC_HANDOVER_LEFT);
     return vc_err_set_hint(err, VC_E_POSTCOPY,
                            "`vecycle migrate --recover` carries the rest of its memory",
                            "interrupted after the switch to postcopy: %.150s", cause.message);

@@ -53,6 +53,7 @@ struct vc_session_result {
     bool confirmed;   /* and the other host has the same */
     bool passthrough; /* the stream was not understood: reuse was off */
     char reason[160]; /* why */
+    char state[32];   /* the VM's run state where it is now, as QEMU calls it; "": not known */
     char peer[128];
 };
 
@@ -95,6 +96,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
                       struct vc_err *err) VC_NODISCARD;
 
 struct vc_parking;
+struct vc_qmp;
 
 /** What a peer wants to reach at the destination. */
 struct vc_reach {
@@ -124,25 +126,48 @@ struct vc_dest_session {
 int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *result,
                     struct vc_err *err) VC_NODISCARD;
 
-/* ---- settle.c: what is left of a migration whose end got lost ---- */
+/* ---- settle.c, decide.c: what is left of a migration whose end got lost ---- */
 
-/** Reads the record of the VM's handover into *h, after a record that was left behind in the middle
- *  of a migration has been brought up to date with what QEMU says: LEAVING becomes LEFT if QEMU
- *  completed, SETTLED if the VM runs here; ARRIVING becomes SETTLED if it runs here (@socket_dir:
- * the destination's; NULL: leave it). It stays as it is if QEMU cannot be asked. VC_E_BUSY: the VM
- * is being migrated. */
-int vc_session_look_back(struct vc_store *store, const struct vc_id *vm, const char *socket_dir,
-                         struct vc_handover *h, const struct vc_log *log,
-                         struct vc_err *err) VC_NODISCARD;
+#define VC_WHY_BYTES 256
 
-/** Repeats the word of a migration that is LEFT, over a new connection (taken): the source side of
- *  mode 3. The VM may have been continued here meanwhile: then the word is that it is not the
- *  destination's. The destination's VM may have died before it ran: then it is continued here.
- *  0: the record is settled. VC_E_UNSETTLED: it cannot be told where the VM belongs; other errors:
- *  another time, perhaps. @cancel may be NULL. */
-int vc_session_repeat_word(struct vc_store *store, const struct vc_id *vm, struct vc_conn *conn,
-                           struct vc_cancel *cancel, const struct vc_log *log,
+struct vc_settle_options {
+    struct vc_store *store;
+    const struct vc_id *vm;
+    const char *socket_dir;   /* of the destination's QEMUs; NULL: leave them */
+    const char *qmp_path;     /* source: QEMU's QMP socket, if not where it was; or NULL */
+    struct vc_cancel *cancel; /* may be NULL */
+    const struct vc_log *log;
+};
+
+/** Reads the record of the VM's handover into *h, after it has been brought up to date, durably, with
+ *  what this host's own QEMU shows (docs/internals/handover.md): LEAVING becomes LEFT if QEMU completed
+ *  this migration; LEAVING and LEFT become KEPT if the VM is this host's; ARRIVING and ABOUT_TO_RUN
+ *  become SETTLED if it runs here. In doubt it stays as it is. @why: what is known of QEMU, or what
+ *  keeps it from being known; "" if there was no need to look; may be NULL.
+ *  VC_E_BUSY: the VM is being migrated. */
+int vc_session_look_back(const struct vc_settle_options *o, struct vc_handover *h,
+                         char why[VC_WHY_BYTES], struct vc_err *err) VC_NODISCARD;
+
+/** Tells the destination what was decided, over a new connection (taken): the source side of mode 3.
+ *  Looks at this host's QEMU first, as above. A record that is LEFT: the decision is repeated, and if
+ *  the destination says that the VM never ran there, it is continued here. KEPT: *abandon*.
+ *  0: the record is settled. VC_E_UNSETTLED: in doubt; other errors: another time, perhaps. */
+int vc_session_repeat_word(const struct vc_settle_options *o, struct vc_conn *conn,
                            struct vc_err *err) VC_NODISCARD;
+
+/** Asks the destination of the record what is known there, over a new connection (taken); nothing
+ *  changes. */
+int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn,
+                   char text[VC_WHY_BYTES], struct vc_err *err) VC_NODISCARD;
+
+enum vc_decision {
+    VC_DECIDE_RUN,     /* the VM is continued on this host */
+    VC_DECIDE_DISCARD, /* this host's VM does not count */
+};
+/** A person has decided. RUN is refused (VC_E_UNSETTLED) where the VM may run on the other host by
+ *  what is known here, unless @force; never for a destination's record that is VOID. */
+int vc_session_decide(const struct vc_settle_options *o, enum vc_decision what, bool force,
+                      struct vc_err *err) VC_NODISCARD;
 
 /* ---- target.c: sockets of the destination QEMU ---- */
 
@@ -150,6 +175,14 @@ int vc_session_repeat_word(struct vc_store *store, const struct vc_id *vm, struc
  *  descriptor; VC_E_NO_SUCH_VM (illegal name), VC_E_DEST_QEMU (no such socket, nobody listens). */
 int vc_target_connect(const char *dir, const char *name, const char *suffix,
                       struct vc_err *err) VC_NODISCARD;
+/** Whether the QEMU of that connection is the one of a destination's record. VC_E_UNSETTLED: it is
+ *  another one; VC_E_QMP. */
+int vc_target_check(struct vc_qmp *q, const struct vc_id *vm, const struct vc_handover *h,
+                    struct vc_err *err) VC_NODISCARD;
+/** Connects to the QEMU of a destination's record. VC_E_UNSETTLED, whatever stands in the way: it
+ *  cannot be reached, or is another one. *out is the caller's. */
+int vc_target_qemu(const char *dir, const struct vc_id *vm, const struct vc_handover *h,
+                   struct vc_qmp **out, struct vc_err *err) VC_NODISCARD;
 /** Whether there is a socket of that name. 0 or as above. */
 int vc_target_exists(const char *dir, const char *name, const char *suffix,
                      struct vc_err *err) VC_NODISCARD;

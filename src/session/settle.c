@@ -1,133 +1,148 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "qmp/qmp.h"
 #include "session/common.h"
+#include "session/whereabouts.h"
 
-/* What is left of a migration whose end got lost, mostly at its source (docs/internals/phases.md).
- * Nobody guesses: the record says how far things had come, the source's own QEMU whether it
- * completed and whether the VM runs here, and the destination answers for itself. Whoever settles
- * holds the VM's lock from reading the record to writing it. */
+/* What is left of a migration whose end got lost, mostly at its source. Nobody guesses
+ * (docs/internals/handover.md): the record says how far things had come, the source's own QEMU
+ * whether it completed this migration and whether the VM was continued here, and the destination
+ * answers for itself. Whoever settles holds the VM's lock from reading the record to writing it. */
 
-/** What the QEMU of the record says of the VM. */
-enum whereabouts {
-    HERE,    /* it runs here */
-    LEFT,    /* migrated away: paused, and QEMU says that its migration completed */
-    GONE,    /* there is no such QEMU any more */
-    UNCLEAR, /* paused by somebody, in the middle of something, or another VM */
-};
-
-static int ask_state(struct vc_qmp *q, const struct vc_id *vm, enum whereabouts *out,
-                     struct vc_err *err)
+/* What the record is to say, seen what QEMU shows. */
+static enum vc_handover_state state_now(const struct vc_handover *h, const struct vc_look *l)
 {
-    struct vc_qmp_migration now;
-    struct vc_id uuid;
-    char state[32];
-    int rc = vc_qmp_uuid(q, &uuid, err);
+    if (h->state != VC_HANDOVER_KEPT && l->where == VC_VM_HERE)
+        return VC_HANDOVER_KEPT;
+    if (h->state == VC_HANDOVER_LEAVING && l->where == VC_VM_LEFT)
+        return VC_HANDOVER_LEFT;
+    return (enum vc_handover_state)h->state;
+}
 
-    if (!rc)
-        rc = vc_qmp_run_state(q, state, err);
-    if (!rc)
-        rc = vc_qmp_migration(q, &now, err);
-    if (rc)
-        return rc;
-    if (!vc_id_equal(&uuid, vm))
-        *out = GONE; /* another VM has the socket now */
-    else if (!strcmp(state, "running"))
-        *out = HERE;
-    else if (!strcmp(state, "postmigrate") && !strcmp(now.status, "completed"))
-        *out =
-            LEFT; /* after a migration that failed with the guest paused, it is not "completed" */
+static void describe(const struct vc_look *l, char why[VC_WHY_BYTES])
+{
+    if (l->qmp && l->where != VC_VM_IN_DOUBT)
+        snprintf(why, VC_WHY_BYTES, "its QEMU is in state '%s'", l->state);
+    else if (l->where == VC_VM_GONE)
+        snprintf(why, VC_WHY_BYTES, "its QEMU has ended");
     else
-        *out = UNCLEAR;
-    return 0;
+        snprintf(why, VC_WHY_BYTES, "%s", l->why);
 }
 
-static int connect_vm(const struct vc_handover *h, const char *socket_dir, struct vc_qmp **q,
-                      struct vc_err *err)
+/* Brings a source's record up to date: under the VM's lock, before anybody is dialled. */
+static int update_source(struct vc_vm *v, const struct vc_settle_options *o, struct vc_handover *h,
+                         const struct vc_look *l, struct vc_err *err)
 {
-    int fd;
+    enum vc_handover_state next = state_now(h, l);
 
-    if (h->state != VC_HANDOVER_ARRIVING)
-        return vc_qmp_connect(h->socket, q, err);
-    fd = vc_target_connect(socket_dir, h->socket, ".qmp", err);
-    return fd < 0 ? fd : vc_qmp_from_fd(fd, h->socket, q, err);
-}
-
-/* *q_out: the connection, if there is that QEMU (NULL if not). */
-static int find_vm(const struct vc_handover *h, const char *socket_dir, const struct vc_id *vm,
-                   enum whereabouts *out, struct vc_qmp **q_out, struct vc_err *err)
-{
-    struct vc_qmp *q;
-    int rc = connect_vm(h, socket_dir, &q, err);
-
-    *q_out = NULL;
-    if (rc && (err->sys_errno == ENOENT || err->sys_errno == ECONNREFUSED)) {
-        *out = GONE;
+    if (next == h->state)
         return 0;
-    }
-    if (rc)
-        return rc;
-    rc = ask_state(q, vm, out, err);
-    if (rc || *out == GONE)
-        vc_qmp_free(q);
-    else
-        *q_out = q;
-    return rc;
-}
-
-/* What the record is to say, seen what QEMU says. */
-static uint8_t state_now(uint8_t state, enum whereabouts where)
-{
-    if (where == HERE)
-        return VC_HANDOVER_SETTLED;
-    return state == VC_HANDOVER_LEAVING && where == LEFT ? VC_HANDOVER_LEFT : state;
-}
-
-/* What was interrupted is asked about; anything else is known. */
-static int look(struct vc_vm *v, const struct vc_id *vm, const char *socket_dir,
-                struct vc_handover *h, const struct vc_log *log, struct vc_err *err)
-{
-    enum whereabouts where;
-    struct vc_qmp *q;
-    int rc;
-
-    if (h->state != VC_HANDOVER_LEAVING && (h->state != VC_HANDOVER_ARRIVING || !socket_dir))
-        return 0;
-    rc = find_vm(h, socket_dir, vm, &where, &q, err);
-    vc_qmp_free(rc ? NULL : q);
-    if (rc || state_now(h->state, where) == h->state)
-        return rc;
-    vc_log(log, VC_LOG_WARNING, "a migration %s '%s' was interrupted: %s",
-           h->state == VC_HANDOVER_ARRIVING ? "from" : "to", h->peer,
-           where == LEFT ? "it had completed" : "the VM runs here");
-    h->state = state_now(h->state, where);
+    vc_log(o->log, VC_LOG_WARNING, "a migration to '%s' was interrupted: %s", h->peer,
+           next == VC_HANDOVER_LEFT ? "it had completed"
+           : l->runs                ? "the VM runs here"
+                                    : "the VM is this host's");
+    if (next == VC_HANDOVER_KEPT)
+        h->told = h->state == VC_HANDOVER_LEFT || h->has_counts;
+    h->state = (uint8_t)next;
     return vc_handover_begin(v, h, err);
 }
 
-int vc_session_look_back(struct vc_store *store, const struct vc_id *vm, const char *socket_dir,
-                         struct vc_handover *h, const struct vc_log *log, struct vc_err *err)
+/* A destination's: if the VM runs here, it is settled. */
+static int update_destination(struct vc_vm *v, const struct vc_settle_options *o,
+                              struct vc_handover *h, char why[VC_WHY_BYTES], struct vc_err *err)
 {
+    char state[VC_RUN_STATE_BYTES];
+    struct vc_err trouble = VC_ERR_INIT;
+    struct vc_qmp *q = NULL;
+    int rc = vc_target_qemu(o->socket_dir, o->vm, h, &q, &trouble);
+
+    if (!rc)
+        rc = vc_qmp_run_state(q, state, &trouble);
+    vc_qmp_free(q);
+    if (rc)
+        snprintf(why, VC_WHY_BYTES, "%s", trouble.message);
+    else
+        snprintf(why, VC_WHY_BYTES, "its QEMU is in state '%s'", state);
+    if (rc || strcmp(state, "running") != 0)
+        return 0;
+    vc_log(o->log, VC_LOG_WARNING, "a migration from '%s' was interrupted: the VM runs here",
+           h->peer);
+    h->state = VC_HANDOVER_SETTLED;
+    return vc_handover_begin(v, h, err);
+}
+
+static bool is_of_source(const struct vc_handover *h)
+{
+    return h->state == VC_HANDOVER_LEAVING || h->state == VC_HANDOVER_LEFT ||
+           h->state == VC_HANDOVER_KEPT;
+}
+
+static int look(struct vc_vm *v, const struct vc_settle_options *o, struct vc_handover *h,
+                char why[VC_WHY_BYTES], struct vc_err *err)
+{
+    struct vc_look l;
+    int rc;
+
+    why[0] = '\0';
+    if (o->socket_dir &&
+        (h->state == VC_HANDOVER_ARRIVING || h->state == VC_HANDOVER_ABOUT_TO_RUN))
+        return update_destination(v, o, h, why, err);
+    if (!is_of_source(h))
+        return 0;
+    vc_look_at_source(h, o->vm, o->qmp_path, &l);
+    describe(&l, why);
+    rc = update_source(v, o, h, &l, err);
+    vc_look_end(&l);
+    return rc;
+}
+
+int vc_session_look_back(const struct vc_settle_options *o, struct vc_handover *h,
+                         char why[VC_WHY_BYTES], struct vc_err *err)
+{
+    char ignored[VC_WHY_BYTES];
     struct vc_vm *v = NULL;
-    int rc = vc_vm_open(store, vm, VC_VM_WRITE, &v, err);
+    int rc = vc_vm_open(o->store, o->vm, VC_VM_WRITE, &v, err);
 
     if (!rc)
         rc = vc_handover_get(v, h, err);
     if (!rc)
-        rc = look(v, vm, socket_dir, h, log, err);
+        rc = look(v, o, h, why ? why : ignored, err);
     vc_vm_close(v);
     return rc;
 }
 
-/* The exchange itself: *done is the destination's answer. */
-static int ask(struct vc_link *link, const struct vc_id *vm, const struct vc_id *session,
-               uint8_t which, struct vc_wire_status *done, struct vc_err *err)
+/* ---- the exchange ---- */
+
+struct answer {
+    bool never_ran;
+    struct vc_wire_status status;
+};
+
+static int take_answer(struct vc_link *link, struct answer *a, struct vc_err *err)
+{
+    vc_auto_frame struct vc_link_frame *f = NULL;
+    int rc = vc_link_recv(link, &f, err);
+
+    if (rc == VC_EOF)
+        return vc_err_set(err, VC_E_PEER_LOST, "peer '%s' hung up", vc_link_peer(link));
+    if (rc)
+        return rc;
+    if (f->type != VC_WIRE_WORD_DONE && f->type != VC_WIRE_NEVER_RAN)
+        return vc_err_set(err, VC_E_PROTOCOL, "%s came where WORD_DONE was expected",
+                          vc_wire_type_name(f->type));
+    a->never_ran = f->type == VC_WIRE_NEVER_RAN;
+    return vc_wire_status_decode(f->payload, f->bytes, &a->status, err);
+}
+
+static int exchange(struct vc_link *link, const struct vc_id *vm, const struct vc_id *session,
+                    uint8_t which, struct answer *a, struct vc_err *err)
 {
     struct vc_wire_open open = {.session = *session, .vm = *vm, .mode = VC_WIRE_MODE_WORD};
     struct vc_wire_word_msg word = {.word = which, .session = *session};
-    vc_auto_frame struct vc_link_frame *f = NULL;
     uint64_t features;
     int rc = vc_link_hello(link, 0, &features, err);
 
@@ -135,101 +150,147 @@ static int ask(struct vc_link *link, const struct vc_id *vm, const struct vc_id 
         rc = VC_SESSION_SEND(link, VC_WIRE_OPEN, vc_wire_open_encode, &open, err);
     if (!rc)
         rc = VC_SESSION_SEND(link, VC_WIRE_WORD, vc_wire_word_encode, &word, err);
-    if (!rc)
-        rc = vc_session_expect(link, VC_WIRE_WORD_DONE, &f, err);
-    return rc ? rc : vc_wire_status_decode(f->payload, f->bytes, done, err);
+    return rc ? rc : take_answer(link, a, err);
 }
 
-static int ask_guarded(struct vc_conn *conn, struct vc_cancel *cancel, const struct vc_id *vm,
-                       const struct vc_id *session, uint8_t which, struct vc_wire_status *done,
-                       struct vc_err *err)
+/* Takes the connection. */
+static int ask(struct vc_conn *conn, const struct vc_settle_options *o, const struct vc_handover *h,
+               uint8_t which, struct answer *a, struct vc_err *err)
 {
     struct vc_guard guard;
     struct vc_link *link;
     int rc = vc_link_new(conn, VC_WIRE_SOURCE, 0, &link, err);
 
+    *a = (struct answer){0};
     if (rc)
         return rc;
-    rc = vc_guard_start(&guard, link, cancel, VC_OPEN_TIMES * VC_LINK_DEAD_PEER_MS, err);
+    rc = vc_guard_start(&guard, link, o->cancel, VC_OPEN_TIMES * VC_LINK_DEAD_PEER_MS, err);
     if (!rc)
-        rc = vc_guard_end(&guard, ask(link, vm, session, which, done, err), err);
+        rc = vc_guard_end(&guard, exchange(link, o->vm, &h->session, which, a, err), err);
     vc_link_free(link);
     return rc;
 }
 
-/* The word is about a VM that is not here: it runs there, or died before it did. */
-static int give(struct vc_conn *conn, struct vc_cancel *cancel, const struct vc_id *vm,
-                const struct vc_handover *h, struct vc_qmp *q, const struct vc_log *log,
+/* ---- settling ---- */
+
+/* The VM never ran there: it goes on here, if it ran before, and if this QEMU has done nothing else
+ * with it since. */
+static int take_back(const struct vc_settle_options *o, const struct vc_handover *h,
+                     const struct answer *a, struct vc_err *err)
+{
+    struct vc_look l;
+    int rc = 0;
+
+    vc_look_at_source(h, o->vm, o->qmp_path, &l);
+    if (l.where == VC_VM_IN_DOUBT || l.where == VC_VM_GONE)
+        rc = vc_err_set_hint(err, VC_E_UNSETTLED, "look at both hosts, then --run or --discard",
+                             "the VM is not at '%.60s' (%.60s), and not known to be here: %.80s",
+                             h->peer, a->status.text,
+                             l.where == VC_VM_GONE ? "its QEMU has ended" : l.why);
+    else if (l.where == VC_VM_LEFT && !h->suspend)
+        rc = vc_qmp_simple(l.qmp, "cont", err);
+    if (!rc)
+        vc_log(o->log, VC_LOG_WARNING, "the VM is not at '%s' (%s), and is this host's again",
+               h->peer, a->status.text);
+    vc_look_end(&l);
+    return rc;
+}
+
+/* LEFT: the decision once more. */
+static int give(struct vc_conn *conn, const struct vc_settle_options *o, const struct vc_handover *h,
                 struct vc_err *err)
 {
-    struct vc_wire_status done = {0};
-    int rc = ask_guarded(conn, cancel, vm, &h->session,
-                         h->suspend ? VC_WIRE_WORD_SUSPEND : VC_WIRE_WORD_CONTINUE, &done, err);
+    struct answer a;
+    int rc = ask(conn, o, h, h->suspend ? VC_WIRE_WORD_SUSPEND : VC_WIRE_WORD_CONTINUE, &a, err);
 
     if (rc)
         return rc;
-    if (done.code == -VC_E_DEST_QEMU && q) {
-        vc_log(log, VC_LOG_WARNING, "the VM is not at '%s' (%s), and goes on here", h->peer,
-               done.text);
-        return vc_qmp_simple(q, "cont", err);
-    }
-    return done.code ? vc_err_set(err, VC_E_UNSETTLED,
-                                  "the destination could not continue the VM: %.150s", done.text)
-                     : 0;
+    if (a.never_ran)
+        return take_back(o, h, &a, err);
+    return a.status.code
+               ? vc_err_set(err, VC_E_UNSETTLED, "the destination could not continue the VM: %.150s",
+                            a.status.text)
+               : 0;
 }
 
-/* Somebody has continued the VM here: the destination's must never run. */
-static int take_back(struct vc_conn *conn, struct vc_cancel *cancel, const struct vc_id *vm,
-                     const struct vc_handover *h, struct vc_err *err)
+/* KEPT: the destination's copy must never run. One that knows nothing of it has none. */
+static int abandon(struct vc_conn *conn, const struct vc_settle_options *o,
+                   const struct vc_handover *h, bool runs, struct vc_err *err)
 {
-    struct vc_wire_status done = {0};
-    int rc = ask_guarded(conn, cancel, vm, &h->session, VC_WIRE_WORD_ABANDON, &done, err);
+    struct answer a;
+    int rc = ask(conn, o, h, runs ? VC_WIRE_WORD_DISMISS : VC_WIRE_WORD_ABANDON, &a, err);
 
-    if (rc || !done.code || done.code == -VC_E_DEST_QEMU)
+    if (rc == VC_E_NO_SUCH_VM)
+        return 0;
+    if (rc || (!a.status.code && !a.never_ran))
         return rc;
-    return vc_err_set_hint(err, VC_E_UNSETTLED, "stop one of the two at once",
-                           "the VM runs here, and '%.80s' says: %.120s", h->peer, done.text);
+    return vc_err_set_hint(err, VC_E_UNSETTLED,
+                           runs ? "if both run, stop one of the two at once" : "see the other host",
+                           "the VM is kept here, and '%.80s' says: %.120s", h->peer, a.status.text);
 }
 
-static int settle(struct vc_vm *v, const struct vc_id *vm, struct vc_handover *h,
-                  struct vc_conn *conn, struct vc_cancel *cancel, const struct vc_log *log,
-                  struct vc_err *err)
+/* Looks at the own QEMU; the decision follows at once. */
+static int settle(struct vc_vm *v, const struct vc_settle_options *o, struct vc_handover *h,
+                  struct vc_conn *conn, struct vc_err *err)
 {
-    enum whereabouts where;
-    struct vc_qmp *q;
-    int rc = find_vm(h, NULL, vm, &where, &q, err);
+    struct vc_look l;
+    int rc;
 
-    if (!rc && where == UNCLEAR)
-        rc = vc_err_set_hint(err, VC_E_UNSETTLED, "look at both hosts, then --run or --discard",
-                             "the VM at '%.120s' is neither running nor migrated away", h->socket);
-    if (rc) {
+    vc_look_at_source(h, o->vm, o->qmp_path, &l);
+    rc = update_source(v, o, h, &l, err);
+    if (!rc && h->state == VC_HANDOVER_LEFT && l.where == VC_VM_IN_DOUBT)
+        rc = vc_err_set_hint(err, VC_E_UNSETTLED,
+                             "resolve --qmp PATH, if QEMU's socket has moved; else a person decides",
+                             "whether the VM was continued here is not known: %.150s", l.why);
+    vc_qmp_free(vc_steal_ptr(l.qmp));
+    if (rc)
         vc_conn_close(conn);
-    } else {
-        rc = where == HERE ? take_back(conn, cancel, vm, h, err)
-                           : give(conn, cancel, vm, h, q, log, err);
-    }
-    vc_qmp_free(q);
+    else
+        rc = h->state == VC_HANDOVER_KEPT ? abandon(conn, o, h, l.runs, err)
+                                          : give(conn, o, h, err);
     if (rc)
         return rc;
     h->state = VC_HANDOVER_SETTLED;
     return vc_handover_begin(v, h, err);
 }
 
-int vc_session_repeat_word(struct vc_store *store, const struct vc_id *vm, struct vc_conn *conn,
-                           struct vc_cancel *cancel, const struct vc_log *log, struct vc_err *err)
+int vc_session_repeat_word(const struct vc_settle_options *o, struct vc_conn *conn,
+                           struct vc_err *err)
 {
     struct vc_vm *v = NULL;
     struct vc_handover h;
-    int rc = vc_vm_open(store, vm, VC_VM_WRITE, &v, err);
+    int rc = vc_vm_open(o->store, o->vm, VC_VM_WRITE, &v, err);
 
     if (!rc)
         rc = vc_handover_get(v, &h, err);
-    if (rc == VC_NOT_FOUND || (!rc && h.state != VC_HANDOVER_LEFT))
+    if (rc == VC_NOT_FOUND ||
+        (!rc && h.state != VC_HANDOVER_LEFT && h.state != VC_HANDOVER_KEPT))
         rc = vc_err_set(err, VC_E_NO_SUCH_VM, "no migration of this VM away from here is open");
     if (rc)
         vc_conn_close(conn);
     else
-        rc = settle(v, vm, &h, conn, cancel, log, err);
+        rc = settle(v, o, &h, conn, err);
     vc_vm_close(v);
+    return rc;
+}
+
+int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn,
+                   char text[VC_WHY_BYTES], struct vc_err *err)
+{
+    struct vc_vm *v = NULL;
+    struct vc_handover h;
+    struct answer a;
+    int rc = vc_vm_open(o->store, o->vm, VC_VM_READ, &v, err);
+
+    if (!rc)
+        rc = vc_handover_get(v, &h, err);
+    vc_vm_close(v);
+    if (rc) {
+        vc_conn_close(conn);
+        return rc;
+    }
+    rc = ask(conn, o, &h, VC_WIRE_WORD_ASK, &a, err);
+    if (!rc)
+        snprintf(text, VC_WHY_BYTES, "%s", a.status.text);
     return rc;
 }

@@ -45,9 +45,11 @@ static int check_paused(struct vc_migration *m, struct vc_err *err)
 static int check_qemu(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_qmp_migration now;
-    char state[32];
+    char state[VC_RUN_STATE_BYTES];
     int rc = vc_qmp_uuid(m->qmp, &m->vm, err);
 
+    if (!rc)
+        vc_qmp_identify(m->qmp, &m->vm);
     if (!rc && vc_id_is_nil(&m->vm))
         return vc_err_set_hint(err, VC_E_QEMU_STATE, "start QEMU with -uuid $(uuidgen)",
                                "the VM has no UUID to know it by");
@@ -63,9 +65,11 @@ static int check_qemu(struct vc_migration *m, struct vc_err *err)
                           now.status);
     if (!rc)
         rc = vc_qmp_run_state(m->qmp, state, err);
-    if (!rc && strcmp(state, "running") != 0)
-        return vc_err_set_hint(err, VC_E_QEMU_STATE, "only a running VM is migrated",
-                               "the VM is not running but '%s'", state);
+    if (!rc && !vc_run_state_may_migrate(state))
+        return vc_err_set_hint(err, VC_E_QEMU_STATE, "see query-status in QEMU's documentation",
+                               "a VM in state '%s' is not migrated", state);
+    if (!rc)
+        snprintf(m->state, sizeof(m->state), "%s", state);
     return rc;
 }
 
@@ -126,7 +130,8 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
     }
     /* LEFT comes before the word; an agent that died may not have come so far. */
     m->owes_word = m->o->recover && (h.state == VC_HANDOVER_LEFT || h.state == VC_HANDOVER_LEAVING);
-    m->user_paused = m->owes_word && h.suspend;
+    if (m->owes_word && h.suspend)
+        snprintf(m->state, sizeof(m->state), "paused");
     m->recorded = m->owes_word && vc_holding_record(&m->holding, &h); /* to be settled by us */
     if (h.state == VC_HANDOVER_LEFT && !m->o->recover)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
@@ -269,6 +274,7 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
         .shared_gen = m->base == VC_WIRE_BASE_PING_PONG ? m->holding.gen : NULL,
         .local_gen = vc_holding_best(&m->holding, 0),
         .needs_return_path = true,
+        .holds_success = m->recorded && !m->o->postcopy && !m->o->recover,
         .log = m->o->log,
         .on_frame = vc_inbox_put,
         .opaque = &m->inbox,
@@ -299,6 +305,7 @@ static void begin_handover(struct vc_migration *m)
         return;
     snprintf(h.peer, sizeof(h.peer), "%s", m->o->to);
     snprintf(h.socket, sizeof(h.socket), "%s", m->o->qmp_name);
+    h.qemu = *vc_qmp_process(m->qmp);
     snprintf(h.tls_hostname, sizeof(h.tls_hostname), "%s",
              m->o->tls_hostname ? m->o->tls_hostname : "");
     m->recorded = vc_holding_record(&m->holding, &h);
@@ -350,28 +357,36 @@ static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
     return 0;
 }
 
-/* QEMU 7.2 leaves the guest paused where it fails to start postcopy. */
-static void see_that_it_runs(struct vc_migration *m)
+/* QEMU 7.2 leaves the guest paused where it fails to start postcopy: then it is continued. Returns
+ * whether the guest was seen to go on. */
+static bool see_that_it_runs(struct vc_migration *m)
 {
+    struct vc_qmp_migration now;
     struct vc_err err = VC_ERR_INIT;
-    char state[32];
+    char state[VC_RUN_STATE_BYTES];
 
-    if (!m->pipeline || !m->qmp || m->completed || m->word_given || m->user_paused ||
-        vc_qmp_run_state(m->qmp, state, &err) || strcmp(state, "postmigrate") != 0)
-        return;
-    if (vc_qmp_simple(m->qmp, "cont", &err))
+    if (m->word_given || vc_qmp_run_state(m->qmp, state, &err))
+        return false;
+    if (!strcmp(state, "running"))
+        return true;
+    if (m->completed || !vc_run_state_goes_on(m->state) || strcmp(state, "postmigrate") != 0 ||
+        vc_qmp_migration(m->qmp, &now, &err) ||
+        (strcmp(now.status, "failed") != 0 && strcmp(now.status, "cancelled") != 0))
+        return false;
+    if (vc_qmp_simple(m->qmp, "cont", &err)) {
         vc_log_err(m->o->log, VC_LOG_ERROR, "QEMU has left the VM paused, and it stays so", &err);
-    else
-        vc_log(m->o->log, VC_LOG_WARNING, "QEMU had left the VM paused: continued");
+        return false;
+    }
+    vc_log(m->o->log, VC_LOG_WARNING, "QEMU had left the VM paused: continued");
+    return true;
 }
 
-/* It did not come to a good end. Where that is certain, the destination is told, and the record
- * says that nothing is open; else the record stays as it is, for `vecycle resolve` and the agent.
+/* It did not come to a good end. Where that is certain, the VM is this host's: the record says so,
+ * and the destination is told; else the record stays as it is, for `vecycle resolve` and the agent.
  */
 static int wind_up(struct vc_migration *m, int rc, struct vc_err *err)
 {
-    struct vc_wire_word_msg word = {.word = VC_WIRE_WORD_ABANDON, .session = m->session};
-    struct vc_err ignored = VC_ERR_INIT, why = *err;
+    struct vc_err why = *err;
 
     if (rc == VC_E_POSTCOPY || m->o->recover) { /* the record says already whose the VM is */
         vc_link_fail(m->link, err);
@@ -380,14 +395,12 @@ static int wind_up(struct vc_migration *m, int rc, struct vc_err *err)
     if (rc != VC_E_UNSETTLED && m->unknown)
         rc = vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
                              "whether the migration completed is not known: %.140s", why.message);
-    if (rc != VC_E_UNSETTLED) {
-        /* Where the VM has arrived, it is void there before anything else can be thought. */
-        if (m->pipeline && m->qmp &&
-            VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, &ignored))
-            vc_log(m->o->log, VC_LOG_DEBUG, "the destination does not hear of the end");
-        see_that_it_runs(m);
-        if (m->recorded && !m->completed)
-            vc_migration_record(m, VC_HANDOVER_SETTLED);
+    /* Once it has completed, the record says all. */
+    if (rc != VC_E_UNSETTLED && m->qmp && (!m->completed || m->continued)) {
+        if (m->pipeline)
+            vc_migration_keep_vm(m, see_that_it_runs(m));
+        else
+            vc_migration_record(m, VC_HANDOVER_SETTLED); /* nothing was sent */
     }
     if (m->link)
         vc_link_fail(m->link, err);
@@ -464,6 +477,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
         .o = o,
         .result = result,
         .vm = o->vm,
+        .state = "running",
         .inbox = {.fd = -1},
         .stream_fd = o->stream_fd,
         .listen_fd = o->listen_fd > 0 ? o->listen_fd : -1,

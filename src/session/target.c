@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/fdio.h"
+#include "qmp/qmp.h"
 #include "session/session.h"
 
 /* A peer names the VM's socket; it may reach those in the configured directory and nothing else.
@@ -86,4 +87,39 @@ int vc_target_connect(const char *dir, const char *name, const char *suffix, str
         return vc_err_set_errno_hint(err, VC_E_DEST_QEMU, "is the destination QEMU running?",
                                      "nobody listens on '%s%s' in '%s'", name, suffix, dir);
     return fd;
+}
+
+int vc_target_check(struct vc_qmp *q, const struct vc_id *vm, const struct vc_handover *h,
+                    struct vc_err *err)
+{
+    const struct vc_process *now = vc_qmp_process(q);
+    struct vc_id uuid;
+    int rc = vc_qmp_uuid(q, &uuid, err);
+
+    if (rc)
+        return rc;
+    if (!vc_id_equal(&uuid, vm))
+        return vc_err_set(err, VC_E_UNSETTLED, "another VM's QEMU has its socket now");
+    vc_qmp_identify(q, vm);
+    if (vc_process_look(&h->qemu) == VC_PROCESS_GONE ||
+        (vc_process_is_known(now) && vc_process_is_known(&h->qemu) &&
+         !vc_process_equal(now, &h->qemu)))
+        return vc_err_set(err, VC_E_UNSETTLED, "another QEMU of the VM has its socket now");
+    return 0;
+}
+
+int vc_target_qemu(const char *dir, const struct vc_id *vm, const struct vc_handover *h,
+                   struct vc_qmp **out, struct vc_err *err)
+{
+    int fd = vc_target_connect(dir, h->socket, ".qmp", err);
+    int rc = fd < 0 ? fd : vc_qmp_from_fd(fd, h->socket, out, err);
+
+    if (!rc) {
+        rc = vc_target_check(*out, vm, h, err);
+        if (rc)
+            vc_qmp_free(vc_steal_ptr(*out));
+    }
+    if (rc)
+        err->code = VC_E_UNSETTLED;
+    return rc ? VC_E_UNSETTLED : 0;
 }

@@ -11,6 +11,17 @@
 /* What comes back from the destination: acknowledgements, requests for repair, the announcement,
  * and QEMU's return path, which goes straight on to the source QEMU. */
 
+/* Once QEMU has SHUT(0) it may complete: what has to be written before that is written now. False:
+ * QEMU is not to have it any more. */
+static bool may_pass(struct vc_source *s)
+{
+    VC_LOCKED(&s->mu);
+
+    while (s->o.holds_success && !s->success_passes && !s->stop)
+        pthread_cond_wait(&s->changed, &s->mu);
+    return !s->o.holds_success || s->success_passes;
+}
+
 static int on_return(struct vc_source *s, struct vc_qs_return_path *rp,
                      const struct vc_link_frame *f)
 {
@@ -22,6 +33,11 @@ static int on_return(struct vc_source *s, struct vc_qs_return_path *rp,
         s->shut_status = rp->status;
     }
     vc_count(&s->n.return_bytes, f->bytes);
+    if (rp->shut && !rp->status) {
+        vc_source_notify(s);
+        if (!may_pass(s))
+            return 0;
+    }
     if (vc_write_full(s->o.qemu_fd, f->payload, f->bytes) < 0) {
         /* QEMU is gone or has finished: the stream's own end tells which. */
         vc_log(s->o.log, VC_LOG_DEBUG, "the source QEMU takes no more of the return path");

@@ -105,6 +105,7 @@ void vc_source_status(struct vc_source *s, struct vc_source_status *out)
         .stream_ended = s->stream_ended,
         .shut = s->shut,
         .shut_status = s->shut_status,
+        .success_held = s->o.holds_success && s->shut && !s->shut_status && !s->success_passes,
         .delivered = s->eof_sent && !s->window_head,
         .package_sent = s->package_end,
         .package_delivered = s->package_delivered,
@@ -115,6 +116,14 @@ void vc_source_status(struct vc_source *s, struct vc_source_status *out)
         .knows_all = !s->lost,
     };
     snprintf(out->reason, sizeof(out->reason), "%s", s->reason);
+}
+
+void vc_source_pass_success(struct vc_source *s)
+{
+    VC_LOCKED(&s->mu);
+
+    s->success_passes = true;
+    pthread_cond_broadcast(&s->changed);
 }
 
 static int start_threads(struct vc_source *s, struct vc_err *err)
@@ -205,6 +214,11 @@ void vc_source_free(struct vc_source *s)
 {
     if (!s)
         return;
+    {
+        VC_LOCKED(&s->mu);
+        s->stop = true;
+        pthread_cond_broadcast(&s->changed);
+    }
     vc_link_shutdown(s->o.link);
     vc_txn_abort(vc_source_join(s));
     vc_thread_join(&s->receive);

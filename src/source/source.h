@@ -43,6 +43,7 @@ struct vc_source_options {
     uint64_t
         pace_limit_ns; /* downtime limit that QEMU works with in its first pass; 0: no pacing */
     bool needs_return_path;     /* refuse a stream without OPEN_RETURN_PATH */
+    bool holds_success;         /* QEMU gets SHUT(0) only after vc_source_pass_success() */
     uint32_t store_patience_ms; /* see vc_source_check_store(); 0: VC_STORE_PATIENCE_MS */
     const struct vc_log *log;   /* borrowed */
     /** Takes frames that are not the pipeline's (WORD_DONE, COMMITTED, CLOSE); NULL: no more
@@ -67,6 +68,7 @@ struct vc_source_status {
     bool stream_ended;       /* QEMU closed its end */
     bool shut;               /* the return path has carried SHUT ... */
     uint32_t shut_status;    /* ... with this status, 0 = success */
+    bool success_held;       /* SHUT(0) has come, and waits for vc_source_pass_success() */
     bool delivered;          /* all batches acknowledged */
     bool package_sent;       /* postcopy: QEMU has sent the device state, or is about to ... */
     bool package_delivered;  /* ... and the destination QEMU was given all of it */
@@ -94,6 +96,9 @@ void vc_source_error(struct vc_source *s, struct vc_err *out);
  *  pass done, SHUT, stream ended, delivered, failed); vc_source_clear() makes it quiet again. */
 int vc_source_event_fd(const struct vc_source *s);
 void vc_source_clear(struct vc_source *s);
+
+/** Lets QEMU have SHUT(0), now or when it comes. Any thread. */
+void vc_source_pass_success(struct vc_source *s);
 
 /** Changes the downtime limit that pacing assumes (0: none). Any thread. */
 void vc_source_set_pace(struct vc_source *s, uint64_t limit_ns);

@@ -12,16 +12,42 @@
 
 static const char magic[8] = "vchandov";
 #define FILE_BYTES 8192u
-#define SLOT_BYTES 1024u
-#define SLOT_AT(seq) (((seq)&1) * 4096u)
-#define TEXT_BYTES 256u
-#define ZERO_BYTES 175u
+#define SLOT_BYTES 4096u
+#define SLOT_AT(seq) (((seq)&1) * SLOT_BYTES)
+#define USED_BYTES (SLOT_BYTES - VC_SHA256_BYTES)
+#define SETTING_BYTES 57u
+#define HAS_COUNTS 1u
+#define TOLD 2u
+#define LEFT_SUSPENDED 4u
 /* No record is written so often: the number behind a larger one might be smaller. */
 #define MAX_SEQ (1ull << 63)
 
+static void write_text(struct vc_writer *w, const char *text, size_t bytes)
+{
+    memcpy(vc_write_reserve(w, bytes), text, strnlen(text, bytes - 1));
+}
+
+static void write_process(struct vc_writer *w, const struct vc_process *p)
+{
+    vc_write_u32(w, (uint32_t)p->pid);
+    vc_write_u64(w, p->start);
+    vc_write_bytes(w, p->boot.b, sizeof(p->boot.b));
+    vc_write_u64(w, p->pid_ns);
+    vc_write_u64(w, p->time_ns);
+}
+
+static void write_setting(struct vc_writer *w, const struct vc_handover_setting *s)
+{
+    vc_write_u8(w, s->kind);
+    write_text(w, s->name, sizeof(s->name));
+    vc_write_u64(w, s->was);
+    vc_write_u64(w, s->set);
+    vc_write_u64(w, s->last);
+}
+
 static void encode(const struct vc_handover *h, uint64_t seq, uint8_t slot[SLOT_BYTES])
 {
-    struct vc_writer w = vc_writer(slot, SLOT_BYTES - VC_SHA256_BYTES);
+    struct vc_writer w = vc_writer(slot, USED_BYTES);
 
     memset(slot, 0, SLOT_BYTES);
     vc_write_bytes(&w, magic, sizeof(magic));
@@ -30,37 +56,102 @@ static void encode(const struct vc_handover *h, uint64_t seq, uint8_t slot[SLOT_
     vc_write_u64(&w, seq);
     vc_write_bytes(&w, h->session.b, 16);
     vc_write_u64(&w, h->since_unix);
-    memcpy(vc_write_reserve(&w, TEXT_BYTES), h->peer, strnlen(h->peer, TEXT_BYTES - 1));
-    memcpy(vc_write_reserve(&w, TEXT_BYTES), h->socket, strnlen(h->socket, TEXT_BYTES - 1));
+    write_text(&w, h->peer, sizeof(h->peer));
+    write_text(&w, h->tls_hostname, sizeof(h->tls_hostname));
+    write_text(&w, h->socket, sizeof(h->socket));
     vc_write_u8(&w, h->suspend);
-    memcpy(vc_write_reserve(&w, TEXT_BYTES), h->tls_hostname,
-           strnlen(h->tls_hostname, TEXT_BYTES - 1));
-    if (!vc_sha256(slot, SLOT_BYTES - VC_SHA256_BYTES, slot + SLOT_BYTES - VC_SHA256_BYTES))
+    write_process(&w, &h->qemu);
+    vc_write_u8(&w, (uint8_t)((h->has_counts ? HAS_COUNTS : 0) | (h->told ? TOLD : 0) |
+                              (h->left_suspended ? LEFT_SUSPENDED : 0)));
+    vc_write_u64(&w, h->data_records);
+    vc_write_u64(&w, h->zero_records);
+    vc_write_u8(&w, (uint8_t)h->n_settings);
+    for (uint32_t i = 0; i < h->n_settings; i++)
+        write_setting(&w, &h->settings[i]);
+    if (!vc_sha256(slot, USED_BYTES, slot + USED_BYTES))
         memset(slot, 0xff, SLOT_BYTES); /* never valid */
 }
 
 /* Text filled up with NUL. */
-static bool read_text(struct vc_reader *r, char text[TEXT_BYTES])
+static bool read_text(struct vc_reader *r, char *text, size_t bytes)
 {
     size_t n;
 
-    vc_read_copy(r, text, TEXT_BYTES);
-    n = strnlen(text, TEXT_BYTES);
-    return n < TEXT_BYTES && vc_is_zero(text + n, TEXT_BYTES - n);
+    vc_read_copy(r, text, bytes);
+    n = strnlen(text, bytes);
+    return n < bytes && vc_is_zero(text + n, bytes - n);
+}
+
+static bool read_flag(struct vc_reader *r, bool *out)
+{
+    uint8_t v = vc_read_u8(r);
+
+    *out = v == 1;
+    return v <= 1;
+}
+
+static bool read_process(struct vc_reader *r, struct vc_process *p)
+{
+    uint32_t pid = vc_read_u32(r);
+
+    p->pid = (int32_t)pid;
+    p->start = vc_read_u64(r);
+    vc_read_copy(r, p->boot.b, sizeof(p->boot.b));
+    p->pid_ns = vc_read_u64(r);
+    p->time_ns = vc_read_u64(r);
+    return pid <= INT32_MAX;
+}
+
+static bool read_settings(struct vc_reader *r, struct vc_handover *h)
+{
+    bool legal = true;
+
+    h->n_settings = vc_read_u8(r);
+    if (h->n_settings > VC_HANDOVER_MAX_SETTINGS)
+        return false;
+    for (uint32_t i = 0; i < h->n_settings; i++) {
+        struct vc_handover_setting *s = &h->settings[i];
+
+        s->kind = vc_read_u8(r);
+        legal &= s->kind >= VC_SETTING_CAPABILITY && s->kind <= VC_SETTING_AUTOSTART;
+        legal &= read_text(r, s->name, sizeof(s->name));
+        s->was = vc_read_u64(r);
+        s->set = vc_read_u64(r);
+        s->last = vc_read_u64(r);
+    }
+    return legal &&
+           vc_read_zero(r, (VC_HANDOVER_MAX_SETTINGS - h->n_settings) * (size_t)SETTING_BYTES);
+}
+
+static bool read_rest(struct vc_reader *r, struct vc_handover *h)
+{
+    bool legal = read_text(r, h->peer, sizeof(h->peer));
+    uint8_t flags;
+
+    legal &= read_text(r, h->tls_hostname, sizeof(h->tls_hostname));
+    legal &= read_text(r, h->socket, sizeof(h->socket));
+    legal &= read_flag(r, &h->suspend);
+    legal &= read_process(r, &h->qemu);
+    flags = vc_read_u8(r);
+    legal &= flags <= (HAS_COUNTS | TOLD | LEFT_SUSPENDED);
+    h->has_counts = flags & HAS_COUNTS;
+    h->told = flags & TOLD;
+    h->left_suspended = flags & LEFT_SUSPENDED;
+    h->data_records = vc_read_u64(r);
+    h->zero_records = vc_read_u64(r);
+    return legal && read_settings(r, h) && vc_read_zero(r, vc_reader_left(r)) && !r->failed;
 }
 
 /* False if magic or checksum are not right. *legal: so is the rest. */
 static bool decode(const uint8_t slot[SLOT_BYTES], struct vc_handover *h, uint64_t *seq,
                    bool *legal)
 {
-    struct vc_reader r = vc_reader(slot, SLOT_BYTES - VC_SHA256_BYTES);
+    struct vc_reader r = vc_reader(slot, USED_BYTES);
     uint8_t sum[VC_SHA256_BYTES];
     uint32_t version, state;
-    uint8_t suspend;
 
-    if (memcmp(slot, magic, sizeof(magic)) != 0 ||
-        !vc_sha256(slot, SLOT_BYTES - VC_SHA256_BYTES, sum) ||
-        memcmp(sum, slot + SLOT_BYTES - VC_SHA256_BYTES, sizeof(sum)) != 0)
+    if (memcmp(slot, magic, sizeof(magic)) != 0 || !vc_sha256(slot, USED_BYTES, sum) ||
+        memcmp(sum, slot + USED_BYTES, sizeof(sum)) != 0)
         return false;
     memset(h, 0, sizeof(*h));
     vc_read_bytes(&r, sizeof(magic));
@@ -69,13 +160,9 @@ static bool decode(const uint8_t slot[SLOT_BYTES], struct vc_handover *h, uint64
     *seq = vc_read_u64(&r);
     vc_read_copy(&r, h->session.b, 16);
     h->since_unix = vc_read_u64(&r);
-    *legal = version == VC_STORE_VERSION && *seq < MAX_SEQ && state <= VC_HANDOVER_VOID &&
-             read_text(&r, h->peer) && read_text(&r, h->socket);
-    suspend = vc_read_u8(&r);
-    *legal =
-        *legal && suspend <= 1 && read_text(&r, h->tls_hostname) && vc_read_zero(&r, ZERO_BYTES);
+    *legal = version == VC_STORE_VERSION && *seq < MAX_SEQ && state <= VC_HANDOVER_ABOUT_TO_RUN &&
+             read_rest(&r, h);
     h->state = (uint8_t)state;
-    h->suspend = suspend == 1;
     return true;
 }
 
@@ -113,20 +200,26 @@ static int read_record(struct vc_vm *vm, struct vc_handover *h, uint64_t *seq, s
 
 /* The sequence number moves on only when the slot is durable: a repetition writes the same one, and
  * leaves the last good one alone. */
-static int write_slot(struct vc_vm *vm, struct vc_err *err)
+int vc_handover_note(struct vc_vm *vm, struct vc_err *err)
 {
     const struct vc_io *io = vm->store->io;
     uint64_t seq = vm->handover_seq + 1;
     uint8_t slot[SLOT_BYTES];
     struct iovec iov = {slot, sizeof(slot)};
-    int rc;
 
     encode(&vm->handover, seq, slot);
     if (io->write(io, vm->handover_fd, &iov, 1, SLOT_AT(seq)) < 0)
         return vc_store_errno(err, "write", "handover");
-    rc = vc_durable_sync(io, vm->handover_fd, "handover", err);
+    return 0;
+}
+
+static int write_slot(struct vc_vm *vm, struct vc_err *err)
+{
+    int rc = vc_handover_note(vm, err);
+
     if (!rc)
-        vm->handover_seq = seq;
+        rc = vc_durable_sync(vm->store->io, vm->handover_fd, "handover", err);
+    vm->handover_seq += !rc;
     return rc;
 }
 
@@ -164,13 +257,16 @@ int vc_handover_begin(struct vc_vm *vm, const struct vc_handover *h, struct vc_e
         return vc_store_errno(err, "open", "handover");
     if (fresh)
         return 0;
-    rc = write_slot(vm, err);
+    /* What was noted and not synced is in the other slot than the one that is overwritten now. */
+    rc = vc_durable_sync(io, vm->handover_fd, "handover", err);
+    if (!rc)
+        rc = write_slot(vm, err);
     return rc ? rc : vc_durable_sync_dir(io, vm->dir_fd, "the VM's directory", err);
 }
 
-void vc_handover_leave_paused(struct vc_vm *vm)
+struct vc_handover *vc_handover_edit(struct vc_vm *vm)
 {
-    vm->handover.suspend = true;
+    return &vm->handover;
 }
 
 int vc_handover_set(struct vc_vm *vm, enum vc_handover_state state, struct vc_err *err)

@@ -9,6 +9,7 @@
 #include "base/err.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "base/units.h"
 #include "digest/digest.h"
 
@@ -258,7 +259,8 @@ int vc_gen_verify(const struct vc_gen *g, const struct vc_lineage *l,
 
 /* ---- who may run the VM ---- */
 
-/** The state of a handover between two hosts, kept durably: docs/formats/store.md section 6. */
+/** The state of a handover between two hosts, kept durably: docs/formats/store.md section 6, and
+ *  docs/internals/handover.md for what each allows. */
 enum vc_handover_state {
     VC_HANDOVER_NONE = 0,
     VC_HANDOVER_LEAVING = 1,  /* source: migrating; this host's VM is the one that counts */
@@ -267,18 +269,45 @@ enum vc_handover_state {
     VC_HANDOVER_SETTLED = 4,  /* nothing open */
     VC_HANDOVER_VOID = 5,     /* destination: did not arrive, or died before it ran: it is the
                                  source's for good */
+    VC_HANDOVER_KEPT = 6,     /* source: the VM is this host's; the destination is to be told so */
+    VC_HANDOVER_ABOUT_TO_RUN = 7, /* destination: `cont` is about to be sent, or was */
+};
+
+#define VC_HANDOVER_MAX_SETTINGS 24
+#define VC_HANDOVER_PATH_BYTES 1024
+
+/** What was changed in QEMU for this migration, to be put back by whoever ends it. */
+struct vc_handover_setting {
+    uint8_t kind;  /* enum vc_setting_kind */
+    char name[32]; /* QEMU's name of it */
+    uint64_t was;  /* before */
+    uint64_t set;  /* by us; anything else found later is somebody else's */
+    uint64_t last; /* what we had set before `set`, if a crash came between record and command */
+};
+enum vc_setting_kind {
+    VC_SETTING_CAPABILITY = 1, /* 0 off, 1 on */
+    VC_SETTING_PARAMETER = 2,  /* a number */
+    VC_SETTING_AUTOSTART = 3,  /* the VM was to start when it has arrived, and was stopped */
 };
 
 struct vc_handover {
     uint8_t state; /* vc_handover_state */
     struct vc_id session;
     uint64_t since_unix;
-    char peer[256];   /* source: where to repeat the word (the destination's address); destination:
-                         who it comes from */
-    char socket[256]; /* source: its QMP socket; destination: the socket's name */
-    bool suspend;     /* source: the word leaves the VM paused at the destination */
+    char peer[256];         /* source: where to repeat the word (the destination's address);
+                               destination: who it comes from */
     char tls_hostname[256]; /* source: the name in the destination's certificate; "": the one in
                                `peer` */
+    char socket[VC_HANDOVER_PATH_BYTES]; /* source: its QMP socket; destination: its name */
+    bool suspend;                        /* source: the word leaves the VM as it arrives */
+    struct vc_process qemu;              /* this host's, or unknown */
+    bool has_counts;       /* source: the destination has reported success, and QEMU was told: */
+    uint64_t data_records; /* records of pages with content in the stream ... */
+    uint64_t zero_records; /* ... and of zero pages */
+    bool told;             /* source: a decision may have been sent */
+    bool left_suspended;   /* source: the guest was in ACPI S3 when it left */
+    uint32_t n_settings;
+    struct vc_handover_setting settings[VC_HANDOVER_MAX_SETTINGS];
 };
 
 /** Prepares the record so that a later write of a new state is one overwrite of allocated blocks
@@ -286,11 +315,14 @@ struct vc_handover {
  *  `h` too. Needs a VM open with CREATE or WRITE. */
 int vc_handover_begin(struct vc_vm *vm, const struct vc_handover *h,
                       struct vc_err *err) VC_NODISCARD;
-/** The state that is set next comes with `suspend`. */
-void vc_handover_leave_paused(struct vc_vm *vm);
+/** The record that was begun, for changes that the next vc_handover_set() or _note() writes. */
+struct vc_handover *vc_handover_edit(struct vc_vm *vm);
 /** Durably changes the state (any thread, one at a time). */
 int vc_handover_set(struct vc_vm *vm, enum vc_handover_state state,
                     struct vc_err *err) VC_NODISCARD;
+/** Writes the record without syncing it: it outlives this process, and after a power loss the
+ *  record is this one or the last one that was synced. Thread rule as for vc_handover_set(). */
+int vc_handover_note(struct vc_vm *vm, struct vc_err *err) VC_NODISCARD;
 /** Reads it; state NONE if there is none. VC_E_CORRUPT if damaged. */
 int vc_handover_get(struct vc_vm *vm, struct vc_handover *out, struct vc_err *err) VC_NODISCARD;
 

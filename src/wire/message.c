@@ -326,7 +326,8 @@ int vc_wire_word_decode(const uint8_t *p, size_t n, struct vc_wire_word_msg *m, 
 
     m->word = vc_read_u8(&r);
     read_id(&r, &m->session);
-    if (m->word < VC_WIRE_WORD_CONTINUE || m->word > VC_WIRE_WORD_SUSPEND)
+    if ((m->word < VC_WIRE_WORD_CONTINUE || m->word > VC_WIRE_WORD_SUSPEND) &&
+        m->word != VC_WIRE_WORD_DISMISS && m->word != VC_WIRE_WORD_ASK)
         return illegal(err, "WORD", "unknown word");
     return complete(&r, "WORD", err);
 }

@@ -64,6 +64,7 @@ enum vc_wire_type {
     VC_WIRE_WORD = 33,
     VC_WIRE_WORD_DONE = 34,
     VC_WIRE_CLOSE = 35,
+    VC_WIRE_NEVER_RAN = 36,
     VC_WIRE_PING = 48,
     VC_WIRE_PONG = 49,
     VC_WIRE_ERROR = 50,
@@ -93,6 +94,8 @@ enum vc_wire_word {
     VC_WIRE_WORD_CONTINUE = 1,
     VC_WIRE_WORD_ABANDON = 2,
     VC_WIRE_WORD_SUSPEND = 3,
+    VC_WIRE_WORD_DISMISS = 12, /* abandon, and the VM that has arrived is told to quit */
+    VC_WIRE_WORD_ASK = 24,     /* what is known there? Nothing changes */
 };
 
 #define VC_WIRE_FEATURE_ANNOUNCE (1ull << 0)

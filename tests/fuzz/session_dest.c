@@ -328,7 +328,7 @@ static void on_frame(void *opaque, uint8_t type, const uint8_t *p, size_t n)
 {
     struct state *st = opaque;
 
-    if (type == VC_WIRE_WORD_DONE && n >= 5 && vc_load_le(p, 4) == -VC_E_DEST_QEMU)
+    if (type == VC_WIRE_NEVER_RAN)
         atomic_store(&st->is_void, true);
     if (type != VC_WIRE_REPAIR || n < 16)
         return;

@@ -69,10 +69,15 @@ static void settle(struct session *s)
     struct vc_err err = VC_ERR_INIT;
     struct vc_handover h;
     struct vc_vm *vm;
-    int rc = vc_session_look_back(store, &fuzz_vm, fuzz_dir(), &h, &fuzz_log, &err);
+    struct vc_settle_options o = {.store = store,
+                                  .vm = &fuzz_vm,
+                                  .socket_dir = fuzz_dir(),
+                                  .cancel = s->o.cancel,
+                                  .log = &fuzz_log};
+    int rc = vc_session_look_back(&o, &h, NULL, &err);
 
     fuzz_check_error(rc, &err);
-    rc = vc_session_repeat_word(store, &fuzz_vm, s->o.conn, s->o.cancel, &fuzz_log, &err);
+    rc = vc_session_repeat_word(&o, s->o.conn, &err);
     fuzz_check_error(rc, &err);
     if (getenv("FUZZ_VERBOSE"))
         fprintf(stderr, "code %d: %s\n", rc, err.message);
@@ -121,8 +126,10 @@ static void on_frame(void *opaque, uint8_t type, const uint8_t *p, size_t n)
     unsigned channel = type & FUZZ_CHANNEL ? 1 : 0;
 
     if (type == VC_WIRE_WORD && n) {
-        FUZZ_ASSERT(p[0] != VC_WIRE_WORD_ABANDON || !st->gave_word || atomic_load(&st->never_ran));
-        if (p[0] != VC_WIRE_WORD_ABANDON) {
+        bool abandons = p[0] == VC_WIRE_WORD_ABANDON || p[0] == VC_WIRE_WORD_DISMISS;
+
+        FUZZ_ASSERT(!abandons || !st->gave_word || atomic_load(&st->never_ran));
+        if (!abandons) {
             FUZZ_ASSERT(st->mode == SETTLE || atomic_load(&st->told_migrate));
             st->gave_word = true;
         }
@@ -199,6 +206,7 @@ static void defaults(struct state *st, uint8_t type, struct vc_reader in, struct
         vc_wire_committed_encode(w, &committed);
         break;
     case VC_WIRE_WORD_DONE:
+    case VC_WIRE_NEVER_RAN:
         w->len = fuzz_word_done(w->data, w->cap, in);
         break;
     default:
@@ -209,8 +217,7 @@ static void defaults(struct state *st, uint8_t type, struct vc_reader in, struct
 /* Before it is sent: what it lets the session do. */
 static void note(struct state *st, uint8_t type, const struct vc_reader *payload)
 {
-    if (type == FUZZ_BYTES || (type == VC_WIRE_WORD_DONE && payload->len >= 4 &&
-                               vc_load_le(payload->data, 4) == -VC_E_DEST_QEMU))
+    if (type == FUZZ_BYTES || type == VC_WIRE_NEVER_RAN)
         atomic_store(&st->never_ran, true);
     if (type == FUZZ_BYTES) /* it may be of the return path */
         st->options |= OPT_RAW;
@@ -233,7 +240,8 @@ static void play_element(struct state *st, uint8_t type, struct vc_reader payloa
         fuzz_qemu_script(&st->qemu, payload);
         return;
     }
-    if (!payload.len || (payload.len == 1 && type == VC_WIRE_WORD_DONE)) {
+    if (!payload.len ||
+        (payload.len == 1 && (type == VC_WIRE_WORD_DONE || type == VC_WIRE_NEVER_RAN))) {
         defaults(st, type, payload, &w);
         payload = vc_reader(buf, w.len);
     }

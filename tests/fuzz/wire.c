@@ -216,6 +216,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         word(rest);
         break;
     case VC_WIRE_WORD_DONE:
+    case VC_WIRE_NEVER_RAN:
     case VC_WIRE_STREAM_FAILED:
     case VC_WIRE_ERROR:
         status(rest);

@@ -153,6 +153,7 @@ TYPES = [
     Type(33, "WORD", (SOURCE,), 17, 17, _LATE),
     Type(34, "WORD_DONE", (DEST,), 5, 512, _LATE),
     Type(35, "CLOSE", BOTH, 0, 0, _LATE),
+    Type(36, "NEVER_RAN", (DEST,), 5, 512, _LATE),
     Type(48, "PING", BOTH, 8, 8, _LATE),
     Type(49, "PONG", BOTH, 8, 8, _LATE),
     Type(50, "ERROR", BOTH, 5, 512, _ANY),
@@ -351,8 +352,8 @@ DECODERS = {
     "READS": lambda r, _: {key: r.u64() for key in READS},
     "KEEPS": lambda r, _: dict(flags=r.one_of(0, 1, 2, 3)),
     "COMMITTED": _committed,
-    "WORD": lambda r, _: dict(word=r.one_of(1, 2, 3), session=r.id()),
-    "WORD_DONE": _code_text, "CLOSE": _nothing,
+    "WORD": lambda r, _: dict(word=r.one_of(1, 2, 3, 12, 24), session=r.id()),
+    "WORD_DONE": _code_text, "NEVER_RAN": _code_text, "CLOSE": _nothing,
     "PING": lambda r, _: dict(token=r.u64()), "PONG": lambda r, _: dict(token=r.u64()),
     "ERROR": _code_text,
 }
@@ -423,7 +424,7 @@ ENCODERS = {
     "KEEPS": lambda m: _u(1, m["flags"]),
     "COMMITTED": lambda m: m["generation"] + _u(1, m["committed"]) + bytes(7) + m["root"],
     "WORD": lambda m: _u(1, m["word"]) + m["session"],
-    "WORD_DONE": _enc_code_text, "CLOSE": lambda m: b"",
+    "WORD_DONE": _enc_code_text, "NEVER_RAN": _enc_code_text, "CLOSE": lambda m: b"",
     "PING": lambda m: _u(8, m["token"]), "PONG": lambda m: _u(8, m["token"]),
     "ERROR": _enc_code_text,
 }

@@ -51,6 +51,9 @@ static void set_record(struct lab *lab, int host, enum vc_handover_state state)
     struct vc_vm *vm = lab_open_vm(lab, host, VC_VM_WRITE);
     struct vc_err err;
 
+    assert_true(vc_process_read(getpid(), &h.qemu));
+    h.qemu.boot.b[0] ^= 1; /* it has ended */
+
     snprintf(h.socket, sizeof(h.socket), "%s/no-such-qemu", lab->dir);
     assert_int_equal(vc_handover_begin(vm, &h, &err), 0);
     vc_vm_close(vm);
@@ -105,7 +108,8 @@ static int repeat_word(struct lab *lab, struct word_attack *attack, struct vc_er
     assert_int_equal(vc_conn_from_fds(ends[1], ends[1], VC_CONN_LOCAL, "source", &a.conn, err), 0);
     assert_int_equal(pthread_create(&thread, NULL, answer, &a), 0);
     *err = VC_ERR_INIT;
-    rc = vc_session_repeat_word(lab->host[1].store, &lab_vm_id, conn, NULL, NULL, err);
+    rc = vc_session_repeat_word(
+        &(struct vc_settle_options){.store = lab->host[1].store, .vm = &lab_vm_id}, conn, err);
     pthread_join(thread, NULL);
     filter_join(&f);
     return rc;

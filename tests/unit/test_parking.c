@@ -336,7 +336,7 @@ static void a_parked_connection_that_broke_is_not_parked_again(void **state)
     (void)state;
     place_init(&p);
     shutdown(p.qemu_fd, SHUT_RDWR);
-    assert_int_equal(session(&p, VC_WIRE_MODE_WORD, &err), VC_E_DEST_QEMU);
+    assert_int_equal(session(&p, VC_WIRE_MODE_WORD, &err), VC_E_UNSETTLED);
     assert_non_null(strstr(err.message, "/nonexistent"));
     assert_null(take(p.parking, 1, "vm1"));
     place_fini(&p);

@@ -399,6 +399,7 @@ static int message(uint8_t type, const uint8_t *p, size_t n, FILE *f, struct vc_
         return word(p, n, f, w);
     case VC_WIRE_STREAM_FAILED:
     case VC_WIRE_WORD_DONE:
+    case VC_WIRE_NEVER_RAN:
     case VC_WIRE_ERROR:
         return status(p, n, f, w);
     case VC_WIRE_RESEND:

@@ -228,12 +228,15 @@ def end():
     payload = bytearray(encode("COMMITTED", done))
     payload[16] = 2
     bad("committed-2", "COMMITTED", payload)
-    for word in 1, 2, 3:
+    for word in 1, 2, 3, 12, 24:
         good(f"word-{word}", "WORD", word=word, session=ident(0x10))
     bad("word-0", "WORD", encode("WORD", dict(word=0, session=ident(0x10))))
-    bad("word-4", "WORD", encode("WORD", dict(word=4, session=ident(0x10))))
+    for word in 4, 5, 8, 25:
+        bad(f"word-{word}", "WORD", encode("WORD", dict(word=word, session=ident(0x10))))
     good("word-done", "WORD_DONE", code=0, text=b"")
     good("word-done-refused", "WORD_DONE", phase="end", code=12, text=b"the VM is not paused")
+    good("never-ran", "NEVER_RAN", code=31, text=b"the destination QEMU died before the VM ran")
+    bad("never-ran-cut", "NEVER_RAN", struct.pack("<IB", 31, 9) + b"short")
     good("close", "CLOSE")
     good("close-end", "CLOSE", sender=DEST, phase="end")
     good("ping", "PING", token=1)

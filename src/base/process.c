@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "base/process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/err.h"
+#include "base/fdio.h"
+
+/** Longer command lines are not looked at: the kernel takes 6 MiB at most (execve(2)), QEMU's are
+ *  some KiB long. */
+#define MAX_COMMAND_LINE_BYTES (1u << 20)
+/** Field 22 of /proc/PID/stat; the second field is in parentheses and may hold anything. */
+#define FIELDS_AFTER_NAME 20
+
+/* Reads up to n bytes of a file of /proc. Returns the length, or -1. */
+static ssize_t read_file(const char *path, char *buf, size_t n)
+{
+    vc_auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+    size_t have = 0;
+
+    if (fd < 0)
+        return -1;
+    while (have < n) {
+        ssize_t got = vc_read_some(fd, buf + have, n - have);
+
+        if (got < 0)
+            return -1;
+        if (!got)
+            break;
+        have += (size_t)got;
+    }
+    return (ssize_t)have;
+}
+
+static bool read_start(pid_t pid, uint64_t *start)
+{
+    char path[64], text[1024], *at;
+    ssize_t n;
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    n = read_file(path, text, sizeof(text) - 1);
+    if (n <= 0)
+        return false;
+    text[n] = 0;
+    at = strrchr(text, ')');
+    for (int i = 0; at && i < FIELDS_AFTER_NAME; i++)
+        at = strchr(at + 1, ' ');
+    if (!at)
+        return false;
+    errno = 0;
+    *start = strtoull(at + 1, NULL, 10);
+    return !errno && *start;
+}
+
+static bool read_boot(struct vc_id *out)
+{
+    char text[64];
+    ssize_t n = read_file("/proc/sys/kernel/random/boot_id", text, sizeof(text) - 1);
+
+    if (n < VC_ID_TEXT_BYTES - 1)
+        return false;
+    text[VC_ID_TEXT_BYTES - 1] = 0;
+    return vc_id_parse(text, out);
+}
+
+static uint64_t inode_of(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) ? 0 : st.st_ino;
+}
+
+/* Where a pid and a start time mean what they mean. False: it cannot be told. */
+static bool read_frame(struct vc_process *p)
+{
+    p->pid_ns = inode_of("/proc/self/ns/pid");
+    p->time_ns = inode_of("/proc/self/ns/time");
+    return p->pid_ns && read_boot(&p->boot);
+}
+
+bool vc_process_read(pid_t pid, struct vc_process *out)
+{
+    struct vc_process p = {.pid = pid};
+
+    *out = (struct vc_process){0};
+    if (pid <= 0 || !read_start(pid, &p.start) || !read_frame(&p))
+        return false;
+    *out = p;
+    return true;
+}
+
+bool vc_process_equal(const struct vc_process *a, const struct vc_process *b)
+{
+    return vc_process_is_known(a) && a->pid == b->pid && a->start == b->start &&
+           vc_id_equal(&a->boot, &b->boot) && a->pid_ns == b->pid_ns && a->time_ns == b->time_ns;
+}
+
+enum vc_process_life vc_process_look(const struct vc_process *p)
+{
+    struct vc_process now = {0};
+    vc_auto_close int pidfd = -1;
+    uint64_t start;
+
+    if (!vc_process_is_known(p) || !read_frame(&now))
+        return VC_PROCESS_IN_DOUBT;
+    if (!vc_id_equal(&p->boot, &now.boot))
+        return VC_PROCESS_GONE;
+    if (p->pid_ns != now.pid_ns || p->time_ns != now.time_ns)
+        return VC_PROCESS_IN_DOUBT;
+    pidfd = (int)syscall(SYS_pidfd_open, p->pid, 0);
+    if (pidfd < 0)
+        return errno == ESRCH ? VC_PROCESS_GONE : VC_PROCESS_IN_DOUBT;
+    /* Whichever process the descriptor is of: it is this one, or this one is gone. */
+    if (vc_wait_readable(pidfd, 0) > 0)
+        return VC_PROCESS_GONE;
+    if (!read_start(p->pid, &start))
+        return VC_PROCESS_IN_DOUBT;
+    return start == p->start ? VC_PROCESS_ALIVE : VC_PROCESS_GONE;
+}
+
+/* The option's name behind one dash or two, as QEMU takes it (QEMU: softmmu/vl.c, lookup_opt()). */
+static bool is_option(const char *word, const char *name)
+{
+    if (*word != '-')
+        return false;
+    word += word[1] == '-' ? 2 : 1;
+    return !strcmp(word, name);
+}
+
+bool vc_process_has_option(pid_t pid, const char *name,
+                           bool (*value)(void *opaque, const char *text), void *opaque)
+{
+    vc_auto_free char *line = malloc(MAX_COMMAND_LINE_BYTES + 1);
+    const char *word, *end;
+    char path[64];
+    ssize_t n;
+
+    snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
+    n = line ? read_file(path, line, MAX_COMMAND_LINE_BYTES) : -1;
+    if (n <= 0)
+        return false;
+    line[n] = 0;
+    end = line + n;
+    for (word = line; word < end; word += strlen(word) + 1) {
+        const char *next = word + strlen(word) + 1;
+
+        if (is_option(word, name) && (!value || (next < end && value(opaque, next))))
+            return true;
+    }
+    return false;
+}

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <stdio.h>
+#include <string.h>
+
+#include "qmp/qmp.h"
+#include "session/common.h"
+#include "session/whereabouts.h"
+
+/* A person decides what becomes of a VM in doubt: docs/internals/handover.md, "A person decides".
+ * Under the VM's lock: no session, and no agent, settles it otherwise meanwhile. */
+
+#define FORCE_HINT                                                                           \
+    "make certain that the VM does not run, and will not, on the other host; then --run --force"
+
+/* Continues the VM if it waits; anything else is not ours to touch. */
+static int cont_waiting(struct vc_qmp *q, struct vc_err *err)
+{
+    char state[VC_RUN_STATE_BYTES];
+    int rc = vc_qmp_run_state(q, state, err);
+
+    if (rc || !strcmp(state, "running"))
+        return rc;
+    if (strcmp(state, "paused") != 0 && strcmp(state, "postmigrate") != 0 &&
+        strcmp(state, "suspended") != 0)
+        return vc_err_set(err, VC_E_QEMU_STATE, "the VM is in state '%s'", state);
+    return vc_qmp_simple(q, "cont", err);
+}
+
+/* ---- at the source ---- */
+
+/* Why the VM may run on the other host, as far as this one knows; NULL: it does not. */
+static const char *may_run_elsewhere(const struct vc_handover *h, const struct vc_look *l)
+{
+    if (l->runs)
+        return NULL; /* there is nothing to continue */
+    if (h->state == VC_HANDOVER_LEFT || l->where == VC_VM_LEFT)
+        return "its migration completed";
+    if (h->state == VC_HANDOVER_KEPT && h->told)
+        return "the destination may have been told to run it, and has not said that it does not";
+    if (vc_look_left_otherwise(l, h))
+        return "its QEMU completed another migration";
+    if (l->where == VC_VM_IN_DOUBT)
+        return l->why;
+    return NULL;
+}
+
+static int run_at_source(struct vc_vm *v, const struct vc_settle_options *o, struct vc_handover *h,
+                         bool force, struct vc_err *err)
+{
+    struct vc_look l;
+    const char *reason;
+    int rc = 0;
+
+    vc_look_at_source(h, o->vm, o->qmp_path, &l);
+    reason = may_run_elsewhere(h, &l);
+    if (reason && !force)
+        rc = vc_err_set_hint(err, VC_E_UNSETTLED, FORCE_HINT,
+                             "the VM may run at '%.80s': %.120s", h->peer, reason);
+    else if (!l.qmp)
+        rc = vc_err_set_hint(err, VC_E_QMP_CONNECT, "--qmp PATH says where its socket is now",
+                             "the VM's QEMU cannot be reached here: %.120s",
+                             l.where == VC_VM_GONE ? "it has ended" : l.why);
+    if (!rc && h->state != VC_HANDOVER_KEPT) {
+        h->told = h->state == VC_HANDOVER_LEFT || h->has_counts;
+        h->state = VC_HANDOVER_KEPT;
+        rc = vc_handover_begin(v, h, err);
+    }
+    if (!rc)
+        rc = cont_waiting(l.qmp, err);
+    vc_look_end(&l);
+    return rc;
+}
+
+/* ---- at the destination ---- */
+
+static int run_at_destination(struct vc_vm *v, const struct vc_settle_options *o,
+                              struct vc_handover *h, bool force, struct vc_err *err)
+{
+    struct vc_qmp *q = NULL;
+    int rc = 0;
+
+    if (h->state == VC_HANDOVER_ARRIVING && !force)
+        return vc_err_set_hint(err, VC_E_UNSETTLED, FORCE_HINT,
+                               "the VM may run at its source '%.100s', which has not said that it "
+                               "is this host's",
+                               h->peer);
+    rc = vc_target_qemu(o->socket_dir, o->vm, h, &q, err);
+    if (!rc && h->state != VC_HANDOVER_ABOUT_TO_RUN) {
+        h->state = VC_HANDOVER_ABOUT_TO_RUN;
+        rc = vc_handover_begin(v, h, err);
+    }
+    if (!rc)
+        rc = cont_waiting(q, err);
+    vc_qmp_free(q);
+    if (rc)
+        return rc;
+    h->state = VC_HANDOVER_SETTLED;
+    return vc_handover_begin(v, h, err);
+}
+
+static int run(struct vc_vm *v, const struct vc_settle_options *o, struct vc_handover *h,
+               bool force, struct vc_err *err)
+{
+    switch (h->state) {
+    case VC_HANDOVER_LEAVING:
+    case VC_HANDOVER_LEFT:
+    case VC_HANDOVER_KEPT:
+        return run_at_source(v, o, h, force, err);
+    case VC_HANDOVER_ARRIVING:
+    case VC_HANDOVER_ABOUT_TO_RUN:
+        return run_at_destination(v, o, h, force, err);
+    case VC_HANDOVER_VOID:
+        return vc_err_set_hint(err, VC_E_UNSETTLED, "look at the source",
+                               "the VM is the source's: what arrived from '%.100s' never runs here",
+                               h->peer);
+    default:
+        return vc_err_set(err, VC_E_NO_SUCH_VM, "nothing about this VM is open here");
+    }
+}
+
+static int discard(struct vc_vm *v, struct vc_handover *h, struct vc_err *err)
+{
+    if (h->state == VC_HANDOVER_NONE || h->state == VC_HANDOVER_SETTLED ||
+        h->state == VC_HANDOVER_VOID)
+        return vc_err_set(err, VC_E_NO_SUCH_VM, "nothing about this VM is open here");
+    h->state = h->state == VC_HANDOVER_ARRIVING ? VC_HANDOVER_VOID : VC_HANDOVER_SETTLED;
+    return vc_handover_begin(v, h, err);
+}
+
+int vc_session_decide(const struct vc_settle_options *o, enum vc_decision what, bool force,
+                      struct vc_err *err)
+{
+    struct vc_handover h;
+    struct vc_vm *v = NULL;
+    int rc = vc_vm_open(o->store, o->vm, VC_VM_WRITE, &v, err);
+
+    if (!rc)
+        rc = vc_handover_get(v, &h, err);
+    if (rc == VC_NOT_FOUND)
+        rc = vc_err_set(err, VC_E_NO_SUCH_VM, "nothing about this VM is open here");
+    if (!rc)
+        rc = what == VC_DECIDE_RUN ? run(v, o, &h, force, err) : discard(v, &h, err);
+    vc_vm_close(v);
+    return rc;
+}

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "session/whereabouts.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "qmp/qmp.h"
+
+static void in_doubt(struct vc_look *l, const char *why)
+{
+    l->where = VC_VM_IN_DOUBT;
+    snprintf(l->why, sizeof(l->why), "%.199s", why);
+}
+
+/* The QEMU at the path is not the one of the record, or cannot be asked. */
+static void not_reached(struct vc_look *l, const struct vc_handover *h, const char *why)
+{
+    in_doubt(l, why);
+    if (vc_process_look(&h->qemu) == VC_PROCESS_GONE)
+        l->where = VC_VM_GONE;
+    vc_qmp_free(vc_steal_ptr(l->qmp));
+    l->state[0] = l->status[0] = '\0';
+}
+
+static bool is_same_qemu(const struct vc_handover *h, const struct vc_qmp *q)
+{
+    const struct vc_process *now = vc_qmp_process(q);
+
+    if (vc_process_look(&h->qemu) == VC_PROCESS_GONE)
+        return false;
+    return !vc_process_is_known(now) || !vc_process_is_known(&h->qemu) ||
+           vc_process_equal(now, &h->qemu);
+}
+
+static bool has_failed(const struct vc_qmp_migration *m)
+{
+    return !strcmp(m->status, "failed") || !strcmp(m->status, "cancelled");
+}
+
+static bool is_ours(const struct vc_qmp_migration *m, const struct vc_handover *h)
+{
+    return h->has_counts && m->data_records == h->data_records &&
+           m->zero_records == h->zero_records;
+}
+
+/* What the QEMU of the record shows. */
+static void classify(struct vc_look *l, const struct vc_handover *h,
+                     const struct vc_qmp_migration *m)
+{
+    bool completed = !strcmp(m->status, "completed");
+    bool leaving = h->state == VC_HANDOVER_LEAVING && !h->has_counts;
+    bool suspended = !strcmp(l->state, "suspended");
+
+    l->runs = !strcmp(l->state, "running");
+    if (vc_run_state_shows_run(l->state) && !(suspended && h->left_suspended))
+        l->where = VC_VM_HERE;
+    else if (leaving && (completed || has_failed(m) || !*m->status || !strcmp(m->status, "none")))
+        l->where = VC_VM_HERE; /* and no decision was ever sent */
+    else if (completed && !strcmp(l->state, "postmigrate") && is_ours(m, h))
+        l->where = VC_VM_LEFT;
+    else {
+        char why[sizeof(l->why)];
+
+        snprintf(why, sizeof(why),
+                 "its QEMU is in state '%s', and its last migration, '%s', is not known to be this "
+                 "one",
+                 l->state, m->status);
+        in_doubt(l, why);
+    }
+}
+
+void vc_look_at_source(const struct vc_handover *h, const struct vc_id *vm, const char *path,
+                       struct vc_look *out)
+{
+    struct vc_qmp_migration m;
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_id uuid;
+    struct vc_qmp *q = NULL;
+    int rc = vc_qmp_connect(path ? path : h->socket, &q, &err);
+
+    *out = (struct vc_look){.qmp = q};
+    if (!rc)
+        rc = vc_qmp_uuid(out->qmp, &uuid, &err);
+    if (!rc)
+        rc = vc_qmp_run_state(out->qmp, out->state, &err);
+    if (!rc)
+        rc = vc_qmp_migration(out->qmp, &m, &err);
+    if (rc) {
+        not_reached(out, h, err.message);
+        return;
+    }
+    if (!vc_id_equal(&uuid, vm)) {
+        not_reached(out, h, "another VM's QEMU is at its QMP socket");
+        return;
+    }
+    vc_qmp_identify(out->qmp, vm);
+    if (!is_same_qemu(h, out->qmp)) {
+        bool waits = !strcmp(out->state, "inmigrate");
+
+        not_reached(out, h, "another QEMU of the VM is at its QMP socket");
+        if (!waits) /* it runs the VM, or may */
+            out->where = VC_VM_IN_DOUBT;
+        return;
+    }
+    snprintf(out->status, sizeof(out->status), "%s", m.status);
+    classify(out, h, &m);
+}
+
+void vc_look_end(struct vc_look *l)
+{
+    vc_qmp_free(vc_steal_ptr(l->qmp));
+}
+
+bool vc_look_left_otherwise(const struct vc_look *l, const struct vc_handover *h)
+{
+    return l->qmp && !strcmp(l->status, "completed") && !vc_run_state_shows_run(l->state) &&
+           l->where != VC_VM_LEFT && !h->has_counts;
+}

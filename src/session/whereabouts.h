@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#ifndef VC_SESSION_WHEREABOUTS_H
+#define VC_SESSION_WHEREABOUTS_H
+
+#include "session/runstate.h"
+#include "store/store.h"
+
+/* Private to src/session: where the VM of a source's record is, by the evidence of its own QEMU
+ * (docs/internals/handover.md, "What QEMU says of its migration"). */
+
+struct vc_qmp;
+
+enum vc_whereabouts {
+    VC_VM_IN_DOUBT = 0, /* cannot be told */
+    VC_VM_HERE,         /* it is this host's: it was continued here, or this migration failed */
+    VC_VM_LEFT,         /* QEMU completed this migration, and the VM was not continued here */
+    VC_VM_GONE,         /* its QEMU is gone for certain */
+};
+
+struct vc_look {
+    enum vc_whereabouts where;
+    bool runs;                        /* HERE: it was seen to run */
+    struct vc_qmp *qmp;               /* the QEMU of the record, or NULL */
+    char state[VC_RUN_STATE_BYTES];   /* of that QEMU, or "" */
+    char why[200];                    /* IN_DOUBT: what stands in the way */
+    char status[VC_RUN_STATE_BYTES];  /* query-migrate's, or "" */
+};
+
+/** Looks. An error is no evidence: whatever goes wrong is IN_DOUBT. @path: where the QMP socket is,
+ *  if not where the record says; or NULL. End with vc_look_end(). */
+void vc_look_at_source(const struct vc_handover *h, const struct vc_id *vm, const char *path,
+                       struct vc_look *out);
+void vc_look_end(struct vc_look *l);
+
+/** Whether by what query-migrate said QEMU completed a migration that is not this one, so that the
+ *  VM may be anywhere. */
+bool vc_look_left_otherwise(const struct vc_look *l, const struct vc_handover *h);
+
+#endif

@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/fdio.h"
+#include "base/process.h"
+
+/* A child that does @what, and then waits to be killed. Returns when it has begun. */
+static pid_t child(void (*what)(void))
+{
+    int up[2];
+    pid_t pid;
+    char c;
+
+    assert_int_equal(pipe(up), 0);
+    pid = fork();
+    assert_true(pid >= 0);
+    if (!pid) {
+        close(up[0]);
+        if (what)
+            what();
+        if (write(up[1], "x", 1) != 1)
+            _exit(2);
+        if (syscall(SYS_gettid) == getpid() && what) /* the leader ends, its thread stays */
+            syscall(SYS_exit, 0);
+        for (;;)
+            pause();
+    }
+    close(up[1]);
+    assert_int_equal(read(up[0], &c, 1), 1);
+    close(up[0]);
+    return pid;
+}
+
+static void end(pid_t pid)
+{
+    kill(pid, SIGKILL);
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+}
+
+static void a_process_lives_until_it_has_ended(void **state)
+{
+    pid_t pid = child(NULL);
+    struct vc_process p;
+    int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+
+    (void)state;
+    assert_true(vc_process_read(pid, &p));
+    assert_int_equal(vc_process_look(&p), VC_PROCESS_ALIVE);
+    kill(pid, SIGKILL);
+    assert_int_equal(vc_wait_readable(pidfd, -1), 1);
+    assert_int_equal(vc_process_look(&p), VC_PROCESS_GONE); /* a zombie */
+    end(pid);
+    assert_int_equal(vc_process_look(&p), VC_PROCESS_GONE);
+    close(pidfd);
+}
+
+static void *stay(void *arg)
+{
+    for (;;)
+        pause();
+    return arg;
+}
+
+static void start_thread(void)
+{
+    pthread_t t;
+
+    if (pthread_create(&t, NULL, stay, NULL))
+        _exit(3);
+}
+
+static char state_of(pid_t pid)
+{
+    char path[64], text[256], *at;
+    FILE *f;
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    f = fopen(path, "re");
+    assert_non_null(f);
+    assert_non_null(fgets(text, sizeof(text), f));
+    fclose(f);
+    at = strrchr(text, ')');
+    return at ? at[2] : '?';
+}
+
+static void a_zombie_whose_threads_live_is_alive(void **state)
+{
+    pid_t pid = child(start_thread);
+    struct vc_process p;
+
+    (void)state;
+    while (state_of(pid) != 'Z')
+        poll(NULL, 0, 1);
+    assert_true(vc_process_read(pid, &p));
+    assert_int_equal(vc_process_look(&p), VC_PROCESS_ALIVE);
+    end(pid);
+    assert_int_equal(vc_process_look(&p), VC_PROCESS_GONE);
+}
+
+static void a_pid_that_is_used_again_is_another_process(void **state)
+{
+    pid_t pid = child(NULL);
+    struct vc_process p, later;
+
+    (void)state;
+    assert_true(vc_process_read(pid, &p));
+    later = p;
+    later.start++;
+    assert_int_equal(vc_process_look(&later), VC_PROCESS_GONE);
+    assert_false(vc_process_equal(&p, &later));
+    assert_true(vc_process_equal(&p, &p));
+    end(pid);
+}
+
+static void another_boot_has_ended_all_processes(void **state)
+{
+    struct vc_process p;
+
+    (void)state;
+    assert_true(vc_process_read(getpid(), &p));
+    p.boot.b[3] ^= 1;
+    assert_int_equal(vc_process_look(&p), VC_PROCESS_GONE);
+}
+
+static void what_cannot_be_told_is_in_doubt(void **state)
+{
+    struct vc_process p, none = {0};
+
+    (void)state;
+    assert_int_equal(vc_process_look(&none), VC_PROCESS_IN_DOUBT);
+    assert_false(vc_process_equal(&none, &none));
+    assert_false(vc_process_read(0, &p));
+    assert_false(vc_process_is_known(&p));
+    assert_true(vc_process_read(getpid(), &p));
+    p.pid_ns++;
+    assert_int_equal(vc_process_look(&p), VC_PROCESS_IN_DOUBT);
+    p.pid_ns--;
+    p.time_ns++;
+    assert_int_equal(vc_process_look(&p), VC_PROCESS_IN_DOUBT);
+}
+
+static bool is_right(void *opaque, const char *text)
+{
+    return !strcmp(text, opaque);
+}
+
+static void an_option_is_found_with_its_value(void **state)
+{
+    pid_t pid = fork();
+
+    (void)state;
+    assert_true(pid >= 0);
+    if (!pid) {
+        execl("/bin/sh", "sh", "-c", "kill -STOP $$", "-uuid", "one", "--S", "uuid", "-uuid",
+              (char *)NULL);
+        _exit(2);
+    }
+    while (!vc_process_has_option(pid, "S", NULL, NULL)) /* until it is that program */
+        poll(NULL, 0, 1);
+    assert_true(vc_process_has_option(pid, "uuid", is_right, (char[]){"one"}));
+    assert_false(vc_process_has_option(pid, "uuid", is_right, (char[]){"two"}));
+    assert_false(vc_process_has_option(pid, "uu", NULL, NULL));
+    end(pid);
+    assert_false(vc_process_has_option(pid, "S", NULL, NULL));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_process_lives_until_it_has_ended),
+        cmocka_unit_test(a_zombie_whose_threads_live_is_alive),
+        cmocka_unit_test(a_pid_that_is_used_again_is_another_process),
+        cmocka_unit_test(another_boot_has_ended_all_processes),
+        cmocka_unit_test(what_cannot_be_told_is_in_doubt),
+        cmocka_unit_test(an_option_is_found_with_its_value),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
