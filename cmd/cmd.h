@@ -39,7 +39,7 @@ enum { OPT_STORE = 1000, OPT_CONTROL, OPT_STORE_LIMIT, OPT_HELP, OPT_VERSION, OP
     "                           ~/.local/share/vecycle for others)\n"                         \
     "      --control PATH       the agent's control socket (default: /run/vecycle/control;\n" \
     "                           'none': work without an agent)\n"                             \
-    "      --store-limit SIZE   RAM above which no checkpoint is kept (default 256G)\n"       \
+    "      --store-limit SIZE   RAM above which no checkpoint is kept (default 4T)\n"         \
     "      --json               print the result as JSON\n"                                   \
     "  -q, --quiet              only errors\n"                                                \
     "  -v, --verbose            more about what happens\n"                                    \

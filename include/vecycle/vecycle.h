@@ -86,7 +86,7 @@ struct vecycle_context {
                                    to work; without the default one a migration goes on */
     const char *control;        /* the agent's control socket; NULL: vecycle_default_control();
                                    "none": never use an agent */
-    uint64_t store_limit_bytes; /* RAM above which no checkpoint is kept; 0: 256 GiB */
+    uint64_t store_limit_bytes; /* RAM above which no checkpoint is kept; 0: 4 TiB */
     /** Messages for a person; NULL: none. Any thread; `text` is one line, valid during the call. */
     void (*log)(void *opaque, enum vecycle_log_level level, const char *text);
     void *opaque;

@@ -2,6 +2,7 @@
 #ifndef VC_API_AGENT_H
 #define VC_API_AGENT_H
 
+#include <limits.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -47,7 +48,8 @@ struct agent {
     struct vc_listener *listeners[MAX_LISTENERS];
     size_t n_listeners;
     int control; /* listening */
-    char control_path[108];
+    char control_path[PATH_MAX];
+    ino_t control_ino;
     int wake;                 /* eventfd: a session has finished */
     struct session *sessions; /* [thread: main] */
     size_t n_sessions;

@@ -3,6 +3,8 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "api/api.h"
@@ -110,6 +112,23 @@ static int follow(struct call *c, struct vc_cancel *cancel)
     return c->rc;
 }
 
+/* In a directory in which a group may write, as QEMUs' users do, the one who has it says who the
+ * agent is. Another one is not, and would be handed a QEMU. (Where anybody may write, whoever named
+ * that path has chosen so.) */
+static bool is_the_agent(int fd, const char *control)
+{
+    const char *slash = strrchr(control, '/');
+    size_t n_dir = slash == control ? 1 : slash ? (size_t)(slash - control) : 0;
+    vc_auto_free char *dir = slash ? strndup(control, n_dir) : strdup(".");
+    struct ucred peer;
+    socklen_t n = sizeof(peer);
+    struct stat st;
+
+    if (!dir || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &n) < 0 || stat(dir, &st) < 0)
+        return false;
+    return peer.uid == 0 || peer.uid == geteuid() || peer.uid == st.st_uid || st.st_mode & 02;
+}
+
 int vc_agent_call(const char *control, struct vc_job *j, const struct vc_log *log,
                   struct vc_cancel *cancel, vc_progress_fn progress, void *opaque,
                   struct vc_session_result *result, struct vc_err *err)
@@ -126,6 +145,12 @@ int vc_agent_call(const char *control, struct vc_job *j, const struct vc_log *lo
                                    "cannot connect to the agent at '%s'", control);
         vc_job_close(j);
         return rc;
+    }
+    if (!is_the_agent(fd, control)) {
+        vc_job_close(j);
+        return vc_err_set_hint(err, VC_E_REFUSED, "look who has made it; see --control",
+                               "at '%s' listens another user than root, you, or its directory's",
+                               control);
     }
     if (j->dial && j->tls_dir)
         vc_log(log, VC_LOG_WARNING,

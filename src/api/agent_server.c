@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <poll.h>
 #include <stdatomic.h>
@@ -13,6 +14,7 @@
 #include "api/agent.h"
 #include "base/fdio.h"
 #include "base/thread.h"
+#include "net/names.h"
 #include "session/parking.h"
 
 /* Theory of operation
@@ -30,6 +32,7 @@
 #define MAX_POLLED (3 + MAX_LISTENERS + MAX_SESSIONS + MAX_UNOPENED)
 /* When there are no descriptors left for another connection. */
 #define REST_MS 200
+#define CONTROL_BACKLOG 16
 
 /* ---- connections ---- */
 
@@ -82,21 +85,81 @@ static void on_client_says(struct session *s)
 
 /* ---- the agent ---- */
 
+/* As the packaging makes it (tmpfiles): QEMUs of the user's group make their sockets there, which
+ * get that group, and cannot touch each other's. */
+#define SHARED_DIR_MODE 03770
+
 static int make_dirs(struct agent *a, struct vc_err *err)
 {
-    if (mkdir(a->socket_dir, 0755) == 0) {
-        if (a->user.name && chown(a->socket_dir, a->user.uid, a->user.gid) < 0)
-            return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to user '%s'",
-                                    a->socket_dir, a->user.name);
-    } else if (errno != EEXIST)
-        return vc_err_set_errno_hint(err, VC_E_FAILED, "see --socket-dir",
-                                     "cannot make the socket directory '%s'", a->socket_dir);
+    bool lesser = vc_sandbox_has_lesser(&a->user);
+    vc_auto_close int fd = -1;
+
+    if (vc_sandbox_make_dir(&a->user, a->socket_dir, 0755) < 0)
+        return errno == EEXIST
+                   ? 0
+                   : vc_err_set_errno_hint(err, VC_E_FAILED, "see --socket-dir",
+                                           "cannot make the socket directory '%s'", a->socket_dir);
+    if (!lesser)
+        return 0;
+    if (vc_sandbox_look(a->socket_dir, S_IFDIR, a->user.uid, &fd) < 0 ||
+        vc_sandbox_chmod(fd, SHARED_DIR_MODE) < 0)
+        return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to user '%s'", a->socket_dir,
+                                a->user.name);
+    return 0;
+}
+
+/* What the user made, or what root made for it where it could not: errno, or 0. */
+static int listen_as_user(struct agent *a, const char *path,
+                          int (*open_it)(void *, struct vc_err *), void *opaque, struct vc_err *err)
+{
+    struct vc_sandbox_rights was;
+    int rc = vc_sandbox_borrow(&a->user, &was, err);
+
+    if (rc)
+        return rc;
+    rc = open_it(opaque, err);
+    errno = rc ? err->sys_errno : 0;
+    vc_sandbox_give_back(&was);
+    if (!rc || !vc_sandbox_may_as_root(&a->user, path))
+        return rc;
+    rc = open_it(opaque, err);
+    if (!rc && vc_sandbox_give(&a->user, path, S_IFSOCK) < 0)
+        rc =
+            vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to user '%s'", path, a->user.name);
+    return rc;
+}
+
+static int listen_on_control(void *opaque, struct vc_err *err)
+{
+    struct agent *a = opaque;
+
+    a->control = vc_unix_listen(a->control_path, 0600, CONTROL_BACKLOG);
+    return a->control >= 0
+               ? 0
+               : vc_err_set_errno_hint(err, errno == EADDRINUSE ? VC_E_BUSY : VC_E_FAILED,
+                                       errno == EADDRINUSE ? "one agent per host is enough"
+                                                           : "see --control",
+                                       "cannot listen on the control socket '%s'", a->control_path);
+}
+
+/* By a descriptor of what was looked at: who may write in the directory may put anything there. */
+static int give_to_group(struct agent *a, const struct group *g, struct vc_err *err)
+{
+    uid_t owner = vc_sandbox_has_lesser(&a->user) ? a->user.uid : geteuid();
+    vc_auto_close int fd = -1;
+
+    if (vc_sandbox_look(a->control_path, S_IFSOCK, owner, &fd) < 0 ||
+        fchownat(fd, "", (uid_t)-1, g->gr_gid, AT_EMPTY_PATH) < 0 || vc_sandbox_chmod(fd, 0660) < 0)
+        return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to group '%s'", a->control_path,
+                                a->o->control_group);
     return 0;
 }
 
 static int open_control(struct agent *a, const char *path, struct vc_err *err)
 {
     struct group *g = NULL;
+    struct stat st = {0};
+    int rc;
 
     if (!path)
         return 0;
@@ -105,19 +168,27 @@ static int open_control(struct agent *a, const char *path, struct vc_err *err)
         return vc_err_set(err, VC_E_USAGE, "the control socket's path is too long");
     if (a->o->control_group && !(g = getgrnam(a->o->control_group)))
         return vc_err_set(err, VC_E_USAGE, "there is no group '%s'", a->o->control_group);
-    a->control = vc_unix_listen(path, g ? 0660 : 0600, 16);
+    rc = listen_as_user(a, path, listen_on_control, a, err);
+    /* Once more, as root: who connects may see that the agent was started by root (SO_PEERCRED). */
+    if (!rc && listen(a->control, CONTROL_BACKLOG) < 0)
+        rc = vc_err_set_errno(err, VC_E_FAILED, "cannot listen on '%s'", path);
+    if (!rc && g)
+        rc = give_to_group(a, g, err);
+    if (!rc && lstat(path, &st) == 0)
+        a->control_ino = st.st_ino;
+    return rc;
+}
+
+/* Only what is still ours: another agent may have made its own meanwhile. */
+static void close_control(struct agent *a)
+{
+    struct stat st;
+
     if (a->control < 0)
-        return vc_err_set_errno_hint(err, errno == EADDRINUSE ? VC_E_BUSY : VC_E_FAILED,
-                                     errno == EADDRINUSE ? "one agent per host is enough"
-                                                         : "see --control",
-                                     "cannot listen on the control socket '%s'", path);
-    if (a->user.name && chown(path, a->user.uid, (gid_t)-1) < 0)
-        return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to user '%s'", path,
-                                a->user.name);
-    if (g && chown(path, (uid_t)-1, g->gr_gid) < 0)
-        return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to group '%s'", path,
-                                a->o->control_group);
-    return 0;
+        return;
+    close(a->control);
+    if (lstat(a->control_path, &st) == 0 && S_ISSOCK(st.st_mode) && st.st_ino == a->control_ino)
+        unlink(a->control_path);
 }
 
 static bool has_scheme(const char *address, const char *scheme)
@@ -128,8 +199,6 @@ static bool has_scheme(const char *address, const char *scheme)
 /* What would be wrong with every connection is said now. */
 static int check_listener(struct agent *a, const char *address, struct vc_err *err)
 {
-    if (has_scheme(address, "tls://"))
-        return vc_tls_check(a->o->tls.dir, VC_TLS_SERVER, err);
     if (!has_scheme(address, "tcp://"))
         return 0;
     if (a->o->allow)
@@ -141,50 +210,92 @@ static int check_listener(struct agent *a, const char *address, struct vc_err *e
     return 0;
 }
 
+struct opening {
+    struct agent *a;
+    const char *address;
+};
+
+static int open_it(void *opaque, struct vc_err *err)
+{
+    struct opening *o = opaque;
+
+    return vc_listener_open(o->address, o->a->o->insecure, 0600,
+                            &o->a->listeners[o->a->n_listeners], err);
+}
+
 static int open_listener(struct agent *a, const char *address, struct vc_err *err)
 {
+    struct opening o = {a, address};
     int rc = check_listener(a, address, err);
 
     if (!rc)
-        rc = vc_listener_open(address, a->o->insecure, 0600, &a->listeners[a->n_listeners], err);
-    if (rc)
-        return rc;
-    a->n_listeners++;
-    if (a->user.name && has_scheme(address, "unix:") &&
-        chown(address + strlen("unix:"), a->user.uid, a->user.gid) < 0)
-        return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to user '%s'", address,
-                                a->user.name);
-    return 0;
+        rc = has_scheme(address, "unix:")
+                 ? listen_as_user(a, address + strlen("unix:"), open_it, &o, err)
+                 : open_it(&o, err);
+    if (!rc)
+        a->n_listeners++;
+    return rc;
 }
 
 static int open_listeners(struct agent *a, struct vc_err *err)
 {
-    int rc = a->o->allow ? vc_allow_check(a->o->allow, err) : 0;
+    int rc = 0;
 
-    if (!rc && a->o->n_listen > MAX_LISTENERS)
+    if (a->o->n_listen > MAX_LISTENERS)
         rc = vc_err_set(err, VC_E_USAGE, "more than %d addresses to listen on", MAX_LISTENERS);
     for (size_t i = 0; i < a->o->n_listen && !rc; i++)
         rc = open_listener(a, a->o->listen[i], err);
     return rc;
 }
 
+/* What is read anew for each connection has to be readable now, by who reads it then. */
+static int check_files(struct agent *a, struct vc_err *err)
+{
+    int rc = a->o->allow ? vc_allow_check(a->o->allow, err) : 0;
+
+    for (size_t i = 0; i < a->n_listeners && !rc; i++)
+        if (vc_listener_is_tls(a->listeners[i]))
+            rc = vc_tls_check(a->o->tls.dir, VC_TLS_SERVER, err);
+    return rc;
+}
+
+/* It calls other hosts where it has the means to: to migrate there, or to settle what is open. */
+static bool may_dial(struct agent *a)
+{
+    struct vc_err err = VC_ERR_INIT;
+    int rc = vc_tls_check(a->o->tls.dir, VC_TLS_CLIENT, &err);
+
+    if (rc && rc != VC_E_USAGE) /* there are certificates, and something is wrong with them */
+        vc_log_err(&a->log, VC_LOG_WARNING,
+                   a->o->insecure ? "no migration from here goes to a tls:// address"
+                                  : "no migration from here goes to another host through the agent",
+                   &err);
+    return !rc || a->o->insecure;
+}
+
 /* Everything is open that needs privileges: gives up those, then what is not needed any more. */
 static int give_up_privileges(struct agent *a, const struct vecycle_context *c, struct vc_err *err)
 {
-    struct vc_err no_tls = VC_ERR_INIT;
+    bool dials;
     int rc = vc_sandbox_give_store(&a->user, c->store ? c->store : vecycle_default_store(), err);
 
     if (!rc)
         rc = vc_sandbox_become(&a->user, err);
     if (!rc)
+        rc = check_files(a, err);
+    if (!rc)
         rc = vc_public_store(c, true, &a->store, err);
-    if (rc || a->o->sandbox == VECYCLE_SANDBOX_OFF)
+    if (rc)
         return rc;
-    /* It calls other hosts where it has the means to: to migrate there, or to settle what is open.
-     */
-    rc = vc_sandbox_enter(a->o->sandbox == VECYCLE_SANDBOX_STRICT,
-                          a->o->insecure || !vc_tls_check(a->o->tls.dir, VC_TLS_CLIENT, &no_tls),
-                          err);
+    if (!vc_store_syncs_names(a->store))
+        vc_log(&a->log, VC_LOG_WARNING,
+               "the file system of '%s' cannot sync directories: a power cut may cost the newest "
+               "checkpoints, and the record of who may run a VM",
+               vc_store_root(a->store));
+    dials = may_dial(a);
+    if (a->o->sandbox == VECYCLE_SANDBOX_OFF)
+        return 0;
+    rc = vc_sandbox_enter(a->o->sandbox == VECYCLE_SANDBOX_STRICT, dials, err);
     if (rc == VC_NOT_FOUND)
         vc_log(&a->log, VC_LOG_INFO, "this build does not filter system calls");
     return rc == VC_NOT_FOUND ? 0 : rc;
@@ -238,10 +349,7 @@ static void shut_down(struct agent *a)
     atomic_store(&a->stop, true);
     for (size_t i = 0; i < a->n_listeners; i++)
         vc_listener_close(a->listeners[i]);
-    if (a->control >= 0) {
-        close(a->control);
-        unlink(a->control_path);
-    }
+    close_control(a);
     vc_agent_end_sessions(a);
     vc_keeper_stop(a->keeper);
     vc_settler_stop(a->settler);
@@ -249,6 +357,7 @@ static void shut_down(struct agent *a)
     if (a->wake >= 0)
         close(a->wake);
     vc_store_close(a->store);
+    vc_names_stop();
 }
 
 int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agent_options *o,

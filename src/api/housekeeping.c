@@ -47,7 +47,9 @@ static void say_forgotten(void *opaque, const struct vc_gc_item *item)
            (unsigned long long)(item->age_s / 3600));
 }
 
-void vc_forget(struct vc_store *store, const struct vc_log *log, const _Atomic bool *stop)
+/* False: it could not be done, which is said unless @again. */
+static bool forget(struct vc_store *store, const struct vc_log *log, const _Atomic bool *stop,
+                   bool again)
 {
     struct vc_gc_options o = {
         .report = say_forgotten,
@@ -61,13 +63,21 @@ void vc_forget(struct vc_store *store, const struct vc_log *log, const _Atomic b
 
     if (rc == VC_E_BUSY)
         vc_log_err(log, VC_LOG_DEBUG, "nothing is forgotten now", &err);
-    else if (rc)
+    else if (rc && !again)
         vc_log_err(log, VC_LOG_WARNING, "checkpoints cannot be forgotten", &err);
+    else if (rc)
+        return false;
     else if (r.over)
         vc_log(log, VC_LOG_WARNING,
                "the store has %llu MiB, and the disk %llu MiB free: over the limits, and nothing "
                "that is left may be forgotten",
                (unsigned long long)(r.used_bytes >> 20), (unsigned long long)(r.free_bytes >> 20));
+    return rc == 0 || rc == VC_E_BUSY;
+}
+
+void vc_forget(struct vc_store *store, const struct vc_log *log, const _Atomic bool *stop)
+{
+    forget(store, log, stop, false);
 }
 
 /* ---- the agent's thread ---- */
@@ -83,12 +93,13 @@ struct vc_keeper {
 static void *keeper_main(void *arg)
 {
     struct vc_keeper *k = arg;
+    bool failed = false;
     uint64_t n;
 
     while (!atomic_load(&k->stop)) {
         struct pollfd p = {.fd = k->wake, .events = POLLIN};
 
-        vc_forget(k->store, k->log, &k->stop);
+        failed = !forget(k->store, k->log, &k->stop, failed);
         if (poll(&p, 1, INTERVAL_MS) > 0 && read(k->wake, &n, sizeof(n)) < 0)
             continue;
     }

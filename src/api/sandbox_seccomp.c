@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
 #include <linux/fs.h>
+#include <linux/sockios.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <stddef.h>
@@ -44,10 +45,8 @@ static const char *const allowed[] = {
     "rmdir", "fstatfs", "statfs", "access", "faccessat", "faccessat2", "readlink", "readlinkat",
     "stat", "lstat", "open", "fchmod", "ioprio_set", "umask", "getcwd"};
 
-/* What getaddrinfo(3) needs beside them, and that with other hosts: a name server is asked from a
- * socket that may have been bound, and the kernel (netlink) for our own addresses. */
-static const char *const network[] = {"bind", "sendmmsg", "recvmmsg"};
-static const int families[] = {AF_INET, AF_INET6, AF_NETLINK};
+/* Connections to other hosts. Names are looked up by another process. */
+static const int families[] = {AF_INET, AF_INET6};
 
 static int add(scmp_filter_ctx ctx, uint32_t action, const char *name, unsigned n,
                const struct scmp_arg_cmp *args)
@@ -63,18 +62,32 @@ struct rule {
     struct scmp_arg_cmp arg;
 };
 
-static int add_network(scmp_filter_ctx ctx)
+/* That others cannot be called is an error of the call, in a strict sandbox too: who calls is told
+ * so, and the agent works on for everybody else. */
+static int add_network(scmp_filter_ctx ctx, bool dials)
 {
+    uint32_t action = dials ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO(EACCES);
     int rc = 0;
 
-    for (size_t i = 0; i < VC_ARRAY_LEN(network) && !rc; i++)
-        rc = add(ctx, SCMP_ACT_ALLOW, network[i], 0, NULL);
     for (size_t i = 0; i < VC_ARRAY_LEN(families) && !rc; i++) {
         struct scmp_arg_cmp family = SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)families[i]);
 
-        rc = add(ctx, SCMP_ACT_ALLOW, "socket", 1, &family);
+        rc = add(ctx, action, "socket", 1, &family);
     }
     return rc;
+}
+
+/* What libraries only try. (A rule that does what the default does is not taken.) */
+static int add_refused(scmp_filter_ctx ctx)
+{
+    const struct scmp_arg_cmp netlink = SCMP_A0(SCMP_CMP_EQ, AF_NETLINK);
+    int rc = add(ctx, SCMP_ACT_ERRNO(ENOSYS), "clone3", 0, NULL);
+
+    if (!rc)
+        rc = add(ctx, SCMP_ACT_ERRNO(EACCES), "socket", 1, &netlink);
+    if (!rc)
+        rc = add(ctx, SCMP_ACT_ERRNO(EPERM), "setfsuid", 0, NULL);
+    return rc ? rc : add(ctx, SCMP_ACT_ERRNO(EPERM), "setfsgid", 0, NULL);
 }
 
 static int add_all(scmp_filter_ctx ctx, bool strict)
@@ -92,10 +105,12 @@ static int add_all(scmp_filter_ctx ctx, bool strict)
         {"ioctl", SCMP_A1(SCMP_CMP_EQ, FICLONE)},
         {"ioctl", SCMP_A1(SCMP_CMP_EQ, FICLONERANGE)},
         {"ioctl", SCMP_A1(SCMP_CMP_EQ, FIONREAD)},
+        /* The zone of an address, by name and by number. */
+        {"ioctl", SCMP_A1(SCMP_CMP_EQ, SIOCGIFINDEX)},
+        {"ioctl", SCMP_A1(SCMP_CMP_EQ, SIOCGIFNAME)},
         {"tgkill", SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid())}, /* abort() */
     };
-    /* (A rule that does what the default does is not taken.) */
-    int rc = strict ? add(ctx, SCMP_ACT_ERRNO(ENOSYS), "clone3", 0, NULL) : 0;
+    int rc = strict ? add_refused(ctx) : 0;
 
     for (size_t i = 0; i < VC_ARRAY_LEN(allowed) && !rc; i++)
         rc = add(ctx, SCMP_ACT_ALLOW, allowed[i], 0, NULL);
@@ -110,8 +125,8 @@ int vc_sandbox_filter(bool strict, bool dials, struct vc_err *err)
     scmp_filter_ctx ctx = seccomp_init(strict ? SCMP_ACT_KILL_PROCESS : SCMP_ACT_ERRNO(ENOSYS));
     int rc = ctx ? add_all(ctx, strict) : -ENOMEM;
 
-    if (!rc && dials)
-        rc = add_network(ctx);
+    if (!rc)
+        rc = add_network(ctx, dials);
     if (!rc)
         rc = seccomp_load(ctx);
     seccomp_release(ctx);

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "api/api.h"
 #include "base/clock.h"
@@ -60,6 +63,27 @@ static int dial(struct vc_settler *s, const struct vc_id *vm, const struct vc_ha
     rc = vc_conn_dial(h->peer, &d, &conn, err);
 
     return rc ? rc : vc_session_repeat_word(&o, conn, err);
+}
+
+static bool is_denied(const struct vc_handover *h)
+{
+    return access(h->socket, W_OK) < 0 && errno == EACCES;
+}
+
+/* Where it was the agent's user who may not connect to QEMU, root may. */
+static void say_open(struct vc_settler *s, const struct vc_id *vm, const struct vc_handover *h,
+                     struct vc_err *err)
+{
+    char name[VC_ID_TEXT_BYTES];
+
+    vc_id_format(vm, name);
+    if (!err->code)
+        vc_err_set_errno(err, VC_E_UNSETTLED, "the agent cannot ask QEMU at '%.150s'", h->socket);
+    vc_err_prefix(err, "%s", name);
+    if (is_denied(h))
+        snprintf(err->hint, sizeof(err->hint), "`vecycle resolve --retry %s` as root settles it",
+                 name);
+    vc_log_err(&s->log, VC_LOG_WARNING, "an interrupted migration is not settled yet", err);
 }
 
 /* What this host knows by itself, also while the other one is away. True: the other host has to be
@@ -173,12 +197,13 @@ static void look_back(struct vc_settler *s)
     for (size_t i = 0; i < n; i++) {
         struct vc_settle_options o = options(s, &ids[i]);
 
+        err = VC_ERR_INIT;
         o.socket_dir = s->socket_dir;
         if (read_record(s, &ids[i], &h) && h.state != VC_HANDOVER_NONE &&
             h.state != VC_HANDOVER_SETTLED && h.state != VC_HANDOVER_VOID &&
-            vc_session_look_back(&o, &h, NULL, &err))
-            vc_log_err(&s->log, VC_LOG_WARNING, "an interrupted migration is not settled yet",
-                       &err);
+            (vc_session_look_back(&o, &h, NULL, &err) ||
+             (h.state == VC_HANDOVER_LEAVING && is_denied(&h))))
+            say_open(s, &ids[i], &h, &err);
     }
 }
 

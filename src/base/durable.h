@@ -22,7 +22,8 @@ int vc_durable_sync_dir(const struct vc_io *io, int dirfd, const char *what,
 /** Renames @from to @to in the directory, and does not sync it. */
 int vc_durable_rename(const struct vc_io *io, int dirfd, const char *from, const char *to,
                       struct vc_err *err) VC_NODISCARD;
-/** Syncs fd, renames @from to @to in the directory, syncs the directory. */
+/** Syncs fd, renames @from to @to in the directory, syncs the directory. Whatever stands at @to, an
+ *  empty directory too, is replaced. */
 int vc_durable_publish(const struct vc_io *io, int dirfd, int fd, const char *from, const char *to,
                        struct vc_err *err) VC_NODISCARD;
 /** Writes a whole small file as NAME.new and publishes it under its name, mode 0600. A file or link
@@ -30,5 +31,11 @@ int vc_durable_publish(const struct vc_io *io, int dirfd, int fd, const char *fr
  *  VC_E_STORE_FULL. */
 int vc_durable_write_file(const struct vc_io *io, int dirfd, const char *name, const void *data,
                           size_t n, struct vc_err *err) VC_NODISCARD;
+/** The same, written as @tmp: for what several may write at once, each under a name of its own. */
+int vc_durable_write_file_as(const struct vc_io *io, int dirfd, const char *tmp, const char *name,
+                             const void *data, size_t n, struct vc_err *err) VC_NODISCARD;
+/** Takes away whatever has a name: unlinked, an empty directory removed, one that is not empty
+ * moved aside as NAME.odd. 0 (also if there was nothing), or -1 with errno. Not synced. */
+int vc_durable_clear(const struct vc_io *io, int dirfd, const char *name) VC_NODISCARD;
 
 #endif

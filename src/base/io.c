@@ -1,17 +1,92 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "base/io.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/fsuid.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/compiler.h"
 #include "base/fdio.h"
 
+/* Root works in another user's directory as that user: what it makes there is the user's from its
+ * first moment on, and what the user has put there is nothing that only root could reach. This
+ * thread alone changes, and only for the call. */
+struct caller {
+    bool changed;
+};
+
+static void be_caller(const struct caller *c)
+{
+    int saved = errno;
+
+    if (c->changed) {
+        setfsuid(0);
+        setfsgid(getegid());
+    }
+    errno = saved;
+}
+
+static bool be_owner(int dir, struct caller *c)
+{
+    struct stat st;
+
+    c->changed = false;
+    if (geteuid() != 0)
+        return true;
+    if (fstat(dir, &st) < 0)
+        return false;
+    if (st.st_uid == 0)
+        return true;
+    c->changed = true;
+    setfsgid(st.st_gid);
+    setfsuid(st.st_uid);
+    if ((uid_t)setfsuid((uid_t)-1) == st.st_uid) /* which changes nothing, and tells */
+        return true;
+    be_caller(c);
+    errno = EACCES;
+    return false;
+}
+
+static int odd_errno(mode_t mode)
+{
+    return S_ISDIR(mode) ? EISDIR : S_ISLNK(mode) ? ELOOP : ENXIO;
+}
+
+/* Of what is no file nothing is opened: a device does things when it is, and a FIFO waits. */
+static int open_file(int dir, const char *name, int flags)
+{
+    vc_auto_close int fd = -1;
+    struct stat st;
+
+    if (!(flags & O_EXCL) && fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+        !S_ISREG(st.st_mode)) {
+        errno = odd_errno(st.st_mode);
+        return -1;
+    }
+    fd = openat(dir, name, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0600);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return -1;
+    if (!S_ISREG(st.st_mode)) {
+        errno = odd_errno(st.st_mode);
+        return -1;
+    }
+    return vc_steal_fd(&fd);
+}
+
 static int io_open(const struct vc_io *io VC_UNUSED, int dir, const char *name, int flags)
 {
-    return openat(dir, name, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+    struct caller c;
+    int fd;
+
+    if (!be_owner(dir, &c))
+        return -1;
+    fd = flags & O_DIRECTORY ? openat(dir, name, flags | O_CLOEXEC | O_NOFOLLOW)
+                             : open_file(dir, name, flags);
+    be_caller(&c);
+    return fd;
 }
 
 static int io_read(const struct vc_io *io VC_UNUSED, int fd, void *buf, size_t n, uint64_t at)
@@ -51,9 +126,10 @@ static int io_sync(const struct vc_io *io VC_UNUSED, int fd)
     return fdatasync(fd);
 }
 
+/* Some file systems cannot sync a directory, and then nobody can ask for more. */
 static int io_sync_dir(const struct vc_io *io VC_UNUSED, int dir)
 {
-    return fsync(dir);
+    return fsync(dir) < 0 && !vc_io_lacks(errno) ? -1 : 0;
 }
 
 static int io_rename(const struct vc_io *io VC_UNUSED, int dir, const char *from, const char *to)
@@ -68,7 +144,24 @@ static int io_unlink(const struct vc_io *io VC_UNUSED, int dir, const char *name
 
 static int io_mkdir(const struct vc_io *io VC_UNUSED, int dir, const char *name)
 {
-    return mkdirat(dir, name, 0700);
+    struct caller c;
+    int rc;
+
+    if (!be_owner(dir, &c))
+        return -1;
+    rc = mkdirat(dir, name, 0700);
+    be_caller(&c);
+    return rc;
+}
+
+bool vc_io_lacks(int error)
+{
+    return error == EINVAL || error == ENOSYS || error == EOPNOTSUPP;
+}
+
+bool vc_io_is_odd(int error)
+{
+    return error == ELOOP || error == EISDIR || error == ENXIO || error == ENOTDIR;
 }
 
 const struct vc_io vc_io_kernel = {

@@ -14,7 +14,9 @@
  * and return -1 on failure. Any thread. */
 
 struct vc_io {
-    /** openat() with close-on-exec, without following links, mode 0600. */
+    /** openat() with close-on-exec, without following links, mode 0600, and without waiting.
+     * Without O_DIRECTORY it opens regular files only; see vc_io_is_odd(). Where root works in
+     * another user's directory, that user opens it. */
     int (*open)(const struct vc_io *io, int dir, const char *name, int flags);
     /** Reads exactly n bytes: 1; 0: end of file first; -1. */
     int (*read)(const struct vc_io *io, int fd, void *buf, size_t n, uint64_t at);
@@ -29,15 +31,21 @@ struct vc_io {
     int (*resize)(const struct vc_io *io, int fd, uint64_t bytes);
     /** fdatasync() */
     int (*sync)(const struct vc_io *io, int fd);
-    /** fsync() of a directory */
+    /** fsync() of a directory; 0 too where the file system cannot do it. */
     int (*sync_dir)(const struct vc_io *io, int dir);
     int (*rename)(const struct vc_io *io, int dir, const char *from, const char *to);
     int (*unlink)(const struct vc_io *io, int dir, const char *name, int flags);
-    /** mkdirat() with mode 0700 */
+    /** mkdirat() with mode 0700, as the user whose directory it is in. */
     int (*mkdir)(const struct vc_io *io, int dir, const char *name);
 };
 
 /** The kernel itself. */
 extern const struct vc_io vc_io_kernel;
+
+/** Whether that errno says that a file system cannot do a thing at all. */
+bool vc_io_lacks(int error);
+/** Whether that errno of an open says that something else than a file (or a directory, where one is
+ *  asked for) has the name: EISDIR, ELOOP (a link), ENOTDIR, ENXIO (the rest). */
+bool vc_io_is_odd(int error);
 
 #endif

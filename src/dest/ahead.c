@@ -8,8 +8,10 @@
  * digested. The kernel's own reading ahead is off (vc_gen_read_sparsely()): it would read what is
  * sent as well. */
 
-/* Stream bytes of the batches that are taken ahead. */
+/* The batches that are taken ahead: bytes of the stream, and what they take in memory, which a peer
+ * can make much more. */
 #define AHEAD_BYTES (12u << 20)
+#define AHEAD_HELD_BYTES (20u << 20)
 
 int vc_dst_parse(struct vc_dst_resolve *r, struct vc_link_frame *f, struct vc_dst_batch **out)
 {
@@ -65,7 +67,16 @@ static int append(struct vc_dst_resolve *r, struct vc_link_frame *f)
         r->ahead = b;
     r->ahead_last = b;
     r->ahead_bytes += b->h.stream_bytes;
+    r->ahead_held += b->held;
     return 0;
+}
+
+/* Reading ahead is worth while, and no more than that: where many sessions hold much each has one
+ * batch. */
+static bool has_room(const struct vc_dst_resolve *r)
+{
+    return !r->ahead || (r->ahead_bytes < AHEAD_BYTES && r->ahead_held < AHEAD_HELD_BYTES &&
+                         vc_dst_batches_held() < VC_DEST_SHARED_BATCH_BYTES);
 }
 
 static int wait_for_frame(struct vc_dst_resolve *r, struct vc_queue_node **node)
@@ -84,14 +95,16 @@ int vc_dst_next(struct vc_dst_resolve *r, struct vc_dst_batch **b, struct vc_lin
 {
     *b = NULL;
     *f = NULL;
-    while (!r->behind && r->ahead_bytes < AHEAD_BYTES) {
+    while (!r->behind && has_room(r)) {
         struct vc_queue_node *node;
         int rc = r->ahead ? vc_queue_pop(&r->d->frames, 0, &node) : wait_for_frame(r, &node);
 
         if (rc && r->ahead)
             break;
-        if (!rc)
+        if (!rc) {
+            vc_dest_frame_left(node);
             rc = append(r, (struct vc_link_frame *)node);
+        }
         if (rc)
             return rc;
     }
@@ -103,6 +116,7 @@ int vc_dst_next(struct vc_dst_resolve *r, struct vc_dst_batch **b, struct vc_lin
     r->ahead = (*b)->next;
     (*b)->next = NULL;
     r->ahead_bytes -= (*b)->h.stream_bytes;
+    r->ahead_held -= (*b)->held;
     return 0;
 }
 

@@ -12,13 +12,44 @@
 /* Runs that share a zero page point here. */
 static const uint8_t zero_page[VC_MAX_PAGE_BYTES];
 
+/* What malloc() has of its own for the parts of a batch, and the batch. */
+#define OWN_BYTES (sizeof(struct vc_dst_batch) + 256u)
+
+static atomic_size_t held_by_all;
+
+size_t vc_dst_batches_held(void)
+{
+    return atomic_load_explicit(&held_by_all, memory_order_relaxed);
+}
+
+/* The batch is charged for what it takes, before it takes it. */
+static void take(struct vc_dst_batch *b, size_t bytes)
+{
+    b->held += bytes;
+    atomic_fetch_add_explicit(&held_by_all, bytes, memory_order_relaxed);
+}
+
+static void give_back(struct vc_dst_batch *b, size_t bytes)
+{
+    b->held -= bytes;
+    atomic_fetch_sub_explicit(&held_by_all, bytes, memory_order_relaxed);
+}
+
 struct vc_dst_batch *vc_dst_batch_new(void)
 {
     struct vc_dst_batch *b = calloc(1, sizeof(*b));
 
-    if (b)
-        atomic_init(&b->refs, 1);
+    if (!b)
+        return NULL;
+    atomic_init(&b->refs, 1);
+    take(b, OWN_BYTES);
     return b;
+}
+
+static void drop_frame(struct vc_dst_batch *b)
+{
+    give_back(b, b->frame->bytes);
+    vc_link_frame_free(vc_steal_ptr(b->frame));
 }
 
 struct vc_dst_batch *vc_dst_batch_ref(struct vc_dst_batch *b)
@@ -31,6 +62,7 @@ void vc_dst_batch_unref(struct vc_dst_batch *b)
 {
     if (!b || atomic_fetch_sub_explicit(&b->refs, 1, memory_order_acq_rel) != 1)
         return;
+    give_back(b, b->held);
     free(b->runs);
     free(b->pages);
     free(b->iov);
@@ -104,6 +136,24 @@ static bool add_up(const struct vc_dst_batch *b, struct sums *s, const struct vc
     return s->stream <= b->h.stream_bytes;
 }
 
+/* For more runs than *cap. They are described in more bytes than they may have come in, so that
+ * their number has a limit of its own. */
+static int make_room(struct vc_dst_batch *b, uint32_t *cap, struct vc_err *err)
+{
+    uint32_t n = *cap ? *cap * 2 : 64;
+    struct vc_dst_run *more;
+
+    if (*cap == VC_WIRE_MAX_BATCH_RUNS)
+        return illegal(err, "too many runs");
+    more = realloc(b->runs, n * sizeof(*more));
+    if (!more)
+        return no_memory(err);
+    take(b, (n - *cap) * sizeof(*more));
+    b->runs = more;
+    *cap = n;
+    return 0;
+}
+
 static int decode_runs(struct vc_dst_batch *b, const uint8_t *body, uint64_t features,
                        struct sums *s, struct vc_err *err)
 {
@@ -130,13 +180,8 @@ static int decode_runs(struct vc_dst_batch *b, const uint8_t *body, uint64_t fea
         if (run.shifted && b->h.codec != VC_WIRE_CODEC_DELTA)
             return illegal(err, "a shifted run where old pages are not the base's");
         b->n_old += run.old ? (uint32_t)run.count : 0;
-        if (b->n_runs == cap) {
-            struct vc_dst_run *more = realloc(b->runs, (cap = cap ? cap * 2 : 64) * sizeof(*more));
-
-            if (!more)
-                return no_memory(err);
-            b->runs = more;
-        }
+        if (b->n_runs == cap && (rc = make_room(b, &cap, err)))
+            return rc;
         b->runs[b->n_runs++].run = run;
     }
     if (rc != VC_EOF)
@@ -155,6 +200,8 @@ static int allocate(struct vc_dst_batch *b, const struct sums *s, struct vc_err 
 {
     uint32_t page_bytes = b->ram ? b->ram->page_bytes : 0;
 
+    take(b, (s->pieces + 1) * sizeof(*b->iov) + s->headers + (s->pages + 1) * sizeof(*b->pages) +
+                s->same_pages * page_bytes);
     b->iov = calloc(s->pieces + 1, sizeof(*b->iov));
     b->headers = malloc(s->headers + VC_QS_HEADER_MAX_BYTES);
     b->pages = calloc(s->pages + 1, sizeof(*b->pages));
@@ -220,6 +267,7 @@ static int expand(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uin
     *body = p;
     if (b->h.codec == VC_WIRE_CODEC_NONE)
         return 0;
+    take(b, b->h.body_bytes);
     b->body = malloc(b->h.body_bytes + 1);
     if (!b->body)
         return no_memory(err);
@@ -234,7 +282,7 @@ static int expand(struct vc_dst_batch *b, struct vc_wire_codec *codec, const uin
                                   b->h.body_bytes - b->h.runs_bytes, err);
     }
     rc = vc_wire_body_expand(codec, p, n, NULL, 0, b->body, b->h.body_bytes, err);
-    vc_link_frame_free(vc_steal_ptr(b->frame));
+    drop_frame(b);
     return rc;
 }
 
@@ -246,7 +294,7 @@ int vc_dst_batch_undelta(struct vc_dst_batch *b, struct vc_wire_codec *codec, co
                                  prefix, prefix_bytes, b->body + b->h.runs_bytes,
                                  b->h.body_bytes - b->h.runs_bytes, err);
 
-    vc_link_frame_free(vc_steal_ptr(b->frame));
+    drop_frame(b);
     return rc;
 }
 
@@ -267,6 +315,7 @@ int vc_dst_batch_parse(struct vc_dst_batch *b, struct vc_link_frame *frame,
 
     b->frame = frame;
     b->ram = ram;
+    take(b, frame->bytes);
     rc = vc_wire_batch_decode(frame->payload, frame->bytes, &b->h, err);
     if (!rc && vc_wire_codec_is_delta(b->h.codec) && !is_agreed(b->h.codec, features))
         rc = illegal(err, "a delta, which was not agreed on");

@@ -53,12 +53,17 @@ struct vc_dst_batch {
     uint8_t *body;               /* ... or here, expanded */
     uint8_t *headers;            /* rebuilt headers and zero records */
     uint8_t *same;               /* contents read from the base generation */
+
+    size_t held; /* memory that all this takes; of the stage that has the batch alone */
 };
 
 struct vc_dst_batch *vc_dst_batch_new(void);
 struct vc_dst_batch *vc_dst_batch_ref(struct vc_dst_batch *b);
 /** Any thread; NULL is fine. */
 void vc_dst_batch_unref(struct vc_dst_batch *b);
+
+/** What the batches of all sessions together take. */
+size_t vc_dst_batches_held(void);
 
 static inline struct vc_dst_batch *vc_dst_batch_of_record(struct vc_queue_node *n)
 {

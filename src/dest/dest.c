@@ -171,8 +171,10 @@ static void drop_queues(struct vc_dest *d)
 {
     struct vc_queue_node *n;
 
-    while ((n = vc_queue_drain(&d->frames)))
+    while ((n = vc_queue_drain(&d->frames))) {
+        vc_dest_frame_left(n);
         vc_link_frame_free((struct vc_link_frame *)n);
+    }
     while ((n = vc_queue_drain(&d->to_emit)))
         vc_dst_batch_unref((struct vc_dst_batch *)n);
     while ((n = vc_queue_drain(&d->recorder.queue)))

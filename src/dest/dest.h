@@ -19,9 +19,9 @@ struct vc_link;
 struct vc_link_frame;
 struct vc_dest;
 
-/** Compressed bytes that may wait to be expanded. A source keeps at most its window unacknowledged
- *  (16 MiB of stream, 24 in older versions); more than this is a peer that ignores the rules. */
-#define VC_DEST_QUEUE_BYTES (64u << 20)
+/** Frames that may wait to be expanded. A source keeps at most its window unacknowledged (16 MiB of
+ *  stream, 24 in older versions); more than this is a peer that ignores the rules. */
+#define VC_DEST_QUEUE_BYTES (32u << 20)
 
 struct vc_dest_options {
     struct vc_link *link; /* in phase `stream`; borrowed until vc_dest_free() */

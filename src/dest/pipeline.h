@@ -18,9 +18,14 @@
  * QEMU's return path), record.c (batches to the store), announce.c (what this host has); channel.c
  * has a connection to QEMU to itself. */
 
-/** Verified stream bytes that may wait for QEMU, and for the disk. */
+/** What verified batches take that wait for QEMU, and for the disk. */
 #define VC_DEST_EMIT_BYTES (8u << 20)
-#define VC_DEST_RECORD_BYTES (8u << 20)
+#define VC_DEST_RECORD_BYTES VC_DEST_EMIT_BYTES
+/** From so much on that the batches, or the frames, of all sessions of a process take, each session
+ *  has but one batch in each place, and so many bytes of frames. */
+#define VC_DEST_SHARED_BATCH_BYTES (256u << 20)
+#define VC_DEST_SHARED_FRAME_BYTES (256u << 20)
+#define VC_DEST_OWN_FRAME_BYTES (4u << 20)
 
 struct vc_dest_counters {
     atomic_ullong stream_bytes, return_bytes;
@@ -57,6 +62,8 @@ void *vc_dest_back_main(void *arg);
 void *vc_dest_record_main(void *arg);
 void *vc_dest_announce_main(void *arg);
 
+/** A frame has left the queue. Any thread. */
+void vc_dest_frame_left(const struct vc_queue_node *n);
 /** Wakes whoever watches the event descriptor. Any thread. */
 void vc_dest_notify(struct vc_dest *d);
 /** QEMU failed: tells the source, and ends the pipeline with that error. Any thread. */

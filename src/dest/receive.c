@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "dest/pipeline.h"
 #include "link/link.h"
 
@@ -25,14 +26,42 @@ static bool deliver_mail(struct vc_dest *d, struct vc_link_frame *f)
     return true;
 }
 
+/* What a frame in the queue takes beside its payload. */
+#define OWN_BYTES 64u
+#define CROWDED_TICK_NS (20 * VC_NS_PER_MS)
+
+static atomic_size_t held_by_all; /* what the queued frames of all sessions take */
+
+void vc_dest_frame_left(const struct vc_queue_node *n)
+{
+    atomic_fetch_sub_explicit(&held_by_all, n->cost, memory_order_relaxed);
+}
+
+/* Where the sessions hold much together, one that has more than its share reads no more: its peer
+ * waits, as for a host that is busy. Not while an answer is awaited, which may be behind. */
+static void wait_while_crowded(struct vc_dest *d)
+{
+    VC_LOCKED(&d->mu);
+
+    while (!d->stop && !d->awaited_seq && atomic_load(&held_by_all) > VC_DEST_SHARED_FRAME_BYTES &&
+           vc_queue_bytes(&d->frames) > VC_DEST_OWN_FRAME_BYTES)
+        vc_cond_wait_until(&d->changed, &d->mu, vc_now_ns() + CROWDED_TICK_NS);
+}
+
 static int enqueue(struct vc_dest *d, struct vc_link_frame *f, struct vc_err *err)
 {
-    uint64_t cost = f->bytes + 64;
+    uint64_t cost = f->bytes + OWN_BYTES;
+    int rc;
 
     if (vc_queue_bytes(&d->frames) > VC_DEST_QUEUE_BYTES - cost)
         return vc_err_set(err, VC_E_PROTOCOL, "peer '%s' sends more than its window",
                           vc_link_peer(d->o.link));
-    return vc_queue_push(&d->frames, &f->node, cost);
+    wait_while_crowded(d);
+    atomic_fetch_add_explicit(&held_by_all, cost, memory_order_relaxed);
+    rc = vc_queue_push(&d->frames, &f->node, cost);
+    if (rc)
+        atomic_fetch_sub_explicit(&held_by_all, cost, memory_order_relaxed);
+    return rc;
 }
 
 /* Takes the frame if it returns 0. */

@@ -302,7 +302,9 @@ static void count(struct vc_dest *d, const struct vc_dst_batch *b)
 /* Hands a batch to the next stages; takes it. */
 static int pass_on(struct vc_dest *d, struct vc_dst_batch *b)
 {
-    uint64_t cost = b->h.stream_bytes + 1024u;
+    /* Where sessions hold much together, each has one batch in each queue. */
+    bool crowded = vc_dst_batches_held() >= VC_DEST_SHARED_BATCH_BYTES;
+    uint64_t cost = crowded ? VC_DEST_EMIT_BYTES : VC_MAX(b->h.stream_bytes, (uint32_t)b->held);
     int rc;
 
     vc_dst_batch_ref(b);

@@ -25,7 +25,7 @@ struct vc_dst_resolve {
     int map[VC_MAX_BLOCKS]; /* block of the stream -> block of the base generation, or -1 */
 
     struct vc_dst_batch *ahead, *ahead_last; /* parsed, and yet to be filled in */
-    uint64_t ahead_bytes;                    /* of the stream */
+    uint64_t ahead_bytes, ahead_held;        /* of the stream; of memory */
     struct vc_link_frame *behind;            /* not a batch; comes after those */
 
     struct vc_err err;

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 
 #include "net/internal.h"
+#include "net/names.h"
 
 /* Bytes that the kernel may hold unsent: queues belong where they are counted. tcp(7). */
 #define NOTSENT_BYTES (128 * 1024)
@@ -48,7 +49,7 @@ static int resolve(const char *rest, const char *default_port, int flags, const 
     if (!vc_tcp_split(rest, default_port, host, port))
         return vc_err_set_hint(err, VC_E_USAGE, "HOST:PORT or [V6]:PORT behind the slashes",
                                "'%s' is not an address", address);
-    rc = getaddrinfo(host, port, &want, out);
+    rc = vc_names_find(host, port, &want, out);
     if (rc)
         return vc_err_set(err, VC_E_UNREACHABLE, "cannot resolve '%s': %s", address,
                           gai_strerror(rc));
@@ -103,7 +104,7 @@ int vc_tcp_connect(const char *rest, const char *default_port, int timeout_ms, c
     for (const struct addrinfo *a = list; a && fd < 0; a = a->ai_next)
         fd = connect_one(a, timeout_ms);
     rc = errno;
-    freeaddrinfo(list);
+    vc_names_free(list);
     errno = rc;
     if (fd < 0)
         return vc_err_set_errno_hint(err, VC_E_UNREACHABLE, "is 'vecycle serve' listening there?",
@@ -126,7 +127,7 @@ int vc_tcp_listen(const char *rest, const char *default_port, const char *addres
     if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) < 0 ||
         bind(fd, list->ai_addr, list->ai_addrlen) < 0 || listen(fd, 16) < 0)
         rc = vc_err_set_errno(err, VC_E_FAILED, "cannot listen on '%s'", address);
-    freeaddrinfo(list);
+    vc_names_free(list);
     if (!rc)
         *fd_out = vc_steal_fd(&fd);
     return rc;

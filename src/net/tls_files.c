@@ -53,8 +53,9 @@ static int read_file(int dirfd, const char *dir, const char *name, bool is_key, 
         return VC_NOT_FOUND;
     if (fd < 0 || fstat(fd, &st) < 0)
         return vc_err_set_errno_hint(err, errno == EACCES ? VC_E_REFUSED : VC_E_FAILED,
-                                     "it belongs to whoever runs the agent", "cannot open '%s/%s'",
-                                     dir, name);
+                                     "it is read by the user that vecycle runs as: chgrp and chmod "
+                                     "640, see vecycle-tls(1)",
+                                     "cannot open '%s/%s'", dir, name);
     if (!S_ISREG(st.st_mode) || st.st_size > MAX_FILE_BYTES)
         return vc_err_set(err, VC_E_FAILED, "'%s/%s' is not a PEM file", dir, name);
     if (is_key && !key_is_private(&st))
@@ -158,6 +159,11 @@ static int load_files(SSL_CTX *ctx, const char *dir, enum vc_tls_role role, stru
     vc_auto_file struct file ca = {0}, crl = {0}, cert = {0}, key = {0};
     int rc;
 
+    if (fd < 0 && errno == EACCES)
+        return vc_err_set_errno_hint(err, VC_E_REFUSED,
+                                     "it is read by the user that vecycle runs as: see "
+                                     "vecycle-tls(1)",
+                                     "cannot open the directory of certificates '%s'", dir);
     if (fd < 0)
         return vc_err_set_errno_hint(err, VC_E_USAGE,
                                      "`vecycle tls init` makes certificates; see --tls-dir",

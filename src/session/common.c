@@ -121,6 +121,7 @@ int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct v
                     bool plaintext, const struct vc_log *log, struct vc_err *err)
 {
     struct vc_err trouble = VC_ERR_INIT;
+    char name[VC_ID_TEXT_BYTES];
     int rc;
 
     *h = (struct vc_holding){.log = log, .store = store, .uuid = *uuid};
@@ -139,8 +140,12 @@ int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct v
                    &trouble);
         return 0;
     }
-    if (vc_vm_was_reset(h->vm))
-        vc_log(log, VC_LOG_WARNING, "the VM's manifest was damaged: its checkpoints are dropped");
+    if (vc_vm_was_reset(h->vm)) {
+        vc_id_format(uuid, name);
+        vc_log(log, VC_LOG_WARNING,
+               "the VM's manifest was damaged: its checkpoints are dropped ('%s/vms/%s/manifest')",
+               vc_store_root(store), name);
+    }
     h->keeps = may_keep(store, uuid, log);
     if (!h->keeps)
         return 0;

@@ -83,6 +83,12 @@ int vc_target_connect(const char *dir, const char *name, const char *suffix, str
         return at;
     snprintf(path, sizeof(path), "/proc/self/fd/%d", at);
     fd = vc_unix_connect(path);
+    if (fd < 0 && errno == EACCES)
+        return vc_err_set_errno_hint(err, VC_E_DEST_QEMU,
+                                     "start QEMU with `umask 007`, or chmod g+w that socket: "
+                                     "vecycle-serve(1), QEMU'S SOCKETS",
+                                     "user %u of the agent may not connect to '%s/%s%s'",
+                                     (unsigned)geteuid(), dir, name, suffix);
     if (fd < 0)
         return vc_err_set_errno_hint(err, VC_E_DEST_QEMU, "is the destination QEMU running?",
                                      "nobody listens on '%s%s' in '%s'", name, suffix, dir);

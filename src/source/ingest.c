@@ -91,6 +91,7 @@ static int process_group(struct vc_ingest *in)
 static int ram_known(struct vc_ingest *in)
 {
     struct vc_source *s = in->s;
+    struct vc_err err = VC_ERR_INIT;
     uint64_t pages = 0;
 
     s->ram = *vc_qs_ram(in->parser);
@@ -98,16 +99,11 @@ static int ram_known(struct vc_ingest *in)
         in->block_first[i] = pages;
         pages += vc_ram_block_pages(&s->ram, i);
     }
+    vc_remote_limit(&s->remote, &s->ram);
+    /* Where there is no memory for these the migration goes on without, as it would for QEMU. */
     in->seen = calloc(pages / 8 + 1, 1);
-    if (!in->seen)
-        return vc_err_set(&in->err, VC_E_NOMEM, "no memory for %llu pages",
-                          (unsigned long long)pages);
-    if (s->o.delta && s->o.recent && s->o.txn) {
-        int rc = vc_recent_init(&in->recent, pages, &in->err);
-
-        if (rc)
-            return rc;
-    }
+    if (s->o.delta && s->o.recent && s->o.txn && vc_recent_init(&in->recent, pages, &err))
+        vc_log_err(s->o.log, VC_LOG_WARNING, "pages that are sent again are sent whole", &err);
     if (s->o.local_gen)
         vc_ram_map(&s->ram, vc_gen_ram(s->o.local_gen), s->local_map);
     atomic_store(&s->n.first_pass_left, vc_ram_bytes(&s->ram));

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/log.h"
 #include "base/units.h"
 #include "digest/digest.h"
 #include "source/lookup.h"
@@ -17,17 +18,37 @@
 
 struct vc_gen;
 
+/** Memory for what is announced is taken by so many pages, where one of them is held. */
+#define VC_REMOTE_CHUNK_PAGES 16384u
+/** Before the RAM of the source's own VM is known, an announcement takes no more; this is that of
+ *  28 GiB. After that, no more than the RAM that the VM has can need, twice. */
+#define VC_REMOTE_EARLY_BYTES (64u << 20)
+/** QEMU is slow to begin at times: so long an announcement that is longer waits for it. */
+#define VC_REMOTE_PATIENCE_MS 2000u
+
+struct vc_remote_chunk {
+    uint64_t prefix[VC_REMOTE_CHUNK_PAGES];      /* first 8 bytes of the digest, as they came */
+    _Atomic uint8_t held[VC_REMOTE_CHUNK_PAGES]; /* release after the prefix, acquire before it */
+};
+
 struct vc_remote_block {
     uint64_t pages;
-    _Atomic uint8_t *held; /* vc_wire_held; release after the prefix, acquire before it */
-    uint64_t *prefix;      /* first 8 bytes of the digest, as they came */
+    struct vc_remote_chunk *_Atomic *chunks; /* NULL: nothing in it is held */
 };
 
 struct vc_remote {
     enum vc_wire_base base;
     const struct vc_gen *gen; /* ping-pong: borrowed */
+    const struct vc_log *log; /* borrowed; NULL: none */
     struct vc_ram announced;  /* [thread: recv] */
     struct vc_remote_block *blocks;
+    bool ignored;                /* [thread: recv] the announcement is too large to be of use */
+    bool overflowed;             /* [thread: recv] some of it was */
+    uint32_t at_block;           /* [thread: recv] the next page that may be announced */
+    uint64_t at_page;            /* likewise */
+    uint64_t n_chunks;           /* [thread: recv] */
+    uint32_t patience_ms;        /* [thread: recv] what is left of it */
+    atomic_ullong own_chunks;    /* what the VM's own RAM can need; 0: not known yet */
     atomic_bool ready;           /* announce: `announced` and `blocks` are there */
     int map[VC_MAX_BLOCKS];      /* [thread: ingest] block of the stream -> block here, or -1 */
     const struct vc_ram *mapped; /* [thread: ingest] what map was made for */
@@ -42,7 +63,10 @@ struct vc_remote {
 void vc_remote_init(struct vc_remote *r, enum vc_wire_base base, const struct vc_gen *gen);
 void vc_remote_fini(struct vc_remote *r);
 
-/** ANNOUNCE_BLOCKS and ANNOUNCE came. [thread: recv] VC_E_PROTOCOL, VC_E_NOMEM. */
+/** The VM's own RAM is known. Any thread. */
+void vc_remote_limit(struct vc_remote *r, const struct vc_ram *own);
+/** ANNOUNCE_BLOCKS and ANNOUNCE came. What is too large is not looked at, with a warning. [thread:
+ * recv] VC_E_PROTOCOL, VC_E_NOMEM. */
 int vc_remote_blocks(struct vc_remote *r, const uint8_t *p, size_t n,
                      struct vc_err *err) VC_NODISCARD;
 int vc_remote_announce(struct vc_remote *r, const uint8_t *p, size_t n,

@@ -164,6 +164,8 @@ int vc_source_start(const struct vc_source_options *o, struct vc_source **out, s
     vc_recorder_init(&s->recorder, o->txn, UINT64_MAX / 2 /* bounded by the buffers */,
                      o->store_patience_ms, o->log);
     vc_remote_init(&s->remote, o->base, o->shared_gen);
+    s->remote.log = o->log;
+    s->remote.patience_ms = VC_REMOTE_PATIENCE_MS;
     vc_reuse_init(&s->reuse);
     atomic_init(&s->reuse_share, s->reuse.share);
     atomic_init(&s->recent_works, false);

@@ -76,7 +76,7 @@ bool vc_age_worth_noting(const struct vc_age *note, const struct vc_age *now)
 
 int vc_age_read(int dir_fd, struct vc_age *out)
 {
-    vc_auto_close int fd = openat(dir_fd, "age", O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    vc_auto_close int fd = vc_io_kernel.open(&vc_io_kernel, dir_fd, "age", O_RDONLY);
     uint8_t buf[NOTE_BYTES], sum[VC_SHA256_BYTES];
     struct vc_reader r = vc_reader(buf, sizeof(buf) - VC_SHA256_BYTES);
     const uint8_t *m;

@@ -91,8 +91,11 @@ static int write_index(struct vc_vm *vm, const struct vc_index *ix, const struct
     const struct vc_io *io = vm->store->io;
     char name[VC_NAME_BYTES];
     vc_auto_close int fd = -1;
-    int rc;
+    uint64_t granted = 0;
+    int rc = vc_store_room(vm->store, &granted, VC_INDEX_PAGE_BYTES * ix->n_pages, err);
 
+    if (rc)
+        return rc;
     vc_store_file_name(name, file, ".index");
     fd = io->open(io, vm->dir_fd, name, O_RDWR | O_CREAT | O_EXCL);
     if (fd < 0)

@@ -239,6 +239,7 @@ int vc_vm_fold(struct vc_store *s, const struct vc_id *uuid, const _Atomic bool 
         rc = VC_AGAIN;
     if (!rc && g && g->index.n_layers > 1)
         rc = fold_generation(s, reader, g, stop, err);
+    vc_vm_blame(reader, rc, err);
     vc_gen_close(g);
     vc_vm_close(reader);
     return rc;

@@ -67,15 +67,15 @@ static void measure(int dir_fd, uint64_t *bytes, uint64_t *newest_s)
 }
 
 /* An open descriptor of the VM's lock, held; -1: somebody else has it, or there is none. */
-static int try_lock(int dir_fd, bool *in_use)
+static int try_lock(const struct vc_io *io, int dir_fd, bool *in_use)
 {
-    vc_auto_close int fd = openat(dir_fd, "lock", O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    vc_auto_close int fd = io->open(io, dir_fd, "lock", O_RDWR);
 
     *in_use = false;
     if (fd < 0)
         return -1;
     if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-        *in_use = true;
+        *in_use = errno == EWOULDBLOCK || errno == EINTR;
         return -1;
     }
     return vc_steal_fd(&fd);
@@ -97,7 +97,7 @@ static void look_at_age(struct gc *g, struct candidate *c, int dir_fd, uint64_t 
 
     now = vc_age_at(have ? &noted : NULL, &c->gen, created_s, &g->env);
     c->age_s = now.age_s;
-    lock = try_lock(dir_fd, &in_use);
+    lock = try_lock(g->s->io, dir_fd, &in_use);
     c->in_use = in_use;
     /* Without the note, which says more than the clock can, the next look knows less: no harm. */
     if (lock >= 0 && !g->o->dry_run && vc_age_worth_noting(have ? &noted : NULL, &now) &&
@@ -119,6 +119,11 @@ static int look(struct gc *g, const struct vc_id *id, struct candidate *c)
     *c = (struct candidate){.id = *id};
     vc_id_format(id, name);
     dir_fd = openat(g->s->vms_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (dir_fd < 0 && errno != ENOENT) {
+        vc_store_open_errno(&err, name);
+        vc_err_prefix(&err, "%.160s/vms", g->s->root);
+        vc_log_err(g->o->log, VC_LOG_WARNING, "a VM gets no reuse", &err);
+    }
     if (dir_fd < 0)
         return VC_NOT_FOUND;
     measure(dir_fd, &c->bytes, &newest);

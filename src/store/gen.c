@@ -16,7 +16,7 @@ static int missing(struct vc_err *err, const char *name)
     return VC_NOT_FOUND;
 }
 
-static int open_layers(struct vc_gen *g, int dir_fd, struct vc_err *err)
+static int open_layers(struct vc_gen *g, const struct vc_vm *vm, struct vc_err *err)
 {
     for (uint32_t i = 0; i < g->index.n_layers; i++) {
         const struct vc_layer *l = &g->index.layers[i];
@@ -24,11 +24,11 @@ static int open_layers(struct vc_gen *g, int dir_fd, struct vc_err *err)
         struct stat st;
 
         vc_layer_name(name, l);
-        g->fds[i] = g->io->open(g->io, dir_fd, name, O_RDONLY);
+        g->fds[i] = g->io->open(g->io, vm->dir_fd, name, O_RDONLY);
         if (g->fds[i] < 0 && errno == ENOENT)
             return missing(err, name);
         if (g->fds[i] < 0 || fstat(g->fds[i], &st) < 0)
-            return vc_store_errno(err, "open", name);
+            return vc_vm_open_errno(vm, name, err);
         if ((uint64_t)st.st_size < l->bytes)
             return vc_err_set_hint(err, VC_E_CORRUPT, "'vecycle rm' drops the VM's checkpoint",
                                    "'%s' is cut off: %lld of %llu bytes", name,
@@ -53,7 +53,7 @@ static int open_entry(struct vc_vm *vm, const struct vc_entry *e, struct vc_gen 
     g->index_file = e->index;
     rc = vc_index_read(&g->index, vm, e, &g->file, err);
     if (!rc)
-        rc = open_layers(g, vm->dir_fd, err);
+        rc = open_layers(g, vm, err);
     if (rc) {
         vc_gen_close(g);
         return rc;
@@ -82,9 +82,9 @@ int vc_gen_open(struct vc_vm *vm, const struct vc_id *id, struct vc_gen **out, s
         int rc = e ? open_entry(vm, e, out, err) : VC_NOT_FOUND;
 
         if (!e || rc != VC_NOT_FOUND)
-            return rc;
+            return vc_vm_blame(vm, rc, err);
         if (!manifest_moved(vm, id))
-            return VC_E_CORRUPT;
+            return vc_vm_blame(vm, VC_E_CORRUPT, err);
     }
 }
 
@@ -96,6 +96,7 @@ void vc_gen_close(struct vc_gen *g)
         if (g->fds[k] >= 0)
             close(g->fds[k]);
     free(g->file);
+    vc_index_uncharge(&g->index);
     free(g);
 }
 

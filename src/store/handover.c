@@ -176,7 +176,7 @@ static int read_record(struct vc_vm *vm, struct vc_handover *h, uint64_t *seq, s
     int rc;
 
     if (fd < 0)
-        return errno == ENOENT ? VC_NOT_FOUND : vc_store_errno(err, "open", "handover");
+        return errno == ENOENT ? VC_NOT_FOUND : vc_vm_open_errno(vm, "handover", err);
     rc = io->read(io, fd, file, sizeof(file), 0);
     if (rc < 0)
         return vc_store_errno(err, "read", "handover");

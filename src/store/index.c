@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/durable.h"
 #include "store/internal.h"
@@ -14,8 +16,6 @@ static const char root_tag[16] = "vecycle root 1\n";
 #define IMAGE_ALIGN (2u << 20)
 #define HEADER_ALIGN 4096u
 #define ALIGN(n, to) (((n) + (to)-1) & ~((uint64_t)(to)-1))
-/* Of one page, all arrays together. */
-#define PAGE_ENTRY_BYTES 22u
 
 /* ---- layout ---- */
 
@@ -70,14 +70,58 @@ bool vc_ram_equal(const struct vc_ram *a, const struct vc_ram *b)
     return true;
 }
 
+/* ---- memory ---- */
+
+#define MEMORY_SHARE 3u /* of the host's, as a part of it */
+#define MADE_LEAST_BYTES (8 * VC_GIB)
+#define READ_LEAST_BYTES VC_GIB
+
+/* The indexes of the process: those being made, and those that were read. */
+static atomic_ullong made_bytes, read_bytes;
+
+static uint64_t memory_share(uint64_t least)
+{
+    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    uint64_t all = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0;
+
+    return VC_MAX(least, all / MEMORY_SHARE);
+}
+
+static int charge(struct vc_index *ix, atomic_ullong *sum, uint64_t bytes, uint64_t limit,
+                  struct vc_err *err)
+{
+    uint64_t before = atomic_fetch_add(sum, bytes);
+
+    if (bytes > limit || before > limit - bytes) {
+        atomic_fetch_sub(sum, bytes);
+        return vc_err_set(err, VC_E_STORE_FULL,
+                          "the index of the VM's memory takes %llu MiB, and all of this process "
+                          "may take %llu",
+                          (unsigned long long)(bytes >> 20), (unsigned long long)(limit >> 20));
+    }
+    ix->charged = bytes;
+    return 0;
+}
+
+void vc_index_uncharge(struct vc_index *ix)
+{
+    atomic_fetch_sub(&read_bytes, ix->charged);
+    ix->charged = 0;
+}
+
 int vc_index_alloc(struct vc_index *ix, struct vc_err *err)
 {
+    int rc = charge(ix, &made_bytes, VC_INDEX_PAGE_BYTES * ix->n_pages,
+                    memory_share(MADE_LEAST_BYTES), err);
+
+    if (rc)
+        return rc;
     ix->state = calloc(ix->n_pages + 1, 1);
     ix->layer = calloc(ix->n_pages + 1, 1);
     ix->slot = calloc(ix->n_pages + 1, 4);
     ix->digest = calloc(ix->n_pages + 1, VC_DIGEST_BYTES);
     if (!ix->state || !ix->layer || !ix->slot || !ix->digest)
-        return vc_err_set(err, VC_E_NOMEM, "no memory for an index of %llu pages",
+        return vc_err_set(err, VC_E_STORE_FULL, "no memory for an index of %llu pages",
                           (unsigned long long)ix->n_pages);
     return 0;
 }
@@ -88,6 +132,15 @@ void vc_index_free(struct vc_index *ix)
     free(ix->layer);
     free(ix->slot);
     free(ix->digest);
+    atomic_fetch_sub(&made_bytes, ix->charged);
+    ix->charged = 0;
+}
+
+/* Memory that nothing was written to takes none, and is zero. */
+static void clear(uint8_t *p, size_t n)
+{
+    if (n && !vc_is_zero(p, n))
+        memset(p, 0, n);
 }
 
 void vc_index_normalize(struct vc_index *ix)
@@ -95,12 +148,10 @@ void vc_index_normalize(struct vc_index *ix)
     for (uint64_t i = 0; i < ix->n_pages; i++) {
         bool held = ix->state[i] == VC_PAGE_HELD;
 
-        if (!held)
-            memset(ix->digest + i * VC_DIGEST_BYTES, 0, VC_DIGEST_BYTES);
-        if (!held)
-            ix->layer[i] = 0;
+        clear(ix->digest + i * VC_DIGEST_BYTES, held ? 0 : VC_DIGEST_BYTES);
+        clear(ix->layer + i, held ? 0 : 1);
         if (!held || ix->layers[ix->layer[i]].kind == VC_LAYER_IMAGE)
-            memset(ix->slot + 4 * i, 0, 4);
+            clear(ix->slot + 4 * i, 4);
     }
 }
 
@@ -168,7 +219,8 @@ static size_t encode_header(const struct vc_index *ix, uint8_t *buf)
     vc_layers_write(&w, ix->layers, ix->n_layers);
     vc_blocks_write(&w, ix);
     bytes = ALIGN(w.len, HEADER_ALIGN);
-    vc_store_le(buf + VC_HEAD_BYTES, bytes + PAGE_ENTRY_BYTES * ix->n_pages + VC_SHA256_BYTES, 8);
+    vc_store_le(buf + VC_HEAD_BYTES, bytes + VC_INDEX_PAGE_BYTES * ix->n_pages + VC_SHA256_BYTES,
+                8);
     vc_store_le(buf + VC_HEAD_BYTES + 8, bytes, 4);
     return w.failed ? 0 : bytes;
 }
@@ -280,7 +332,7 @@ static int parse(struct vc_index *ix, uint8_t *data, uint64_t n, const char *nam
     wrong = decode_header(&r, ix, &bytes, &header);
     if (wrong)
         return corrupt(err, name, wrong);
-    if (bytes != n || header + PAGE_ENTRY_BYTES * ix->n_pages + VC_SHA256_BYTES != n)
+    if (bytes != n || header + VC_INDEX_PAGE_BYTES * ix->n_pages + VC_SHA256_BYTES != n)
         return corrupt(err, name, "impossible length");
     ix->digest = data + header;
     ix->slot = ix->digest + VC_DIGEST_BYTES * ix->n_pages;
@@ -315,12 +367,15 @@ int vc_index_read(struct vc_index *ix, struct vc_vm *vm, const struct vc_entry *
         return VC_NOT_FOUND;
     }
     if (fd < 0 || fstat(fd, &st) < 0)
-        return vc_store_errno(err, "open", name);
+        return vc_vm_open_errno(vm, name, err);
     if (st.st_size < VC_HEAD_BYTES + VC_SHA256_BYTES)
         return corrupt(err, name, "cut off");
+    rc = charge(ix, &read_bytes, (uint64_t)st.st_size, memory_share(READ_LEAST_BYTES), err);
+    if (rc)
+        return rc;
     data = malloc((size_t)st.st_size);
     if (!data)
-        return vc_err_set(err, VC_E_NOMEM, "no memory for index '%s'", name);
+        return vc_err_set(err, VC_E_STORE_FULL, "no memory for index '%s'", name);
     rc = io->read(io, fd, data, (size_t)st.st_size, 0);
     if (rc < 0)
         return vc_store_errno(err, "read", name);

@@ -70,6 +70,8 @@ struct vc_index {
     uint8_t *slot;   /* u32 little-endian each: page of a delta file */
     uint8_t *state;  /* vc_page_state */
     uint8_t *layer;  /* of HELD pages */
+
+    uint64_t charged; /* see vc_index_alloc() and vc_index_read() */
 };
 
 struct vc_gen {
@@ -91,6 +93,15 @@ void vc_layer_name(char name[VC_NAME_BYTES], const struct vc_layer *l);
 const char *vc_store_parse_name(const char *name, struct vc_id *id);
 /* Disk full, or anything else that went wrong with a file. */
 int vc_store_errno(struct vc_err *err, const char *what, const char *name);
+/* A file that should be there was not opened (but for ENOENT): something else has its name, or it
+ * is not ours to read, which is damage like any other (VC_E_CORRUPT); or as above. */
+int vc_store_open_errno(struct vc_err *err, const char *name);
+#define VC_PATH_BYTES 560
+void vc_store_path(const struct vc_vm *vm, const char *name, char path[VC_PATH_BYTES]);
+/* vc_store_open_errno() with the path of a VM's file. */
+int vc_vm_open_errno(const struct vc_vm *vm, const char *name, struct vc_err *err);
+/* Puts the VM's directory before an error that does not name it. Returns rc. */
+int vc_vm_blame(const struct vc_vm *vm, int rc, struct vc_err *err);
 
 /* ---- codec.c: what several files have in common ---- */
 
@@ -125,19 +136,29 @@ bool vc_manifest_lists_index(const struct vc_manifest *m, const struct vc_id *in
 
 /* ---- index.c ---- */
 
+/* What an index has of one page, all arrays together. */
+#define VC_INDEX_PAGE_BYTES 22u
+
 void vc_index_number(struct vc_index *ix);    /* first[] and n_pages from ix->ram */
 uint64_t vc_index_place(struct vc_index *ix); /* places of the blocks; length of an image */
 int vc_index_root(const struct vc_index *ix, uint8_t root[VC_ROOT_BYTES],
                   struct vc_err *err) VC_NODISCARD;
+/* A peer names the RAM, and so the size of an index. What all that are being made in this process
+ * reserve together has a limit: 8 GiB, which is that of 1.4 TiB of RAM, or a third of the host's
+ * memory. (Reserved: memory is taken as pages come.) VC_E_STORE_FULL: over the limit, or none. */
 int vc_index_alloc(struct vc_index *ix, struct vc_err *err) VC_NODISCARD;
 void vc_index_free(struct vc_index *ix); /* its arrays, where they are on the heap */
+/* One that was read is let go of. */
+void vc_index_uncharge(struct vc_index *ix);
 /* What the format wants to be zero becomes zero. */
 void vc_index_normalize(struct vc_index *ix);
 /* Writes all into an open, empty file and syncs it. */
 int vc_index_write(const struct vc_index *ix, const struct vc_io *io, int fd, const char *name,
                    struct vc_err *err) VC_NODISCARD;
-/* Reads and checks; the arrays of *ix point into *file, which is the caller's to free.
- * VC_NOT_FOUND: no such file (err filled). */
+/* Reads and checks; the arrays of *ix point into *file, which is the caller's to free, with
+ * vc_index_uncharge(), which is called after a failure too. All that are open in this process take
+ * a third of the host's memory at most, or 1 GiB. VC_NOT_FOUND: no such file (err filled).
+ * VC_E_STORE_FULL: over the limit, or no memory. */
 int vc_index_read(struct vc_index *ix, struct vc_vm *vm, const struct vc_entry *e, uint8_t **file,
                   struct vc_err *err) VC_NODISCARD;
 /* Where a HELD page lies. */
@@ -177,6 +198,9 @@ void vc_vm_sweep(struct vc_vm *vm, bool synced);
 /* One at a time evicts or changes a policy: held until the descriptor is closed. VC_E_BUSY. */
 int vc_store_lock(struct vc_store *s, unsigned wait_ms, int *fd_out,
                   struct vc_err *err) VC_NODISCARD;
+
+/* flock() failed, and not because somebody else has the lock. */
+int vc_lock_errno(struct vc_err *err, const char *path);
 
 /* ---- room.c ---- */
 

@@ -190,7 +190,7 @@ int vc_manifest_read(struct vc_vm *vm, struct vc_err *err)
     int rc;
 
     if (n < 0)
-        return errno == ENOENT ? VC_NOT_FOUND : vc_store_errno(err, "read", "manifest");
+        return errno == ENOENT ? VC_NOT_FOUND : vc_vm_open_errno(vm, "manifest", err);
     rc = check(vm, buf, (size_t)n, err);
     vc_wipe(buf, (size_t)n);
     return rc;

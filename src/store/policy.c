@@ -32,6 +32,13 @@ bool vc_policy_parse(const char *text, enum vc_policy *out)
     return false;
 }
 
+static int blame(const struct vc_store *s, int rc, struct vc_err *err)
+{
+    if (rc < 0 && err)
+        vc_err_prefix(err, "%.160s", s->root);
+    return rc;
+}
+
 int vc_policy_get(struct vc_store *s, const struct vc_id *uuid, enum vc_policy *out,
                   struct vc_err *err)
 {
@@ -41,19 +48,29 @@ int vc_policy_get(struct vc_store *s, const struct vc_id *uuid, enum vc_policy *
 
     *out = VC_POLICY_NORMAL;
     vc_id_format(uuid, name + strlen(name));
-    fd = openat(s->root_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    fd = s->io->open(s->io, s->root_fd, name, O_RDONLY);
     if (fd < 0)
-        return errno == ENOENT ? 0 : vc_store_errno(err, "open", name);
+        return errno == ENOENT ? 0 : blame(s, vc_store_open_errno(err, name), err);
     n = vc_read_some(fd, text, sizeof(text));
     if (n < 0)
-        return vc_store_errno(err, "read", name);
+        return blame(s, vc_store_errno(err, "read", name), err);
     if (n > 0 && text[n - 1] == '\n') {
         text[n - 1] = 0;
         if (vc_policy_parse(text, out))
             return 0;
     }
-    return vc_err_set_hint(err, VC_E_CORRUPT, "set it anew with 'vecycle policy'",
-                           "'%s' holds no policy", name);
+    return blame(s,
+                 vc_err_set_hint(err, VC_E_CORRUPT, "set it anew with 'vecycle policy'",
+                                 "'%s' holds no policy", name),
+                 err);
+}
+
+/* Nothing takes the place of flock(): two ways of locking would not see each other. */
+int vc_lock_errno(struct vc_err *err, const char *path)
+{
+    return vc_err_set_errno_hint(
+        err, VC_E_STORE, "give --store on another file system, local rather than NFS or FUSE",
+        "no lock (flock) can be had in '%s', and without one no checkpoint is kept", path);
 }
 
 int vc_store_lock(struct vc_store *s, unsigned wait_ms, int *fd_out, struct vc_err *err)
@@ -65,7 +82,7 @@ int vc_store_lock(struct vc_store *s, unsigned wait_ms, int *fd_out, struct vc_e
         return vc_store_errno(err, "open", "vms");
     while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
         if (errno != EWOULDBLOCK && errno != EINTR)
-            return vc_store_errno(err, "lock", "vms");
+            return vc_lock_errno(err, s->root);
         if (vc_now_ns() >= deadline)
             return vc_err_set_hint(err, VC_E_BUSY, "try again when it is done",
                                    "checkpoints are just being dropped by another process");
@@ -89,7 +106,7 @@ static int write_word(struct vc_store *s, const char *name, const char *word, st
     }
     fd = io->open(io, s->root_fd, "policies", O_RDONLY | O_DIRECTORY);
     if (fd < 0)
-        return vc_store_errno(err, "open", "policies");
+        return blame(s, vc_store_open_errno(err, "policies"), err);
     snprintf(text, sizeof(text), "%s\n", word);
     return vc_durable_write_file(io, fd, name, text, strlen(text), err);
 }
@@ -101,8 +118,8 @@ static int remove_word(struct vc_store *s, const char *name, struct vc_err *err)
 
     if (fd < 0)
         return errno == ENOENT ? 0 : vc_store_errno(err, "open", "policies");
-    if (io->unlink(io, fd, name, 0) < 0)
-        return errno == ENOENT ? 0 : vc_store_errno(err, "remove", name);
+    if (vc_durable_clear(io, fd, name) < 0)
+        return blame(s, vc_store_errno(err, "remove", name), err);
     return vc_durable_sync_dir(io, fd, "policies", err);
 }
 

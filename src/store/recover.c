@@ -223,7 +223,7 @@ static int open_layer(struct recovery *v, struct vc_err *err)
     if (v->layer_fd < 0 && errno == ENOENT)
         return useless(v, err);
     if (v->layer_fd < 0 || fstat(v->layer_fd, &st) < 0)
-        return vc_store_errno(err, "open", name);
+        return vc_vm_open_errno(v->vm, name, err);
     if (own->kind == VC_LAYER_IMAGE)
         return (uint64_t)st.st_size < own->bytes ? useless(v, err) : 0;
     v->n_slots = VC_MIN((uint64_t)st.st_size / ix->ram.page_bytes, (uint64_t)UINT32_MAX);
@@ -267,7 +267,7 @@ static int recover(struct recovery *v, const struct vc_id *id, struct vc_err *er
     vc_store_file_name(v->name, id, ".log");
     v->log_fd = io->open(io, v->vm->dir_fd, v->name, O_RDONLY);
     if (v->log_fd < 0)
-        return vc_store_errno(err, "open", v->name);
+        return vc_vm_open_errno(v->vm, v->name, err);
     v->buf = malloc(RECORDS + VC_BATCH_MAX_BYTES + VC_SHA256_BYTES);
     if (!v->buf)
         return vc_err_set(err, VC_E_NOMEM, "no memory for a recovery");

@@ -23,6 +23,57 @@ int vc_store_errno(struct vc_err *err, const char *what, const char *name)
                                  "cannot %s '%s'", what, name);
 }
 
+static const char *odd_kind(int error)
+{
+    return error == EISDIR ? "is a directory" : error == ELOOP ? "is a link" : "is no file";
+}
+
+int vc_store_open_errno(struct vc_err *err, const char *name)
+{
+    if (errno == ENOTDIR)
+        return vc_err_set_hint(err, VC_E_CORRUPT, "move it away", "'%s' is no directory", name);
+    if (vc_io_is_odd(errno))
+        return vc_err_set_hint(err, VC_E_CORRUPT, "move it away",
+                               "'%s' %s where a file of the store belongs", name, odd_kind(errno));
+    if (errno == EACCES || errno == EPERM)
+        return vc_err_set_errno_hint(err, VC_E_CORRUPT,
+                                     "all of a store belongs to one user: chown -R, chmod u+rw",
+                                     "cannot open '%s'", name);
+    return vc_store_errno(err, "open", name);
+}
+
+void vc_store_path(const struct vc_vm *vm, const char *name, char path[VC_PATH_BYTES])
+{
+    char uuid[VC_ID_TEXT_BYTES];
+
+    vc_id_format(&vm->uuid, uuid);
+    snprintf(path, VC_PATH_BYTES, "%.400s/vms/%s/%s", vm->store->root, uuid, name);
+}
+
+int vc_vm_open_errno(const struct vc_vm *vm, const char *name, struct vc_err *err)
+{
+    char path[VC_PATH_BYTES];
+    int saved = errno;
+
+    vc_store_path(vm, name, path);
+    errno = saved;
+    return vc_store_open_errno(err, path);
+}
+
+int vc_vm_blame(const struct vc_vm *vm, int rc, struct vc_err *err)
+{
+    char uuid[VC_ID_TEXT_BYTES], where[VC_PATH_BYTES];
+
+    if (rc >= 0 || !err)
+        return rc;
+    vc_id_format(&vm->uuid, uuid);
+    if (strstr(err->message, vm->store->root)) /* who knew more has said more */
+        return rc;
+    snprintf(where, sizeof(where), "%.160s/vms/%s", vm->store->root, uuid);
+    vc_err_prefix(err, "%s", where);
+    return rc;
+}
+
 void vc_store_file_name(char name[VC_NAME_BYTES], const struct vc_id *id, const char *suffix)
 {
     char text[VC_ID_TEXT_BYTES];
@@ -94,17 +145,61 @@ static int make_path(const char *root)
     return make_dir(path, 0700);
 }
 
+/* Nothing of a store may be used, or nothing can be found in it. */
+static int store_is_none(struct vc_err *err)
+{
+    if (err && err->code == VC_E_CORRUPT)
+        err->code = VC_E_STORE;
+    return err ? err->code : VC_E_STORE;
+}
+
+/* Several may make a new store at once, and all of them write the same. */
+static int write_format(const struct vc_io *io, int root_fd, struct vc_err *err)
+{
+    char tmp[VC_NAME_BYTES];
+    struct vc_id id;
+
+    if (!vc_id_random(&id))
+        return vc_err_set(err, VC_E_FAILED, "the kernel gives no random numbers");
+    vc_store_file_name(tmp, &id, ".format.new");
+    return vc_durable_write_file_as(io, root_fd, tmp, "format", format_text, strlen(format_text),
+                                    err);
+}
+
+/* What others may write in, they may fill with what they like; and where not all belongs to one
+ * user, somebody cannot read it. Root works in another's store as that user (base/io). */
+static int check_owner(int fd, const char *path, struct vc_err *err)
+{
+    struct stat st;
+
+    if (fstat(fd, &st) < 0)
+        return vc_store_errno(err, "look at", path);
+    if (st.st_mode & 022)
+        return vc_err_set_hint(err, VC_E_STORE, "chmod go-w it, and look who has been there",
+                               "others than its owner may write in the store '%s'", path);
+    if (st.st_uid != geteuid() && geteuid() != 0)
+        return vc_err_set_hint(err, VC_E_STORE, "chown -R it, or name another with --store",
+                               "the store '%s' belongs to user %u", path, (unsigned)st.st_uid);
+    return 0;
+}
+
 static int check_format(const struct vc_io *io, int root_fd, bool create, const char *root,
                         struct vc_err *err)
 {
     char text[sizeof(format_text)] = "";
     vc_auto_close int fd = io->open(io, root_fd, "format", O_RDONLY);
+    char path[VC_PATH_BYTES];
     int rc;
 
     if (fd < 0 && errno == ENOENT && create)
-        return vc_durable_write_file(io, root_fd, "format", format_text, strlen(format_text), err);
-    if (fd < 0)
-        return vc_store_errno(err, "open", root);
+        return write_format(io, root_fd, err);
+    if (fd < 0) {
+        rc = errno;
+        snprintf(path, sizeof(path), "%.400s/format", root);
+        errno = rc;
+        vc_store_open_errno(err, path);
+        return store_is_none(err);
+    }
     rc = io->read(io, fd, text, strlen(format_text), 0);
     if (rc < 0)
         return vc_store_errno(err, "read", root);
@@ -114,19 +209,36 @@ static int check_format(const struct vc_io *io, int root_fd, bool create, const 
     return 0;
 }
 
-static int open_vms(const struct vc_io *io, int root_fd, bool create, struct vc_err *err)
+static int open_vms(const struct vc_io *io, int root_fd, bool create, const char *root,
+                    struct vc_err *err)
 {
-    int fd;
+    vc_auto_close int fd = -1;
+    char path[VC_PATH_BYTES];
+    int rc;
 
+    snprintf(path, sizeof(path), "%.400s/vms", root);
     if (create) {
         if (io->mkdir(io, root_fd, "vms") < 0 && errno != EEXIST)
-            return vc_store_errno(err, "create", "vms");
+            return vc_store_errno(err, "create", path);
         /* Also if it was there: who made it may have died before this. */
         if (vc_durable_sync_dir(io, root_fd, "the store", err))
             return VC_E_STORE;
     }
     fd = io->open(io, root_fd, "vms", O_RDONLY | O_DIRECTORY);
-    return fd < 0 ? vc_store_errno(err, "open", "vms") : fd;
+    if (fd < 0) {
+        vc_store_open_errno(err, path);
+        return store_is_none(err);
+    }
+    rc = check_owner(fd, path, err);
+    return rc ? rc : vc_steal_fd(&fd);
+}
+
+static int no_root(const char *root, struct vc_err *err)
+{
+    if (errno == EACCES)
+        return vc_err_set_errno_hint(err, VC_E_REFUSED, "only its owner and root may look into it",
+                                     "cannot open the store '%s'", root);
+    return vc_store_errno(err, "open", root);
 }
 
 int vc_store_open_on(const struct vc_io *io, const char *root, bool create, uint64_t limit_bytes,
@@ -145,11 +257,13 @@ int vc_store_open_on(const struct vc_io *io, const char *root, bool create, uint
         return vc_store_errno(err, "create", root);
     fd = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
-        return errno == ENOENT && !create ? VC_NOT_FOUND : vc_store_errno(err, "open", root);
-    rc = check_format(io, fd, create, root, err);
+        return errno == ENOENT && !create ? VC_NOT_FOUND : no_root(root, err);
+    rc = check_owner(fd, root, err);
+    if (!rc)
+        rc = check_format(io, fd, create, root, err);
     if (rc)
         return rc;
-    s->vms_fd = open_vms(io, fd, create, err);
+    s->vms_fd = open_vms(io, fd, create, root, err);
     if (s->vms_fd < 0)
         return s->vms_fd;
     s->root_fd = vc_steal_fd(&fd);
@@ -170,6 +284,11 @@ void vc_store_close(struct vc_store *s)
     close(s->vms_fd);
     close(s->root_fd);
     free(s);
+}
+
+bool vc_store_syncs_names(const struct vc_store *s)
+{
+    return fsync(s->root_fd) == 0 || !vc_io_lacks(errno);
 }
 
 const char *vc_store_root(const struct vc_store *s)

@@ -27,16 +27,21 @@ struct vc_gen;   /* one committed generation, open for reading */
 struct vc_txn;   /* a generation being written */
 
 #define VC_STORE_VERSION 1
-/** RAM above which a generation is refused, unless the store was opened with another limit. */
-#define VC_STORE_DEFAULT_LIMIT_BYTES (256ull << 30)
+/** RAM above which a generation is refused, unless the store was opened with another limit. It is
+ * for who wants a smaller one: what a VM's checkpoint takes of disk and memory has limits of its
+ * own.
+ */
+#define VC_STORE_DEFAULT_LIMIT_BYTES (4ull << 40)
 /** Files that one generation may be spread over: one image and deltas on top. */
 #define VC_STORE_MAX_LAYERS 8
 #define VC_STORE_MAX_GENERATIONS 16
 #define VC_ROOT_BYTES 32
 
-/** Opens the store, creating the directory (0700, parents too) if @create.
- *  @limit_bytes: 0 = default. Errors: VC_E_STORE (not a directory, not writable, unknown version;
- *  hint says what to do), VC_NOT_FOUND if it does not exist and !create. */
+/** Opens the store, creating the directory (0700, parents too) if @create. It is the caller's own,
+ *  and nobody else may write in it; root may open another user's, and works in it as that user.
+ *  @limit_bytes: 0 = default. Errors: VC_E_STORE (not a directory, not writable, another user's,
+ *  unknown version; hint says what to do), VC_E_REFUSED: no access to it; VC_NOT_FOUND if it does
+ *  not exist and !create. */
 int vc_store_open(const char *root, bool create, uint64_t limit_bytes, struct vc_store **out,
                   struct vc_err *err) VC_NODISCARD;
 /** The same on another table of system calls (tests): @io is borrowed for the store's life. */
@@ -44,6 +49,8 @@ int vc_store_open_on(const struct vc_io *io, const char *root, bool create, uint
                      struct vc_store **out, struct vc_err *err) VC_NODISCARD;
 void vc_store_close(struct vc_store *s);
 const char *vc_store_root(const struct vc_store *s);
+/** Whether its file system makes names durable (fsync of a directory). */
+bool vc_store_syncs_names(const struct vc_store *s);
 
 /** The UUIDs of all VMs in the store, malloc'd array (free with free()). */
 int vc_store_list(struct vc_store *s, struct vc_id **ids_out, size_t *n_out,

@@ -33,9 +33,9 @@ static void keep_all(const struct vc_vm *vm, struct keep *k)
 /* A file that is written without the VM's lock is locked itself. */
 static bool is_dead_tmp(struct vc_vm *vm, const char *name)
 {
-    vc_auto_close int fd = openat(vm->dir_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    vc_auto_close int fd = vm->store->io->open(vm->store->io, vm->dir_fd, name, O_RDONLY);
 
-    return fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0;
+    return fd < 0 ? vc_io_is_odd(errno) : flock(fd, LOCK_EX | LOCK_NB) == 0;
 }
 
 static bool ends_with(const char *name, const char *end)
@@ -74,7 +74,8 @@ static void sweep(struct vc_vm *vm, const struct keep *k, bool synced)
         if (!synced && vc_durable_sync_dir(io, vm->dir_fd, "the VM's directory", NULL))
             break;
         synced = true;
-        io->unlink(io, vm->dir_fd, e->d_name, 0);
+        if (vc_durable_clear(io, vm->dir_fd, e->d_name) < 0)
+            continue;
     }
     closedir(d);
 }
@@ -102,17 +103,18 @@ int vc_vm_remove(struct vc_vm *vm, struct vc_err *err)
     vm->m.n_gens = 0;
     vm->m.has_lineage = false;
     /* The manifest first, and for good: without it nothing else is believed. */
-    if (io->unlink(io, vm->dir_fd, "manifest", 0) < 0 && errno != ENOENT)
-        return vc_store_errno(err, "remove", "manifest");
+    if (vc_durable_clear(io, vm->dir_fd, "manifest") < 0)
+        return vc_vm_blame(vm, vc_store_errno(err, "remove", "manifest"), err);
     rc = vc_durable_sync_dir(io, vm->dir_fd, name, err);
     if (rc)
         return rc;
     sweep(vm, none, true);
-    io->unlink(io, vm->dir_fd, "handover", 0);
-    io->unlink(io, vm->dir_fd, "age", 0);
+    if (vc_durable_clear(io, vm->dir_fd, "handover") < 0 ||
+        vc_durable_clear(io, vm->dir_fd, "age") < 0)
+        return vc_vm_blame(vm, vc_store_errno(err, "remove", "handover and age"), err);
     io->unlink(io, vm->dir_fd, "lock", 0);
     if (io->unlink(io, vm->store->vms_fd, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
-        return vc_store_errno(err, "remove", name);
+        return vc_vm_blame(vm, vc_store_errno(err, "remove", name), err);
     return vc_durable_sync_dir(io, vm->store->vms_fd, "vms", err);
 }
 
@@ -123,5 +125,5 @@ int vc_vm_drop(struct vc_vm *vm, struct vc_err *err)
 
     if (!rc)
         vc_vm_sweep(vm, true);
-    return rc;
+    return vc_vm_blame(vm, rc, err);
 }

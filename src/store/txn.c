@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/durable.h"
 #include "store/genlog.h"
@@ -93,6 +94,18 @@ static int make_log(struct vc_txn *t, struct vc_err *err)
     return vc_genlog_open(&t->log, t->vm, h, t->fd, err);
 }
 
+/* Where files can be made and not be taken away again, each migration would leave one more. */
+static int check_dir(const struct vc_txn *t, struct vc_err *err)
+{
+    struct statx x;
+
+    if (statx(t->vm->dir_fd, "", AT_EMPTY_PATH, STATX_TYPE, &x) == 0 &&
+        x.stx_attributes & (STATX_ATTR_APPEND | STATX_ATTR_IMMUTABLE))
+        return vc_err_set_hint(err, VC_E_STORE, "chattr -i -a",
+                               "the VM's directory is append-only or immutable");
+    return 0;
+}
+
 /* The base's layers are taken over if a new one fits on top, and the blocks lie where they lay. */
 static uint64_t lay_out(struct vc_txn *t)
 {
@@ -129,11 +142,13 @@ int vc_txn_set_ram(struct vc_txn *t, const struct vc_ram *ram, struct vc_err *er
     rc = vc_index_alloc(&t->ix, err);
     if (rc)
         return rc;
-    rc = make_layer(t, lay_out(t), err);
+    rc = check_dir(t, err);
+    if (!rc)
+        rc = make_layer(t, lay_out(t), err);
     if (!rc)
         rc = make_log(t, err);
     t->ram_set = !rc;
-    return rc;
+    return vc_vm_blame(t->vm, rc, err);
 }
 
 static void mark(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
@@ -263,7 +278,7 @@ int vc_txn_put(struct vc_txn *t, uint32_t block, struct vc_page page, size_t n,
         if (k && (i == n || k == VC_ARRAY_LEN(iov) || at != start + k * page_bytes)) {
             rc = put_stretch(t, block, page.n + i - k, iov, k, start, &digests[i - k], err);
             if (rc)
-                return rc;
+                return vc_vm_blame(t->vm, rc, err);
             k = 0;
         }
         if (i == n)
@@ -406,6 +421,7 @@ static int finish(struct vc_txn *t, struct vc_err *err)
 int vc_txn_commit(struct vc_txn *t, const struct vc_txn_note *note, uint8_t root_out[VC_ROOT_BYTES],
                   struct vc_err *err)
 {
+    struct vc_vm *vm = t->vm;
     int rc = finish(t, err);
 
     if (!rc)
@@ -414,17 +430,19 @@ int vc_txn_commit(struct vc_txn *t, const struct vc_txn_note *note, uint8_t root
         vc_txn_abort(t);
     else
         free_txn(t);
-    return rc;
+    return vc_vm_blame(vm, rc, err);
 }
 
 int vc_txn_suspend(struct vc_txn *t, const struct vc_txn_note *note, struct vc_err *err)
 {
+    struct vc_vm *vm;
     int rc;
 
     if (!t || !t->arrived) {
         vc_txn_abort(t);
         return VC_NOT_FOUND;
     }
+    vm = t->vm;
     rc = finish(t, err);
     if (!rc && t->on_base)
         vc_commit_fill(&t->ix, &t->base->index);
@@ -436,5 +454,5 @@ int vc_txn_suspend(struct vc_txn *t, const struct vc_txn_note *note, struct vc_e
         vc_txn_abort(t);
     else
         free_txn(t);
-    return rc;
+    return vc_vm_blame(vm, rc, err);
 }

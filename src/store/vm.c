@@ -12,18 +12,57 @@
 
 /** How long to wait for those who hold the lock only for a moment (folding, forgetting). */
 #define LOCK_WAIT_MS 3000
+/** The same for the lock of the store, which may be our own: whoever evicts holds it. */
+#define CLEAR_WAIT_MS 200
 
-/* 0, VC_E_BUSY, VC_E_STORE; VC_NOT_FOUND: the directory was removed meanwhile. */
-static int lock(struct vc_vm *vm, const char *name, struct vc_err *err)
+/* What is neither file nor directory has a name of ours: it is unlinked, under the store's lock, so
+ * that nobody takes away what another one has just put in its place. A directory where the lock
+ * belongs goes too, but not with anything in it. False: that could not be done. */
+static bool clear_odd(struct vc_vm *vm, int dir_fd, const char *name, bool is_dir)
 {
-    const struct vc_io *io = vm->store->io;
-    uint64_t deadline = vc_now_ns() + LOCK_WAIT_MS * VC_NS_PER_MS;
+    vc_auto_close int store = -1;
+    struct vc_err busy = VC_ERR_INIT;
     struct stat st;
 
-    vm->lock_fd = io->open(io, vm->dir_fd, "lock", O_RDWR | O_CREAT);
+    if (vc_store_lock(vm->store, CLEAR_WAIT_MS, &store, &busy))
+        return false;
+    if (fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return errno == ENOENT;
+    if (is_dir ? S_ISDIR(st.st_mode) : S_ISREG(st.st_mode))
+        return true;
+    return vc_durable_clear(vm->store->io, dir_fd, name) == 0;
+}
+
+static int open_lock(struct vc_vm *vm)
+{
+    const struct vc_io *io = vm->store->io;
+    int fd = io->open(io, vm->dir_fd, "lock", O_RDWR | O_CREAT), saved = errno;
+
+    if (fd >= 0 || !vc_io_is_odd(errno) || !clear_odd(vm, vm->dir_fd, "lock", false)) {
+        errno = saved;
+        return fd;
+    }
+    return io->open(io, vm->dir_fd, "lock", O_RDWR | O_CREAT);
+}
+
+/* 0, VC_E_BUSY, VC_E_CORRUPT, VC_E_STORE; VC_NOT_FOUND: the directory was removed meanwhile. */
+static int lock(struct vc_vm *vm, const char *name, struct vc_err *err)
+{
+    uint64_t deadline = vc_now_ns() + LOCK_WAIT_MS * VC_NS_PER_MS;
+    char path[VC_PATH_BYTES];
+    struct stat st;
+
+    vm->lock_fd = open_lock(vm);
     if (vm->lock_fd < 0)
-        return errno == ENOENT ? VC_NOT_FOUND : vc_store_errno(err, "open the lock of", name);
+        return errno == ENOENT ? VC_NOT_FOUND : vc_vm_open_errno(vm, "lock", err);
     while (flock(vm->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+        if (errno != EWOULDBLOCK && errno != EINTR) {
+            int saved = errno;
+
+            vc_store_path(vm, "lock", path);
+            errno = saved;
+            return vc_lock_errno(err, path);
+        }
         if (vc_now_ns() >= deadline)
             return vc_err_set_hint(err, VC_E_BUSY, "wait for the other migration to end",
                                    "VM '%s' is in use by another session", name);
@@ -33,15 +72,26 @@ static int lock(struct vc_vm *vm, const char *name, struct vc_err *err)
     return fstat(vm->lock_fd, &st) < 0 || st.st_nlink == 0 ? VC_NOT_FOUND : 0;
 }
 
-static int open_dir(struct vc_vm *vm, enum vc_vm_open mode, const char *name, struct vc_err *err)
+static int make_dir(struct vc_vm *vm, const char *name)
 {
     const struct vc_io *io = vm->store->io;
 
-    if (mode == VC_VM_CREATE && io->mkdir(io, vm->store->vms_fd, name) < 0 && errno != EEXIST)
+    return io->mkdir(io, vm->store->vms_fd, name) < 0 && errno != EEXIST ? -1 : 0;
+}
+
+static int open_dir(struct vc_vm *vm, enum vc_vm_open mode, const char *name, struct vc_err *err)
+{
+    const struct vc_io *io = vm->store->io;
+    int vms = vm->store->vms_fd;
+
+    if (mode == VC_VM_CREATE && make_dir(vm, name) < 0)
         return vc_store_errno(err, "create", name);
-    vm->dir_fd = io->open(io, vm->store->vms_fd, name, O_RDONLY | O_DIRECTORY);
+    vm->dir_fd = io->open(io, vms, name, O_RDONLY | O_DIRECTORY);
+    if (vm->dir_fd < 0 && mode == VC_VM_CREATE && vc_io_is_odd(errno) &&
+        clear_odd(vm, vms, name, true) && make_dir(vm, name) == 0)
+        vm->dir_fd = io->open(io, vms, name, O_RDONLY | O_DIRECTORY);
     if (vm->dir_fd < 0)
-        return errno == ENOENT ? VC_NOT_FOUND : vc_store_errno(err, "open", name);
+        return errno == ENOENT ? VC_NOT_FOUND : vc_vm_open_errno(vm, "", err);
     return 0;
 }
 
@@ -97,6 +147,7 @@ int vc_vm_open(struct vc_store *s, const struct vc_id *uuid, enum vc_vm_open mod
     if (!rc && mode != VC_VM_READ)
         rc = vc_vm_recover(vm, err);
     if (rc) {
+        vc_vm_blame(vm, rc, err);
         vc_vm_close(vm);
         return rc;
     }
@@ -150,7 +201,7 @@ int vc_vm_set_lineage(struct vc_vm *vm, const struct vc_lineage *l, struct vc_er
     vc_wipe(&m.lineage, sizeof(m.lineage));
     if (!rc)
         vc_vm_sweep(vm, true);
-    return rc;
+    return vc_vm_blame(vm, rc, err);
 }
 
 size_t vc_vm_n_generations(const struct vc_vm *vm)
@@ -186,5 +237,5 @@ int vc_vm_confirm(struct vc_vm *vm, const struct vc_id *gen, struct vc_err *err)
     e->info.confirmed = true;
     rc = vc_manifest_switch(vm, &m, err);
     vc_wipe(&m.lineage, sizeof(m.lineage));
-    return rc;
+    return vc_vm_blame(vm, rc, err);
 }

@@ -40,10 +40,12 @@ int vc_wire_batch_decode(const uint8_t *p, size_t n, struct vc_wire_batch *b, st
         return illegal(err, "too short");
     if (b->seq == 0 || b->stream_bytes > VC_WIRE_MAX_BATCH_STREAM_BYTES)
         return illegal(err, "impossible sequence number or length");
-    if (b->body_bytes > VC_WIRE_MAX_BATCH_BODY_BYTES)
-        return illegal(err, "the body is too long");
     if (b->runs_bytes > b->body_bytes)
         return illegal(err, "the runs are longer than the body");
+    if (b->runs_bytes > VC_WIRE_MAX_BATCH_RUNS_BYTES)
+        return illegal(err, "the runs are too long");
+    if (b->body_bytes - b->runs_bytes > b->stream_bytes)
+        return illegal(err, "more contents than bytes of the stream");
     if (b->codec > VC_WIRE_CODEC_RECENT || (b->flags & ~VC_WIRE_BATCH_SELF_CONTAINED) || reserved)
         return illegal(err, "unknown codec or flags");
     if (vc_wire_codec_is_delta(b->codec) && (b->flags & VC_WIRE_BATCH_SELF_CONTAINED))

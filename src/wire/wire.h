@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/bytes.h"
 #include "base/err.h"
 #include "base/units.h"
 
@@ -25,9 +26,17 @@
 #define VC_WIRE_CHANNEL_BYTES (1u << 20)
 #define VC_WIRE_CHANNEL_BATCHES 256u
 #define VC_WIRE_MAX_GENERATIONS 64
+/** Longest encoding of one run. */
+#define VC_WIRE_RUN_MAX_BYTES (1u + 5u * VC_VARINT_MAX_BYTES)
 #define VC_WIRE_MAX_BATCH_STREAM_BYTES (4u << 20)
+/** Runs of a batch: what a side holds for a batch grows with them, though they may stand for
+ *  nothing. A source of ours closes a batch at 512. */
+#define VC_WIRE_MAX_BATCH_RUNS 4096u
+#define VC_WIRE_MAX_BATCH_RUNS_BYTES (VC_WIRE_MAX_BATCH_RUNS * VC_WIRE_RUN_MAX_BYTES)
 /** Longest body of a batch before compression: its stream bytes as data, and its runs. */
-#define VC_WIRE_MAX_BATCH_BODY_BYTES (9u << 20)
+#define VC_WIRE_MAX_BATCH_BODY_BYTES (VC_WIRE_MAX_BATCH_STREAM_BYTES + VC_WIRE_MAX_BATCH_RUNS_BYTES)
+/** Longest BATCH: such a body, and what it takes to say that it cannot be compressed. */
+#define VC_WIRE_MAX_BATCH_BYTES (VC_WIRE_MAX_BATCH_STREAM_BYTES + (256u << 10))
 /** How often the *invalidate* runs of a batch may cover all of RAM: as often as the parser gives
  * up. */
 #define VC_WIRE_MAX_INVALIDATIONS 65
@@ -341,9 +350,6 @@ static inline struct vc_page vc_wire_run_base_page(const struct vc_wire_run *run
     *block = elsewhere ? run->from_block : run->block;
     return elsewhere ? run->from_page : run->page;
 }
-
-/** Longest encoding of one run. */
-#define VC_WIRE_RUN_MAX_BYTES (1 + 5 * VC_VARINT_MAX_BYTES)
 
 /** The place that cursor fields are relative to. Zero-initialise for each batch. */
 struct vc_wire_cursor {

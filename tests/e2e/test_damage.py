@@ -107,3 +107,40 @@ def test_damaged_manifests_cost_reuse_and_nothing_else(fleet):
     for v in f.vecycles:
         assert "manifest was damaged" in v.log.read_text()
         assert v.json("verify", f.vm)["bad_pages"] == 0
+
+
+def put(path, make):
+    """Whatever has that name has it no more."""
+    if path.is_dir() and not path.is_symlink():
+        for p in sorted(path.rglob("*"), reverse=True):
+            p.rmdir() if p.is_dir() else p.unlink()
+        path.rmdir()
+    elif path.exists() or path.is_symlink():
+        path.unlink()
+    make(path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["fifo", "directory"])
+def test_what_is_no_file_costs_reuse_and_holds_nothing_up(fleet, make):
+    f = fleet(namespaces=False)
+    f.boot_selfcheck(end_mib=8)
+    f.migrate(1)
+    f.migrate(0)
+    v = f.vecycles[0]
+    vm = v.store / "vms" / f.vm
+    spare = "00112233-4455-6677-8899-aabbccddeeff"
+    files = [p for p in vm.iterdir()]
+    files += [vm / n for n in ("age", "manifest.new", f"{spare}.log", f"{spare}.image.tmp")]
+    for places in files, [vm]:
+        v.agent.stop()
+        assert v.agent.popen.returncode == 0
+        for place in places:
+            put(place, make)
+        before = len(v.log.read_text())
+        v.start_agent([v.address])
+        f.migrate(1)
+        f.migrate(0)
+        assert f.migrate(1)["base"] == 1, "something was not taken away"
+        assert places == [vm] or str(vm) in v.log.read_text()[before:]
+        f.migrate(0)
+    f.check_guest()

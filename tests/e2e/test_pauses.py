@@ -92,7 +92,8 @@ def test_a_vm_that_was_paused_is_still_so_when_its_migration_fails(watched):
     pause(f)
     f.gate.cut()
     assert p.wait() == 23, p.messages()
-    assert f.qemu.status() == "paused" and handovers(f)[0] == "settled"
+    assert f.qemu.status() == "paused"
+    wait_for(lambda: handovers(f) == ["settled", "void"], 60, "the destination to be told")
     carry_on(f)
     f.still_runs_here()
 
@@ -106,7 +107,8 @@ def test_a_vm_that_was_paused_comes_back_paused_if_its_destination_dies(watched)
     f.dest.process.kill()
     f.gate.release()
     assert p.wait() == 31, p.messages()
-    assert f.qemu.status() != "running" and handovers(f) == ["settled", "void"]
+    assert f.qemu.status() != "running"
+    wait_for(lambda: handovers(f) == ["settled", "void"], 60, "the destination to be told")
     carry_on(f)
     f.still_runs_here()
 

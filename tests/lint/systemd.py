@@ -54,12 +54,21 @@ def own_calls():
     return set(re.findall(r'"([a-z0-9_]+)"', " ".join(tables)))
 
 
+def hides_qemu(unit):
+    """Settings with which a living QEMU, or its socket, could not be told from one that is gone."""
+    wrong = {"ProtectProc": {"invisible", "noaccess", "ptraceable"}, "ProcSubset": {"pid"},
+             "PrivateTmp": {"yes", "true", "1"}, "PrivateUsers": {"yes", "true", "1"},
+             "PrivatePIDs": {"yes", "true", "1"}, "PrivateNetwork": {"yes", "true", "1"}}
+    found = re.findall(r"^(\w+)=(.*)$", unit, re.M)
+    return [f"{k}={v} hides QEMUs" for k, v in found if v.strip() in wrong.get(k, ())]
+
+
 def main():
     if not shutil.which("systemd-analyze"):
         print("skipped: systemd-analyze is missing")
         return SKIP
     unit = Path(sys.argv[1]).read_text()
-    problems = []
+    problems = hides_qemu(unit)
     with tempfile.TemporaryDirectory() as d:
         copy = Path(d) / "vecycle.service"
         copy.write_text(re.sub(r"ExecStart=\S+", f"ExecStart={Path(sys.argv[2]).resolve()}", unit))

@@ -10,7 +10,7 @@ from vcdigest import Digest, PageDigest
 from vcwire import Bad, Reader, flags_of, str8, unzigzag, varint, zigzag
 
 MAX_STREAM = 4 << 20
-MAX_BODY = 9 << 20
+MAX_RUNS, MAX_RUNS_BYTES = 4096, 208896
 OPAQUE, SAME, ZERO, DATA, INVALIDATE, MOVED, SHIFTED = range(1, 8)
 KINDS = {OPAQUE: "opaque", SAME: "same", ZERO: "zero", DATA: "data", INVALIDATE: "invalidate",
          MOVED: "moved", SHIFTED: "shifted"}
@@ -192,10 +192,12 @@ def decode_batch(payload, blocks=(), page_size=4096, features=0, base=None, rece
         raise Bad("message", "sequence number 0")
     if b.stream_bytes > MAX_STREAM:
         raise Bad("message", f"{b.stream_bytes} bytes of the stream at once")
-    if body_length > MAX_BODY:
-        raise Bad("message", f"a body of {body_length} bytes")
     if runs_length > body_length:
         raise Bad("message", "runs longer than the body")
+    if runs_length > MAX_RUNS_BYTES:
+        raise Bad("message", f"{runs_length} bytes of runs")
+    if body_length - runs_length > b.stream_bytes:
+        raise Bad("message", "more contents than bytes of the stream")
     needs = {DELTA: FEATURE_DELTA, RECENT: FEATURE_DELTA | FEATURE_RECENT}.get(b.codec, 0)
     if features & needs != needs:
         raise Bad("message", "a delta, which was not agreed on")
@@ -276,6 +278,8 @@ def decode_runs(data, blocks, page_size):
         if kind in (MOVED, SHIFTED):
             run.from_block, run.from_page = r.varint(), r.varint()
             _check_inside(blocks, page_size, run.from_block, run.from_page, count)
+        if len(runs) == MAX_RUNS:
+            raise Bad("runs", "too many")
         runs.append(run)
     return runs
 

@@ -135,7 +135,7 @@ TYPES = [
     Type(3, "ACCEPT", (DEST,), 23, 512, ("open",)),
     Type(4, "START", (SOURCE,), 72, 256, ("open",)),
     Type(16, "BLOCKS", (SOURCE,), 18, 70000, ("stream",)),
-    Type(17, "BATCH", (SOURCE,), 48, 9437184, ("stream",), (SOURCE,)),
+    Type(17, "BATCH", (SOURCE,), 48, 4456448, ("stream",), (SOURCE,)),
     Type(18, "EOF", BOTH, 0, 0, ("stream",), (SOURCE,)),
     Type(19, "ACK", (DEST,), 16, 16, ("stream",), (DEST,)),
     Type(20, "REPAIR", (DEST,), 16, 262156, ("stream",)),

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "test_store.h"
 
+#include "sanitized.h"
+
 #include <errno.h>
 #include <stdatomic.h>
 
@@ -361,6 +363,92 @@ static void ram_over_the_limit_is_refused(void **state)
     assert_int_equal(count_files(p->dir, ".log"), 0);
     vc_vm_close(vm);
     vc_store_close(s);
+}
+
+/* Nothing is held, so that it takes little: a sparse file, and memory that is not touched. */
+static int begin_with(struct vc_store *s, uint64_t bytes, struct vc_vm **vm, struct vc_txn **t)
+{
+    static struct vc_ram ram;
+    struct vc_id id = {"some generation"};
+    struct vc_err err = VC_ERR_INIT;
+
+    memset(&ram, 0, sizeof(ram));
+    ram.page_bytes = 4096;
+    ram.n_blocks = 3;
+    ram.blocks[0] = (struct vc_block){"pc.ram", bytes};
+    ram.blocks[1] = (struct vc_block){"vga.vram", 16 << 20};
+    ram.blocks[2] = (struct vc_block){"pc.bios", 256 << 10};
+    *vm = open_vm(s, VC_VM_CREATE);
+    assert_int_equal(vc_txn_begin(*vm, &id, NULL, t, &err), 0);
+    return vc_txn_set_ram(*t, &ram, &err);
+}
+
+static void the_default_limit_admits_a_terabyte_with_video_memory(void **state)
+{
+    struct place *p = *state;
+    const struct {
+        uint64_t bytes;
+        int rc;
+    } vms[] = {
+        {512ull << 30, 0},
+        {1ull << 40, 0},
+        {4ull << 40, VC_E_STORE_FULL}, /* with what is beside it */
+        {32ull << 40, VC_E_STORE_FULL},
+    };
+
+    for (size_t i = 0; i < VC_ARRAY_LEN(vms); i++) {
+        struct vc_vm *vm;
+        struct vc_txn *t;
+        struct vc_err err = VC_ERR_INIT;
+
+        if (SANITIZED && !vms[i].rc) /* which touches what is only reserved */
+            continue;
+        assert_int_equal(begin_with(p->store, vms[i].bytes, &vm, &t), vms[i].rc);
+        if (!vms[i].rc) {
+            uint64_t last = vms[i].bytes / 4096 - 1;
+
+            assert_int_equal(vc_txn_zero(t, 0, vc_page(last), 1, &err), 0);
+            assert_int_equal(vc_txn_unknown(t, 1, vc_page(4095), 1, &err), 0);
+        }
+        vc_txn_abort(t);
+        vc_vm_close(vm);
+    }
+}
+
+/* Each of 64 peers names a terabyte: those beyond what a host has for indexes get no checkpoint,
+ * and what the others had is given back. (A host of 2 TiB has it for all.) */
+static void what_peers_name_together_has_a_limit(void **state)
+{
+    struct place *p = *state;
+    unsigned admitted[2] = {0};
+
+    if (SANITIZED)
+        return;
+    for (unsigned round = 0; round < 2; round++) {
+        struct vc_vm *vms[64];
+        struct vc_txn *txns[64];
+        struct vc_ram ram = {.page_bytes = 4096, .n_blocks = 1};
+        struct vc_err err = VC_ERR_INIT;
+        unsigned n = 0;
+        int rc = 0;
+
+        ram.blocks[0] = (struct vc_block){"pc.ram", 1ull << 40};
+        while (n < VC_ARRAY_LEN(vms) && !rc) {
+            struct vc_id uuid = {{(uint8_t)(n + 1)}};
+
+            assert_int_equal(vc_vm_open(p->store, &uuid, VC_VM_CREATE, &vms[n], &err), 0);
+            assert_int_equal(vc_txn_begin(vms[n], &vm_id, NULL, &txns[n], &err), 0);
+            rc = vc_txn_set_ram(txns[n++], &ram, &err);
+            admitted[round] += !rc;
+        }
+        assert_true(rc == 0 || rc == VC_E_STORE_FULL);
+        while (n--) {
+            vc_txn_abort(txns[n]);
+            vc_vm_close(vms[n]);
+        }
+    }
+    assert_true(admitted[0] >= 1);
+    assert_int_equal(admitted[0], admitted[1]);
 }
 
 static void a_locked_vm_is_busy_for_writers_alone(void **state)
@@ -974,6 +1062,7 @@ static void a_failed_sync_is_not_forgotten(void **state)
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define TEST T /* docs/internals/faults.md names these */
     const struct CMUnitTest tests[] = {
         T(a_generation_comes_back_as_it_was_written),
         T(deltas_pile_up_to_eight_layers_and_no_further),
@@ -982,6 +1071,8 @@ int main(void)
         T(folding_changes_files_and_nothing_else),
         T(another_lineage_drops_everything),
         T(ram_over_the_limit_is_refused),
+        TEST(the_default_limit_admits_a_terabyte_with_video_memory),
+        TEST(what_peers_name_together_has_a_limit),
         T(a_locked_vm_is_busy_for_writers_alone),
         T(a_generation_is_not_called_zero),
         T(a_removed_vm_leaves_nothing),

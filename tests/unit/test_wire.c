@@ -1032,13 +1032,13 @@ static void a_batch_header_survives(void **state)
         b.position = any_u64();
         b.stream_bytes = (uint32_t)below(VC_WIRE_MAX_BATCH_STREAM_BYTES + 1);
         b.codec = (uint8_t)below(3);
-        b.body_bytes = (uint32_t)below(b.codec ? VC_WIRE_MAX_BATCH_BODY_BYTES + 1 : 4097);
-        b.runs_bytes = (uint32_t)below(b.body_bytes + 1ull);
+        b.runs_bytes = (uint32_t)below(b.codec == 1 ? VC_WIRE_MAX_BATCH_RUNS_BYTES + 1 : 2048);
+        b.body_bytes = b.runs_bytes + (uint32_t)below(b.codec ? b.stream_bytes + 1ull
+                                                              : VC_MIN(b.stream_bytes, 2048u) + 1);
         b.flags = (uint8_t)below(2);
         fill(b.seal, sizeof(b.seal));
         if (b.codec == VC_WIRE_CODEC_DELTA) {
             b.flags = 0;
-            b.runs_bytes %= 4096;
             n += b.runs_bytes + 1 + below(4096 - b.runs_bytes);
         } else {
             n += b.codec ? below(4097) : b.body_bytes;

@@ -493,11 +493,14 @@ def bad_headers():
     body = len(encode_runs(b.runs)) + sum(len(r.content) for r in b.runs)
     refused("body-more", body_length=body + 1)
     refused("body-less", body_length=body - 1)
-    refused("body-above-9-mib", body_length=(9 << 20) + 1)
+    refused("body-above-the-stream", body_length=len(encode_runs(b.runs)) + b.stream_bytes + 1)
+    refused("runs-above-208896-bytes", runs_length=208897, body_length=208897)
     refused("runs-longer-than-body", runs_length=body + 1)
     refused("runs-more", runs_length=len(encode_runs(b.runs)) + 1)
     refused("runs-less", runs_length=len(encode_runs(b.runs)) - 1)
     refused("reference-in-self-contained", flags=1)
+    most = [Run(OPAQUE, 1, content=b"x")] * 4096
+    bad("batch-of-4097-runs", "BATCH", encode_batch(batch(most + most[:1], codec=ZSTD)))
     bad("batch-trailing", "BATCH", encode_batch(b) + b"\0")
     bad("batch-cut", "BATCH", encode_batch(b)[:-1])
     add("batch-wrong-seal", frame("BATCH", encode_batch(b, seal=b.seal[:-1] + b"\0")),

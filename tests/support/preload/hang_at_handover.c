@@ -10,7 +10,8 @@
 
 /* Preloaded into vecycle: the first write to a VM's handover record (VC_HANG_IN=write), or sync of
  * it (sync), that finds the file VC_HANG_TRIGGER removes that file, and waits until somebody opens
- * the FIFO VC_HANG_FIFO for writing. Then it is done as if nothing had been. */
+ * the FIFO VC_HANG_FIFO for writing. Then it is done as if nothing had been. VC_HANG_AFTER: so many
+ * that find it are let pass before. */
 
 static int is_record(int fd)
 {
@@ -32,7 +33,11 @@ static void perhaps_hang(int fd, const char *call)
     const char *in = getenv("VC_HANG_IN"), *trigger = getenv("VC_HANG_TRIGGER");
     const char *fifo = getenv("VC_HANG_FIFO");
 
+    static int passed;
+    const char *after = getenv("VC_HANG_AFTER");
+
     if (!in || !trigger || !fifo || strcmp(in, call) != 0 || !is_record(fd) ||
+        access(trigger, F_OK) != 0 || passed++ < (after ? atoi(after) : 0) ||
         unlinkat(AT_FDCWD, trigger, 0) < 0)
         return;
     close(open(fifo, O_RDONLY | O_CLOEXEC));

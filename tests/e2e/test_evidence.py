@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What cannot be reached is not gone, and what is not known stays in doubt: docs/internals/handover.md."""
+import os
+
+import pytest
+from vctest.elsewhere import OWN_MOUNTS, Elsewhere, can_have_own_mounts, hide
+from vctest.gate import EOF, SHUT, WORD, WORD_DONE, Gate
+from vctest.proc import wait_for
+from vctest.qemu import Qemu, new_uuid
+
+SOURCE, DESTINATION = True, False
+
+
+@pytest.fixture
+def gated(fleet):
+    """Two hosts with a gate between them, a guest on the first, a QEMU that waits on the second."""
+    f = fleet(namespaces=False)
+    f.boot_selfcheck(end_mib=4, delay=100000)
+    f.dest = f.incoming(1)
+    f.gate = Gate(f.hosts[1].path("gate"), f.vecycles[1].address)
+    yield f
+    f.gate.close()
+
+
+def start(f, *extra):
+    p, _ = f.vecycle().start_migrate(f.qemu, f.gate.address, f.dest.name, [*extra])
+    return p
+
+
+def handovers(f):
+    return [v.json("show", f.vm)["handover"] for v in f.vecycles]
+
+
+def wait_handovers(f, *states):
+    wait_for(lambda: handovers(f) == [*states], 90, f"the records to be {states}")
+
+
+def word_lost(f, frame=WORD, side=SOURCE):
+    """A migration that completed, and of which the destination was not told, or did not answer."""
+    f.gate.hold(frame, side)
+    p = start(f)
+    assert f.gate.is_held.wait(90), p.messages()
+    f.gate.refuse()
+    f.gate.cut()
+    assert p.wait() == 61, p.messages()
+    assert handovers(f)[0] == "left"
+
+
+def retry(f, *extra):
+    return f.vecycles[0].run("resolve", f.vm, "--retry", *extra)
+
+
+def never_both(f):
+    assert not (f.qemu.is_running() and f.dest.is_running())
+
+
+def odd_socket(f, host, kind, qemu):
+    """That QEMU's QMP socket is not what it was, for that host's agent."""
+    place = Elsewhere(qemu.qmp_path)
+    if kind == "moved":
+        place.move()
+    elif kind == "refused":
+        place.refuse()
+    elif kind == "busy":
+        place.fill()
+    elif kind == "silent":
+        place.silence()
+    elif kind == "no rights":
+        os.chmod(qemu.qmp_path, 0)
+    elif kind == "another VM's":
+        other = Qemu(f.hosts[host], "other", 16, new_uuid())
+        place.replace(other.qmp_path)
+    elif kind == "hidden":
+        hide(f.vecycles[host].agent, f.hosts[host].sockets)
+    return place
+
+
+SOCKETS = ["moved", "refused", "busy", "another VM's", "hidden"]
+
+
+def with_own_mounts(f, host, kind):
+    if kind != "hidden":
+        return
+    yes, why = can_have_own_mounts()
+    if not yes:
+        pytest.skip(why)
+    v = f.vecycles[host]
+    v.agent.stop()
+    v.wrapper = OWN_MOUNTS
+    v.start_agent([v.address])
+
+
+@pytest.mark.parametrize("kind", SOCKETS)
+def test_a_source_qemu_that_cannot_be_reached_may_run_and_the_word_is_not_given(gated, kind):
+    f = gated
+    with_own_mounts(f, 0, kind)
+    f.gate.hold(WORD, SOURCE)
+    p = start(f)
+    assert f.gate.is_held.wait(90), p.messages()
+    # From here on the agent finds something else at the path.
+    f.gate.refuse()
+    place = odd_socket(f, 0, kind, f.qemu)
+    f.qemu.qmp.execute("cont") if f.qemu.status() == "postmigrate" else None
+    f.gate.cut()
+    assert p.wait() in (60, 61), p.messages()
+    f.gate.refuse(False)
+    r = retry(f, "--insecure")
+    assert r.returncode in (61, 43, 0), r.stderr
+    assert f.qemu.status() == "running" and not f.dest.is_running()
+    place.restore()
+    if kind == "hidden":
+        f.vecycles[0].agent.stop()
+        f.vecycles[0].wrapper = ()
+        f.vecycles[0].start_agent([f.vecycles[0].address])
+    wait_handovers(f, "settled", "void")
+    f.still_runs_here()
+    assert not f.dest.is_running()
+
+
+@pytest.mark.parametrize("kind", SOCKETS)
+def test_a_destination_qemu_that_cannot_be_reached_may_run_and_the_source_stays_paused(gated, kind):
+    f = gated
+    with_own_mounts(f, 1, kind)
+    word_lost(f)
+    place = odd_socket(f, 1, kind, f.dest)
+    f.dest.qmp.execute("cont")  # by a person
+    f.gate.refuse(False)
+    r = retry(f, "--insecure")
+    assert r.returncode in (61, 43), r.stderr
+    assert f.qemu.status() == "postmigrate" and f.dest.status() == "running"
+    assert handovers(f) == ["left", "arriving"]
+    place.restore()
+    if kind == "hidden":
+        f.vecycles[1].agent.stop()
+        f.vecycles[1].wrapper = ()
+        f.vecycles[1].start_agent([f.vecycles[1].address])
+    wait_handovers(f, "settled", "settled")
+    never_both(f)
+
+
+def test_a_source_qemu_that_has_ended_is_gone_and_the_word_is_given(gated):
+    f = gated
+    word_lost(f)
+    f.qemu.process.kill()
+    f.gate.refuse(False)
+    wait_handovers(f, "settled", "settled")
+    assert f.dest.status() == "running"
+
+
+def test_a_destination_qemu_that_died_after_its_word_was_lost_is_in_doubt(gated):
+    """Nobody was connected to it when it died: somebody may have continued it before."""
+    f = gated
+    word_lost(f)
+    f.dest.process.kill()
+    f.gate.refuse(False)
+    r = retry(f, "--insecure")
+    assert r.returncode in (61, 43), r.stderr
+    assert f.qemu.status() == "postmigrate" and handovers(f)[0] == "left"
+    r = f.vecycles[0].run("resolve", f.vm, "--run")
+    assert r.returncode == 61 and "--force" in r.stderr, r.stderr
+    assert f.qemu.status() == "postmigrate"
+    r = f.vecycles[0].run("resolve", f.vm, "--run", "--force")
+    assert r.returncode == 0, r.stderr
+    f.still_runs_here()
+
+
+def test_what_was_continued_here_is_recorded_while_the_other_host_is_away(gated):
+    f = gated
+    word_lost(f)
+    f.qemu.qmp.execute("cont")
+    wait_handovers(f, "kept", "arriving")
+    f.qemu.process.kill()  # and is gone before the hosts meet
+    f.gate.refuse(False)
+    wait_handovers(f, "settled", "void")
+    assert not f.dest.is_running()
+
+
+def test_a_vm_that_both_hosts_run_is_told_and_nobody_touches_it(gated):
+    f = gated
+    word_lost(f, WORD_DONE, DESTINATION)
+    assert f.dest.status() == "running"
+    f.qemu.qmp.execute("cont")  # by a person
+    wait_for(lambda: handovers(f)[0] == "kept", 60, "the source to notice")
+    f.gate.refuse(False)
+    r = retry(f, "--insecure")
+    assert r.returncode in (61, 43), r.stderr
+    wait_for(lambda: "stop one" in f.vecycles[0].log.read_text() or "runs there" in r.stderr, 60, "a warning")
+    assert handovers(f) == ["kept", "settled"]
+    f.qemu.qmp.execute("stop")
+    r = f.vecycles[0].run("resolve", f.vm, "--run")
+    assert r.returncode == 61, r.stderr
+    assert f.qemu.status() == "paused"
+
+
+# ---- another migration that QEMU completed ----
+
+def to_a_file(f):
+    f.qemu.qmp.execute("migrate", uri=f"exec:cat >{f.hosts[0].path('saved')}")
+    f.qemu.wait_migrated()
+
+
+def test_a_migration_by_other_means_is_not_taken_for_the_interrupted_one(gated):
+    f = gated
+    f.gate.hold({SHUT, EOF}, DESTINATION)
+    p = start(f)
+    assert f.gate.is_held.wait(90), p.messages()
+    f.vecycles[0].agent.kill()
+    f.gate.cut()
+    p.wait()
+    wait_for(f.qemu.is_running, 30, "the guest to go on")
+    to_a_file(f)
+    assert f.qemu.status() == "postmigrate"
+    f.vecycles[0].start_agent([f.vecycles[0].address])
+    wait_handovers(f, "settled", "void")
+    assert f.qemu.status() == "postmigrate" and not f.dest.is_running()
+
+
+def test_a_vm_that_was_continued_and_migrated_on_after_a_lost_word_stays_in_doubt(gated):
+    f = gated
+    word_lost(f)
+    f.vecycles[0].agent.kill()
+    f.qemu.qmp.execute("cont")
+    f.guest.wait_passes(2)
+    to_a_file(f)
+    f.gate.refuse(False)
+    f.vecycles[0].start_agent([f.vecycles[0].address])
+    r = retry(f, "--insecure")
+    assert r.returncode in (61, 43), r.stderr
+    assert handovers(f) == ["left", "arriving"] and not f.dest.is_running()
+    r = f.vecycles[0].run("resolve", f.vm, "--run")
+    assert r.returncode == 61, r.stderr
+    assert f.qemu.status() == "postmigrate"
+
+
+def test_a_reset_of_the_vm_that_has_left_is_no_sign_that_it_ran(gated):
+    f = gated
+    word_lost(f, WORD_DONE, DESTINATION)
+    f.qemu.qmp.execute("system_reset")
+    f.gate.refuse(False)
+    r = retry(f, "--insecure")
+    assert r.returncode in (61, 43, 62, 11), r.stderr
+    assert f.dest.status() == "running" and not f.qemu.is_running()
+    assert handovers(f)[0] in ("left", "settled")
+
+
+# ---- hints ----
+
+def test_the_hints_of_resolve_never_make_two_run(gated):
+    """The report of success got lost: the source goes on, the destination has all and waits."""
+    f = gated
+    f.gate.hold({SHUT, EOF}, DESTINATION)
+    p = start(f, "--dead-peer", "3")
+    assert f.gate.is_held.wait(90), p.messages()
+    f.vecycles[0].agent.kill()
+    f.gate.refuse()
+    f.gate.cut()
+    p.wait()
+    wait_for(f.qemu.is_running, 60, "the guest to go on")
+    f.vecycles[1].agent.kill()
+    f.vecycles[1].start_agent([f.vecycles[1].address])
+    assert f.dest.status() == "paused" and handovers(f)[1] == "arriving"
+    sockets = ["--socket-dir", f.hosts[1].sockets]
+    shown = f.vecycles[1].run("resolve", f.vm, *sockets)
+    assert shown.returncode == 0 and "--run" not in shown.stdout, shown.stdout
+    r = f.vecycles[1].run("resolve", f.vm, "--run", *sockets)
+    assert r.returncode == 61 and f.dest.status() == "paused", r.stderr
+    f.vecycles[0].start_agent([f.vecycles[0].address])
+    f.gate.refuse(False)
+    wait_handovers(f, "settled", "void")
+    r = f.vecycles[1].run("resolve", f.vm, "--run", "--force", *sockets)
+    assert r.returncode != 0
+    f.still_runs_here()
+    assert not f.dest.is_running()
+
+
+def test_resolve_says_what_both_hosts_know(gated):
+    f = gated
+    word_lost(f)
+    f.vecycles[0].agent.kill()
+    shown = f.vecycles[0].run("resolve", f.vm, "--insecure")
+    assert "cannot be asked" in shown.stdout and "postmigrate" in shown.stdout, shown.stdout
+    f.gate.refuse(False)
+    doubt = f.vecycles[0].json("resolve", f.vm, "--insecure")
+    assert doubt["handover"] == "left" and doubt["may_run_there"]
+    assert "waits" in doubt["there"] and "'paused'" in doubt["there"], doubt
+    assert f.dest.status() == "paused" and handovers(f) == ["left", "arriving"]
+    assert retry(f, "--insecure").returncode == 0
+    assert f.dest.status() == "running"
+
+
+def test_a_socket_that_has_moved_can_be_named(gated):
+    f = gated
+    word_lost(f)
+    f.vecycles[0].agent.kill()
+    os.rename(f.qemu.qmp_path, f.qemu.qmp_path + ".new")
+    f.gate.refuse(False)
+    assert retry(f, "--insecure").returncode == 61
+    r = retry(f, "--insecure", "--qmp", f.qemu.qmp_path + ".new")
+    assert r.returncode == 0, r.stderr
+    assert f.dest.status() == "running"
+
+
+# ---- what is left over, and who else continues ----
+
+def test_a_destination_that_is_left_over_is_told_to_quit_once_the_source_is_seen_to_run(gated):
+    f = gated
+    f.gate.hold({SHUT, EOF}, DESTINATION)
+    p = start(f, "--dead-peer", "3")
+    assert f.gate.is_held.wait(90), p.messages()
+    assert f.dest.status() == "paused"
+    f.gate.cut()
+    assert p.wait() == 23, p.messages()
+    f.dest.process.wait(60)
+    wait_handovers(f, "settled", "void")
+    f.still_runs_here()
+
+
+def test_a_third_party_that_continues_the_vm_at_the_destination_has_it_recorded(gated):
+    f = gated
+    f.gate.hold(WORD, SOURCE)
+    p = start(f)
+    assert f.gate.is_held.wait(90), p.messages()
+    f.dest.qmp.execute("cont")
+    wait_for(lambda: handovers(f)[1] == "about-to-run", 60, "the agent to notice")
+    f.gate.release()
+    assert p.wait() == 0, p.messages()
+    assert handovers(f) == ["settled", "settled"] and f.qemu.status() == "postmigrate"
+    f.arrived(1, f.dest)
+    f.check_guest()
+
+
+def test_a_destination_qemu_that_ran_before_it_died_has_not_never_run(gated):
+    f = gated
+    f.gate.hold(WORD, SOURCE)
+    p = start(f)
+    assert f.gate.is_held.wait(90), p.messages()
+    f.dest.qmp.execute("cont")
+    wait_for(lambda: handovers(f)[1] == "about-to-run", 60, "the agent to notice")
+    f.dest.process.kill()
+    f.gate.release()
+    assert p.wait() == 61, p.messages()
+    assert f.qemu.status() == "postmigrate"
+
+
+def test_a_qmp_socket_that_somebody_else_listened_on_names_no_qemu(gated, tmp_path):
+    """As libvirt does it: QEMU is handed the socket, and whoever made it ends. QEMU lives on."""
+    f = gated
+    f.dest.stop()
+    path = f.hosts[1].path("handed.qmp")
+    code = ("import os, socket, sys\n"
+            "s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(1); s.set_inheritable(True)\n"
+            "pid = os.fork()\n"
+            "if pid: os._exit(0)\n"
+            "os.execvp(sys.argv[2], [a.replace('@FD@', str(s.fileno())) for a in sys.argv[2:]])\n")
+    extra = ["-chardev", "socket,id=handed,fd=@FD@,server=on,wait=off", "-mon", "chardev=handed,mode=control"]
+    host = f.hosts[1]
+    original = host.start
+
+    def handed(argv, *a, **kw):
+        return original(["/usr/bin/python3", "-c", code, path, *argv], *a, **kw)
+    host.start = handed
+    f.dest = f.new_qemu(1, "defer", extra)
+    host.start = original
+    f.gate.hold(WORD, SOURCE)
+    p, _ = f.vecycle().start_migrate(f.qemu, f.gate.address, "handed")
+    assert f.gate.is_held.wait(90), p.messages()
+    f.dest.qmp.execute("quit")
+    f.gate.release()
+    assert p.wait() == 61, p.messages()
+    assert f.qemu.status() == "postmigrate", "the source went on, on the word of nobody"
