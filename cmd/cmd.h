@@ -34,8 +34,9 @@ enum { OPT_STORE = 1000, OPT_CONTROL, OPT_STORE_LIMIT, OPT_HELP, OPT_VERSION, OP
 #define CMD_COMMON_SHORT "qvh"
 #define CMD_COMMON_HELP                                                                       \
     "\nOptions of every command:\n"                                                           \
-    "      --store DIR          checkpoint store (default: /var/lib/vecycle for root,\n"      \
-    "                           else ~/.local/share/vecycle)\n"                               \
+    "      --store DIR          checkpoint store (default: a running agent's for the\n"       \
+    "                           commands on the store; else /var/lib/vecycle for root,\n"     \
+    "                           ~/.local/share/vecycle for others)\n"                         \
     "      --control PATH       the agent's control socket (default: /run/vecycle/control;\n" \
     "                           'none': work without an agent)\n"                             \
     "      --store-limit SIZE   RAM above which no checkpoint is kept (default 4T)\n"         \
@@ -97,6 +98,10 @@ _Static_assert((int)OPT_JSON < (int)OPT_TLS_DIR && (int)OPT_TLS_TIMEOUT < (int)O
 /** True if `opt` is one of these; *status as below. */
 bool cmd_limit_option(struct cmd_common *c, const struct cmd *cmd, int opt, int *status);
 
+/** The store that is meant where none is named, and what its agent's limits are. -1, or an exit
+ *  status. */
+int cmd_find_store(struct cmd_common *c);
+
 /** A store that belongs to another user is worked on as that user, so that its files stay theirs:
  *  for root, before a command that writes into the store and needs nothing else. */
 void cmd_become_owner(const struct cmd_common *c);
@@ -138,20 +143,30 @@ const char *cmd_size(uint64_t bytes);
 struct cmd_progress {
     FILE *out; /* NULL: none */
     bool terminal;
-    bool drawn;
-    double percent; /* never runs backwards in an attempt */
-    uint64_t attempt;
+    /* Set by the caller: somebody else drives QEMU, and knows what vecycle does not; the VM is to
+     * stay paused. */
+    bool proxied, suspended;
+    size_t drawn;                     /* columns that the line takes now */
+    double percent;                   /* never runs backwards, nor does what follows */
+    uint64_t wire_before, wire_bytes; /* in earlier attempts, in this one */
+    uint64_t attempt, rounds, left_bytes;
+    enum vecycle_phase phase;
+    bool rate_known;
     uint64_t last_line_ms;
 };
+/** The longest line, and a NUL. */
+#define CMD_LINE_BYTES 200
 void cmd_progress_init(struct cmd_progress *p, const struct cmd_common *c);
 /** For vecycle_*_options.progress; opaque is the struct. */
 void cmd_progress_show(void *opaque, const struct vecycle_result *now);
+/** Takes the line away for something else on standard error, which the caller has locked. */
+void cmd_progress_make_way(void);
 /** Ends the line. */
 void cmd_progress_end(struct cmd_progress *p);
 
 /** The summary of a migration: text, or JSON. @err: NULL on success. */
-void cmd_summary(const struct cmd_common *c, const struct vecycle_result *r,
-                 const struct vecycle_error *err);
+void cmd_summary(const struct cmd_common *c, const struct cmd_progress *p,
+                 const struct vecycle_result *r, const struct vecycle_error *err);
 
 /** Adds one VM's description to a JSON object. */
 struct json_object *cmd_vm_json(const struct vecycle_vm *vm);

@@ -115,6 +115,14 @@ bool cmd_limit_option(struct cmd_common *c, const struct cmd *cmd, int opt, int 
     }
 }
 
+int cmd_find_store(struct cmd_common *c)
+{
+    static char path[VECYCLE_PATH_BYTES];
+    struct vecycle_error err;
+
+    return vecycle_use_agent_store(&c->context, path, &err) ? cmd_fail(c, &err) : -1;
+}
+
 void cmd_become_owner(const struct cmd_common *c)
 {
     const char *store = c->context.store ? c->context.store : vecycle_default_store();
@@ -205,6 +213,8 @@ static int run_gc(struct cmd_common *c, int argc, char **argv)
             cmd_common_option(c, &cmd_gc, opt, &status);
     if (status < 0)
         status = cmd_check_words(&cmd_gc, argc - optind, 0, 0);
+    if (status < 0)
+        status = cmd_find_store(c);
     if (status >= 0)
         return status;
     cmd_become_owner(c);
@@ -244,6 +254,8 @@ static int run_policy(struct cmd_common *c, int argc, char **argv)
         cmd_common_option(c, &cmd_policy, opt, &status);
     if (status < 0)
         status = cmd_check_words(&cmd_policy, argc - optind, 1, 2);
+    if (status < 0)
+        status = cmd_find_store(c);
     if (status >= 0)
         return status;
     if (argc - optind == 1)

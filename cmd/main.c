@@ -98,10 +98,38 @@ bool cmd_tls_option(struct vecycle_tls *tls, const struct cmd *cmd, int opt, int
     }
 }
 
+/* The n-th word that the first line of the command's help asks for, options and what they take
+ * apart: its bytes, in *out. 0: it asks for no such. */
+static int wanted_word(const struct cmd *cmd, int n, const char **out)
+{
+    const char *at = cmd->help + strlen("Usage: vecycle ") + strlen(cmd->name);
+    bool of_option = false;
+
+    for (;;) {
+        int bytes;
+
+        at += strspn(at, " ");
+        bytes = (int)strcspn(at, " \n");
+        if (!bytes)
+            return 0;
+        if (!of_option && *at != '-' && *at != '[' && n-- == 0) {
+            *out = at;
+            return bytes > 3 && !strncmp(at + bytes - 3, "...", 3) ? bytes - 3 : bytes;
+        }
+        of_option = *at == '-';
+        at += bytes;
+    }
+}
+
 int cmd_check_words(const struct cmd *cmd, int have, int least, int most)
 {
-    if (have < least)
-        return cmd_usage(cmd, "something is missing");
+    const char *word = "an argument";
+
+    if (have < least) {
+        int bytes = wanted_word(cmd, have, &word);
+
+        return cmd_usage(cmd, "%.*s is missing", bytes ? bytes : (int)strlen(word), word);
+    }
     if (have > most)
         return cmd_usage(cmd, "too many arguments");
     return -1;
@@ -144,8 +172,12 @@ void cmd_log(void *opaque, enum vecycle_log_level level, const char *text)
     const struct cmd_common *c = opaque;
     static const char *const names[] = {"error: ", "warning: ", "", "debug: "};
 
-    if ((int)level <= (c->verbose < 0 ? 0 : c->verbose ? 3 : 1))
-        fprintf(stderr, "vecycle: %s%s\n", names[level], text);
+    if ((int)level > (c->verbose < 0 ? 0 : c->verbose ? 3 : 1))
+        return;
+    flockfile(stderr);
+    cmd_progress_make_way();
+    fprintf(stderr, "vecycle: %s%s\n", names[level], text);
+    funlockfile(stderr);
 }
 
 static struct vecycle_cancel *on_signal_cancel;

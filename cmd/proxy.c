@@ -135,13 +135,14 @@ static int run(struct cmd_common *c, int argc, char **argv)
     if (status >= 0)
         return status;
     cmd_progress_init(&progress, c);
+    progress.proxied = true;
     o.cancel = cmd_cancel_on_signals();
     o.progress = cmd_progress_show;
     o.listening = listening;
     o.opaque = &progress;
     rc = vecycle_proxy(&c->context, &o, &result, &err);
     cmd_progress_end(&progress);
-    cmd_summary(c, &result, rc ? &err : NULL);
+    cmd_summary(c, &progress, &result, rc ? &err : NULL);
     c->json = false; /* the summary has the error */
     return rc ? cmd_fail(c, &err) : 0;
 }

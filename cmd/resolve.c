@@ -117,7 +117,7 @@ static int parse(struct cmd_common *c, struct request *r, int argc, char **argv)
         status = cmd_usage(&cmd_resolve, "--retry, --run and --discard exclude each other");
     if (status < 0 && r->o.force && r->how != VECYCLE_RESOLVE_RUN)
         status = cmd_usage(&cmd_resolve, "--force goes with --run");
-    return status;
+    return status < 0 ? cmd_find_store(c) : status;
 }
 
 /* What is known here, and what can be done about it. Nothing is suggested that could make two run.

@@ -71,7 +71,9 @@ static int parse(struct cmd_common *c, const struct cmd *cmd, const struct optio
             *force = true;
         else
             cmd_common_option(c, cmd, opt, &status);
-    return status < 0 ? cmd_check_words(cmd, argc - optind, least, most) : status;
+    if (status < 0)
+        status = cmd_check_words(cmd, argc - optind, least, most);
+    return status < 0 ? cmd_find_store(c) : status;
 }
 
 struct json_object *cmd_vm_json(const struct vecycle_vm *vm)
@@ -140,9 +142,15 @@ static const char *age(uint64_t unix_s)
     return text;
 }
 
+/* Somebody, on this host or the other one, has not heard yet what became of it. */
 static bool is_open(const struct vecycle_vm *vm)
 {
-    return !strcmp(vm->handover, "left") || !strcmp(vm->handover, "arriving");
+    static const char *const open[] = {"left", "kept", "arriving", "about-to-run"};
+
+    for (size_t i = 0; i < sizeof(open) / sizeof(open[0]); i++)
+        if (!strcmp(vm->handover, open[i]))
+            return true;
+    return false;
 }
 
 static const char *state(const struct vecycle_vm *vm)
@@ -156,6 +164,23 @@ static const char *state(const struct vecycle_vm *vm)
     if (!vm->n_generations)
         return "empty";
     return vm->confirmed ? "shared" : "own";
+}
+
+/* What all of them may take; nothing where that cannot be told. */
+static void print_limits(struct cmd_common *c, size_t n_vms)
+{
+    struct vecycle_gc_result r;
+    struct vecycle_error err;
+
+    cmd_become_owner(c);
+    if (vecycle_store_gc(&c->context, true, NULL, NULL, &r, &err))
+        return;
+    printf("%zu VM%s; %s", n_vms, n_vms == 1 ? "" : "s",
+           cmd_size(r.used_bytes + r.forgotten_bytes));
+    if (r.quota_bytes != VECYCLE_UNLIMITED)
+        printf(" of %s", cmd_size(r.quota_bytes));
+    printf(" used, %s free, of which %s are kept in reserve\n",
+           cmd_size(r.free_bytes - r.forgotten_bytes), cmd_size(r.reserve_bytes));
 }
 
 static int run_ls(struct cmd_common *c, int argc, char **argv)
@@ -182,6 +207,8 @@ static int run_ls(struct cmd_common *c, int argc, char **argv)
             printf("%-36s  %10s  %10s  %8s  %s%s\n", vms[i].vm, cmd_size(vms[i].disk_bytes),
                    cmd_size(vms[i].ram_bytes), age(vms[i].created_unix), state(&vms[i]),
                    strcmp(vms[i].policy, "pinned") ? "" : ", pinned");
+        if (n)
+            print_limits(c, n);
     }
     free(vms);
     return 0;
@@ -216,8 +243,10 @@ static void show_text(const struct vecycle_vm *vm)
                vm->partial_held_pages, age(vm->partial_unix), cmd_size(vm->partial_disk_bytes));
     if (is_open(vm))
         printf("unsettled    %s '%s' since %s ago: see `vecycle resolve`\n",
-               !strcmp(vm->handover, "left") ? "it left to" : "it arrived from", vm->handover_peer,
-               age(vm->handover_unix));
+               !strcmp(vm->handover, "left")   ? "it left to"
+               : !strcmp(vm->handover, "kept") ? "it stays here, and was leaving to"
+                                               : "it arrived from",
+               vm->handover_peer, age(vm->handover_unix));
 }
 
 static int run_show(struct cmd_common *c, int argc, char **argv)

@@ -100,6 +100,15 @@ VECYCLE_API const char *vecycle_default_control(void);
 /** Directory of the destination QEMUs' sockets: /run/vecycle. Static. */
 VECYCLE_API const char *vecycle_default_socket_dir(void);
 
+/** Room for a path. */
+#define VECYCLE_PATH_BYTES 4096
+/** For the functions on the store: fills in what *c leaves open, from the agent at its control
+ *  socket. The store, in @path: the agent's if there is one, else vecycle_default_store(); and if
+ * it is the agent's, its limits. VECYCLE_E_REFUSED: an agent has a store that this user has no
+ * access to, and there is nothing in one of its own. */
+VECYCLE_API int vecycle_use_agent_store(struct vecycle_context *c, char path[VECYCLE_PATH_BYTES],
+                                        struct vecycle_error *err);
+
 /* ---- cancelling ---- */
 
 struct vecycle_cancel;
@@ -167,10 +176,10 @@ struct vecycle_result {
     uint64_t stream_bytes; /* what QEMU sent: what plain QEMU would have put on the wire */
     uint64_t wire_sent_bytes, wire_received_bytes;
     uint64_t repaired_pages, resent_batches;
-    uint64_t wire_bytes_per_s;
-    bool committed;   /* this host keeps a checkpoint */
-    bool confirmed;   /* and the other host has the same */
-    bool passthrough; /* reuse was off, see reason */
+    uint64_t wire_bytes_per_s; /* sent: lately; in the end, on the whole */
+    bool committed;            /* this host keeps a checkpoint */
+    bool confirmed;            /* and the other host has the same */
+    bool passthrough;          /* reuse was off, see reason */
     char reason[160];
 };
 

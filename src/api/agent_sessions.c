@@ -94,7 +94,7 @@ static bool take_fds(struct vc_job *job, const int fds[4], size_t n)
     job->wfd = n > 1 ? fds[1] : -1;
     job->qemu_fd = n > 2 ? fds[2] : -1;
     job->listen_fd = n > 3 ? fds[3] : -1;
-    return n < 2 || (source && n < 3);
+    return job->kind == VC_JOB_ABOUT ? n > 0 : n < 2 || (source && n < 3);
 }
 
 /* A client sends its request at once; it is read in one piece, with a time limit. */
@@ -141,6 +141,10 @@ static int run_job(struct session *s, struct vc_session_result *r, struct vc_err
     }
     if (rc)
         return rc;
+    if (s->job.kind == VC_JOB_ABOUT) {
+        send_line(s, "about", vc_about_to_json(a->store), true);
+        return 0;
+    }
     if (!s->job.dead_peer_ms)
         s->job.dead_peer_ms = a->o->dead_peer_ms;
     s->job.opened = on_opened;
@@ -158,8 +162,15 @@ static void *session_main(void *arg)
 
     report_end(s, &r, rc, &err);
     vc_id_format(&r.vm, vm);
+    if (!rc && s->job.kind == VC_JOB_ABOUT) {
+        atomic_store(&s->finished, true);
+        wake_agent(a);
+        return NULL;
+    }
     if (rc)
         vc_log_err(&a->log, VC_LOG_ERROR, vc_id_is_nil(&r.vm) ? "a connection ended" : vm, &err);
+    else if (r.phase != VC_PHASE_DONE)
+        vc_log(&a->log, VC_LOG_INFO, "%s: '%s' has given its word again", vm, r.peer);
     else
         vc_log(&a->log, VC_LOG_INFO, "%s: migrated %s '%s': %llu pages reused, %llu sent", vm,
                s->job.kind == VC_JOB_RECEIVE ? "from" : "to", r.peer,

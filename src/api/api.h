@@ -14,7 +14,12 @@
  * already open, run here or handed to the agent. The keys of a TLS connection belong to one process
  * and cannot be handed over: such a job connects where it runs. */
 
-enum vc_job_kind { VC_JOB_MIGRATE = 1, VC_JOB_PROXY = 2, VC_JOB_RECEIVE = 3 };
+enum vc_job_kind {
+    VC_JOB_MIGRATE = 1,
+    VC_JOB_PROXY = 2,
+    VC_JOB_RECEIVE = 3,
+    VC_JOB_ABOUT = 4, /* none: the agent tells about itself (about.c) */
+};
 
 #define VC_JOB_TEXT_BYTES 256
 /** Paths, with their NUL: as much as a record of the handover holds. */
@@ -145,6 +150,14 @@ void vc_error_from_json(struct json_object *o, struct vc_err *e);
 int vc_agent_call(const char *control, struct vc_job *j, const struct vc_log *log,
                   struct vc_cancel *cancel, vc_progress_fn progress, void *opaque,
                   struct vc_session_result *result, struct vc_err *err) VC_NODISCARD;
+
+/* ---- about.c: the store that is meant, and who may use it ---- */
+
+/** What an agent tells of its store. */
+struct json_object *vc_about_to_json(const struct vc_store *store);
+/** As vc_public_store(), for the commands on the store: without access to it, VC_E_REFUSED. */
+int vc_public_open_store(const struct vecycle_context *c, bool create, struct vc_store **out,
+                         struct vc_err *err) VC_NODISCARD;
 
 /* ---- between the public and the private types ---- */
 

@@ -14,6 +14,7 @@ static const struct {
     {"migrate", VC_JOB_MIGRATE},
     {"proxy", VC_JOB_PROXY},
     {"receive", VC_JOB_RECEIVE},
+    {"about", VC_JOB_ABOUT},
 };
 
 struct json_object *vc_job_to_json(const struct vc_job *j)

@@ -231,6 +231,14 @@ int vc_public_error(int rc, const struct vc_err *e, struct vecycle_error *out)
     return rc;
 }
 
+/* Lately, while it goes on; on the whole in the end. */
+static uint64_t wire_rate(const struct vc_session_result *r)
+{
+    if (r->phase == VC_PHASE_DONE && r->total_ms)
+        return (uint64_t)((double)r->wire_sent_bytes * 1000 / (double)r->total_ms);
+    return (uint64_t)r->wire_rate;
+}
+
 void vc_public_result(const struct vc_session_result *r, struct vecycle_result *out)
 {
     *out = (struct vecycle_result){
@@ -252,7 +260,7 @@ void vc_public_result(const struct vc_session_result *r, struct vecycle_result *
         .wire_received_bytes = r->wire_received_bytes,
         .repaired_pages = r->repaired_pages,
         .resent_batches = r->resent_batches,
-        .wire_bytes_per_s = (uint64_t)r->wire_rate,
+        .wire_bytes_per_s = wire_rate(r),
         .committed = r->committed,
         .confirmed = r->confirmed,
         .passthrough = r->passthrough,

@@ -174,7 +174,7 @@ int vecycle_store_get_policy(const struct vecycle_context *c, const char *vm,
     int rc = parse_vm(vm, &id, &e);
 
     if (!rc)
-        rc = vc_public_store(c, false, &store, &e);
+        rc = vc_public_open_store(c, false, &store, &e);
     if (!rc)
         rc = vc_policy_get(store, &id, &policy, &e);
     vc_store_close(store);
@@ -208,7 +208,7 @@ int vecycle_store_set_policy(const struct vecycle_context *c, const char *vm,
     if (!rc && (unsigned)policy > VC_POLICY_NEVER)
         rc = vc_err_set(&e, VC_E_USAGE, "no such policy");
     if (!rc)
-        rc = vc_public_store(c, true, &store, &e);
+        rc = vc_public_open_store(c, true, &store, &e);
     if (!rc)
         rc = vc_policy_set(store, &id, (enum vc_policy)policy, &e);
     if (!rc && policy == VECYCLE_POLICY_NEVER)
@@ -248,7 +248,7 @@ int vecycle_store_gc(const struct vecycle_context *c, bool dry_run,
     struct vc_gc_result done = {0};
     struct vc_err e = VC_ERR_INIT;
     struct vc_store *store = NULL;
-    int rc = vc_public_store(c, false, &store, &e);
+    int rc = vc_public_open_store(c, false, &store, &e);
 
     if (!rc)
         rc = vc_store_gc(store, &o, &done, &e);

@@ -132,7 +132,7 @@ static int parse_vm(const char *vm, struct vc_id *id, struct vc_err *err)
 /* Opens the store for reading; an absent one is an empty one (*out NULL). */
 static int open_store(const struct vecycle_context *c, struct vc_store **out, struct vc_err *err)
 {
-    int rc = vc_public_store(c, false, out, err);
+    int rc = vc_public_open_store(c, false, out, err);
 
     if (rc == VC_NOT_FOUND) {
         *out = NULL;

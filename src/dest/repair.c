@@ -91,8 +91,12 @@ int vc_dst_repair(struct vc_dst_resolve *r, struct vc_dst_batch *b, const uint32
 
     if (!ask)
         return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a repair");
-    vc_log(r->d->o.log, VC_LOG_WARNING,
-           "%u pages of the checkpoint are damaged and are fetched from the source", n);
+    if (vc_dst_base_is_partial(r))
+        vc_log(r->d->o.log, VC_LOG_INFO,
+               "%u pages that had arrived before are not as noted and are fetched again", n);
+    else
+        vc_log(r->d->o.log, VC_LOG_WARNING,
+               "%u pages of the checkpoint are damaged and are fetched from the source", n);
     w = vc_writer(ask->payload, ask->bytes);
     vc_wire_repair_encode(&w, b->h.seq, ordinals, n);
     await(r->d, b->h.seq);
@@ -110,14 +114,19 @@ int vc_dst_repair(struct vc_dst_resolve *r, struct vc_dst_batch *b, const uint32
     return rc;
 }
 
-int vc_dst_ask_again(struct vc_dst_resolve *r, struct vc_link_frame **out)
+int vc_dst_ask_again(struct vc_dst_resolve *r, bool damaged, struct vc_link_frame **out)
 {
     struct vc_link_frame *f;
     uint8_t payload[8];
     int rc;
 
-    vc_log(r->d->o.log, VC_LOG_WARNING, "batch %llu failed its seal and is asked for again",
-           (unsigned long long)r->next_seq);
+    if (damaged)
+        vc_log(r->d->o.log, VC_LOG_WARNING, "batch %llu failed its seal and is asked for again",
+               (unsigned long long)r->next_seq);
+    else
+        vc_log(r->d->o.log, VC_LOG_INFO,
+               "batch %llu is asked for again, whole: what it builds on is not here",
+               (unsigned long long)r->next_seq);
     vc_store_le(payload, r->next_seq, 8);
     await(r->d, r->next_seq);
     rc = vc_link_send_small(r->d->o.link, VC_WIRE_RESEND, 0, payload, sizeof(payload))

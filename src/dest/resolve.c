@@ -128,8 +128,11 @@ static int undelta(struct vc_dst_resolve *r, struct vc_dst_batch *b)
 
     if (!vc_buf_reserve(&r->prefix, bytes))
         return vc_err_set(&r->err, VC_E_NOMEM, "no memory for a batch");
-    if (recent && !(t = vc_recorder_hold(&r->d->recorder, b->after, vc_now_ns() + patience_ns)))
+    if (recent && !(t = vc_recorder_hold(&r->d->recorder, b->after, vc_now_ns() + patience_ns))) {
+        r->too_slow = true;
+        vc_dst_keeps_tell(r); /* before RESEND */
         return VC_MISMATCH;
+    }
     rc = read_old(r, b, t);
     if (t)
         vc_recorder_let_go(&r->d->recorder);
@@ -240,14 +243,24 @@ static int build(struct vc_dst_resolve *r, struct vc_dst_batch *b)
     return rc;
 }
 
+/* Whether a batch that could not be built means damage: its seal covers what is here, unless that
+ * is not what the source thought of. */
+static bool means_damage(const struct vc_dst_resolve *r, const struct vc_dst_batch *b)
+{
+    if (b->h.codec == VC_WIRE_CODEC_RECENT && !(r->keeps & VC_WIRE_KEEPS_NEW))
+        return false;
+    return !(vc_wire_codec_is_delta(b->h.codec) && vc_dst_base_is_partial(r));
+}
+
 /* The batch once more, without references, in the place of *b. */
 static int build_again(struct vc_dst_resolve *r, struct vc_dst_batch **b)
 {
+    bool damaged = means_damage(r, *b);
     struct vc_link_frame *f;
     int rc;
 
     vc_dst_batch_unref(vc_steal_ptr(*b));
-    rc = vc_dst_ask_again(r, &f);
+    rc = vc_dst_ask_again(r, damaged, &f);
     if (!rc)
         rc = vc_dst_parse(r, f, b);
     if (!rc)
@@ -380,7 +393,11 @@ static int prepare(struct vc_dst_resolve *r)
         rc = vc_digester_new(o->lineage.algo, VC_DIGEST_SEAL, o->lineage.key, &r->seals, &r->err);
     if (!rc)
         rc = vc_wire_codec_new(1, &r->codec, &r->err);
-    return rc ? rc : vc_seal_first(r->seals, &o->session, 0, &r->seal, &r->err);
+    if (!rc)
+        rc = vc_seal_first(r->seals, &o->session, 0, &r->seal, &r->err);
+    if (!rc)
+        vc_dst_keeps_tell(r);
+    return rc;
 }
 
 void *vc_dest_resolve_main(void *arg)
@@ -392,6 +409,8 @@ void *vc_dest_resolve_main(void *arg)
         rc = take_one(&r);
         if (!rc && (r.d->o.features & VC_WIRE_FEATURE_READS))
             vc_dst_reads_tell(&r.reads, r.d->o.link);
+        if (!rc)
+            vc_dst_keeps_tell(&r);
     }
     if (rc < 0) {
         vc_dest_abort(r.d, &r.err); /* first: the link's end is no cause */

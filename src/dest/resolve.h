@@ -18,6 +18,9 @@ struct vc_dst_resolve {
     struct vc_digest seal; /* of the last batch */
     uint64_t next_seq, position;
     struct vc_dst_reads reads;
+    uint8_t keeps; /* VC_WIRE_KEEPS_*, as the source was told last */
+    bool too_slow; /* the recorder was waited for in vain */
+    bool keeps_told;
     bool have_ram;
     int map[VC_MAX_BLOCKS]; /* block of the stream -> block of the base generation, or -1 */
 
@@ -42,8 +45,15 @@ void vc_dst_drop_ahead(struct vc_dst_resolve *r);
  *  VC_CLOSED, or an error in r->err. */
 int vc_dst_repair(struct vc_dst_resolve *r, struct vc_dst_batch *b, const uint32_t *ordinals,
                   uint32_t n) VC_NODISCARD;
-/** Has the source send the batch r->next_seq once more, without references. *out is the caller's.
- *  VC_CLOSED, or an error in r->err. */
-int vc_dst_ask_again(struct vc_dst_resolve *r, struct vc_link_frame **out) VC_NODISCARD;
+/** Has the source send the batch r->next_seq once more, without references. @damaged: something is
+ *  not as it was; else it only is not here. *out is the caller's. VC_CLOSED, or an error in r->err.
+ */
+int vc_dst_ask_again(struct vc_dst_resolve *r, bool damaged,
+                     struct vc_link_frame **out) VC_NODISCARD;
+
+/** Whether pages of the base generation may have been written over without any damage. */
+bool vc_dst_base_is_partial(const struct vc_dst_resolve *r);
+/** Tells the source (KEEPS) what there is to build on, where it does not know. */
+void vc_dst_keeps_tell(struct vc_dst_resolve *r);
 
 #endif

@@ -124,7 +124,7 @@ int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct v
     char name[VC_ID_TEXT_BYTES];
     int rc;
 
-    *h = (struct vc_holding){.log = log};
+    *h = (struct vc_holding){.log = log, .store = store, .uuid = *uuid};
     if (!store)
         return 0;
     rc = vc_vm_open(store, uuid, VC_VM_CREATE, &h->vm, &trouble);
@@ -251,6 +251,34 @@ bool vc_holding_record(struct vc_holding *h, const struct vc_handover *record)
                "`vecycle resolve` cannot help",
                &err);
     return false;
+}
+
+struct verdict {
+    const struct vc_id *uuid;
+    bool goes;
+};
+
+static void on_forgotten(void *opaque, const struct vc_gc_item *item)
+{
+    struct verdict *v = opaque;
+
+    v->goes |= vc_id_equal(&item->vm, v->uuid);
+}
+
+bool vc_holding_stays(struct vc_holding *h)
+{
+    struct verdict v = {.uuid = &h->uuid};
+    struct vc_gc_options o = {
+        .dry_run = true, .as_idle = &h->uuid, .report = on_forgotten, .opaque = &v};
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_gc_result r;
+
+    /* Where nobody can tell now, it is not told either that it goes. */
+    if (vc_store_gc(h->store, &o, &r, &err) || !v.goes)
+        return true;
+    vc_log(h->log, VC_LOG_WARNING,
+           "no checkpoint is kept here: the limits of the store ('vecycle gc') do not admit it");
+    return false; /* whoever runs this session forgets it behind it */
 }
 
 void vc_holding_quarantine(struct vc_holding *h)

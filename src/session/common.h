@@ -12,7 +12,7 @@
 #define VC_SESSION_FEATURES                                                        \
     (VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_MOVED | VC_WIRE_FEATURE_CHANNELS | \
      VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_READS | VC_WIRE_FEATURE_RECENT |      \
-     VC_WIRE_FEATURE_SHIFTED)
+     VC_WIRE_FEATURE_SHIFTED | VC_WIRE_FEATURE_KEEPS)
 
 /* Private to src/session: what both sides do alike. */
 
@@ -80,6 +80,8 @@ struct vc_holding {
     bool keeps;             /* a new generation is wanted, and may be written */
     bool has_lineage;
     struct vc_lineage lineage;
+    struct vc_store *store;
+    struct vc_id uuid;
     const struct vc_log *log;
 };
 /** Opens the VM for writing and its generations. Whatever is wrong with the store turns reuse off,
@@ -98,6 +100,9 @@ void vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l);
 /** Begins the record of the handover. Where the store cannot hold it, a warning says so: plain QEMU
  *  has none either. True: there is one. */
 bool vc_holding_record(struct vc_holding *h, const struct vc_handover *record);
+/** Whether the generation that was just committed stays once the session has ended: it is not told
+ *  as kept where the store's limits demand at once that it goes. Says so if not. */
+bool vc_holding_stays(struct vc_holding *h);
 /** Nothing of it is to be trusted any more: a new lineage, the generations are dropped. */
 void vc_holding_quarantine(struct vc_holding *h);
 void vc_holding_close(struct vc_holding *h);

@@ -302,6 +302,7 @@ static void commit(struct arrival *a)
         r->committed = vc_txn_commit(txn, &note, root, &err) == 0;
         if (!r->committed)
             vc_log_err(a->o->log, VC_LOG_WARNING, "no checkpoint is kept here", &err);
+        r->committed = r->committed && vc_holding_stays(&a->holding);
     } else {
         vc_session_keep(txn, &note, a->o->log);
     }

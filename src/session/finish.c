@@ -225,6 +225,7 @@ void vc_migration_commit(struct vc_migration *m)
         r->committed = vc_txn_commit(txn, &note, root, &err) == 0;
         if (!r->committed)
             vc_log_err(m->o->log, VC_LOG_WARNING, "no checkpoint is kept here", &err);
+        r->committed = r->committed && vc_holding_stays(&m->holding);
     }
     vc_session_confirm(m->link, &m->inbox, &m->holding, &m->generation, r->committed ? root : NULL,
                        &r->confirmed, m->o->log);

@@ -110,7 +110,7 @@ static void on_event(struct vc_migration *m, struct json_object *e)
         m->event[0] = m->shutdown[0] = '\0';
         snprintf(m->state, sizeof(m->state), "running");
         m->continued |= m->completed;
-        m->result->phase = VC_PHASE_ROUNDS;
+        m->result->phase = VC_PHASE_FIRST_PASS; /* or the rounds: as far as it was */
     } else if (!strcmp(name, "SHUTDOWN")) {
         on_shutdown(m, e);
     } else if (!strcmp(name, "SUSPEND") || !strcmp(name, "WAKEUP")) {
@@ -157,7 +157,7 @@ static int who_stopped_it(struct vc_migration *m, struct vc_err *err)
     snprintf(m->state, sizeof(m->state), "%s", state);
     m->guest_paused = false;
     m->paused_ns = 0;
-    m->result->phase = VC_PHASE_ROUNDS;
+    m->result->phase = VC_PHASE_FIRST_PASS; /* likewise */
     return 0;
 }
 

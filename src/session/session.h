@@ -48,7 +48,7 @@ struct vc_session_result {
     uint64_t stream_bytes; /* what QEMU sent: what would have crossed the wire without us */
     uint64_t wire_sent_bytes, wire_received_bytes;
     uint64_t repaired_pages, resent_batches;
-    double wire_rate; /* bytes/s */
+    double wire_rate; /* what was sent lately, bytes/s */
     bool committed;   /* this host keeps a checkpoint */
     bool confirmed;   /* and the other host has the same */
     bool passthrough; /* the stream was not understood: reuse was off */

@@ -265,6 +265,7 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
         .recent = m->features & VC_WIRE_FEATURE_RECENT,
         .shifted = m->features & VC_WIRE_FEATURE_SHIFTED,
         .reads = m->features & VC_WIRE_FEATURE_READS,
+        .keeps = m->features & VC_WIRE_FEATURE_KEEPS,
         .workers = vc_idle_processors(BUSY_THREADS),
         .link = m->link,
         .session = m->session,

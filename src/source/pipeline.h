@@ -12,6 +12,7 @@
 #include "source/batch.h"
 #include "source/channel.h"
 #include "source/flow.h"
+#include "source/rate.h"
 #include "source/remote.h"
 #include "source/reuse.h"
 #include "source/source.h"
@@ -44,6 +45,7 @@ struct vc_source {
     pthread_mutex_t mu;
     pthread_cond_t changed;
     struct vc_flow flow;                            /* [lock: mu] */
+    struct vc_rate rate;                            /* [lock: mu] */
     struct vc_src_batch *window_head, *window_tail; /* [lock: mu] sent, not acknowledged */
     bool ram_known, first_pass_done, stream_ended, eof_sent, shut, failed, peer_stream_failed, lost,
         stop;               /* [lock: mu] */
@@ -57,6 +59,7 @@ struct vc_source {
     struct vc_reuse reuse;       /* [thread: recv] */
     atomic_uint reuse_share;     /* [atomic] reuse.share */
     atomic_bool recent_works;    /* [atomic] a batch of codec recent was acknowledged as it was */
+    atomic_uint keeps;           /* [atomic] VC_WIRE_KEEPS_*, of the destination */
     atomic_int unsent;           /* [atomic] batches pushed and not yet handed to the link */
     atomic_ullong pace_limit_ns; /* [atomic] */
     struct vc_source_counters n; /* [atomic] */

@@ -104,15 +104,36 @@ static int on_repair(struct vc_source *s, const struct vc_link_frame *f, struct 
                           (unsigned long long)m.seq);
     }
     b->repaired = true;
-    vc_log(s->o.log, VC_LOG_WARNING, "the destination's checkpoint is damaged: %u pages sent again",
-           m.n);
+    if (atomic_load(&s->keeps) & VC_WIRE_KEEPS_PARTIAL)
+        vc_log(s->o.log, VC_LOG_INFO, "%u pages that had arrived before are sent again", m.n);
+    else
+        vc_log(s->o.log, VC_LOG_WARNING,
+               "the destination's checkpoint is damaged: %u pages are sent again", m.n);
     for (uint32_t i = 0; i < m.n && !rc; i += VC_WIRE_REPAIRED_PAGES)
         rc = send_repair(s, b, &m, i, VC_MIN(m.n - i, VC_WIRE_REPAIRED_PAGES), err);
     vc_src_batch_unref(b);
     return rc;
 }
 
-/* The seal did not fit at the destination: once more, without any reference to a checkpoint. */
+/* Damage has a warning. It is none that the destination does not have what a batch was made with:
+ * the new generation, which it may not write, or not any more, or too slowly; or what had arrived
+ * in an earlier attempt, and was written over since. */
+static void tell_resend(const struct vc_source *s, const struct vc_src_batch *b)
+{
+    unsigned keeps = atomic_load(&s->keeps);
+    bool ordinary = (keeps & VC_WIRE_KEEPS_PARTIAL) ||
+                    (b->sent_recent && (!s->o.keeps || !(keeps & VC_WIRE_KEEPS_NEW)));
+
+    if (ordinary)
+        vc_log(s->o.log, VC_LOG_INFO,
+               "batch %llu is sent again whole: the destination has not what it builds on",
+               (unsigned long long)b->seq);
+    else
+        vc_log(s->o.log, VC_LOG_WARNING, "batch %llu failed its seal and is sent again",
+               (unsigned long long)b->seq);
+}
+
+/* The destination could not build it: once more, without any reference to a checkpoint. */
 static int on_resend(struct vc_source *s, const struct vc_link_frame *f, struct vc_err *err)
 {
     struct vc_packer packer;
@@ -132,8 +153,7 @@ static int on_resend(struct vc_source *s, const struct vc_link_frame *f, struct 
     }
     b->resent = true;
     recent = b->sent_recent;
-    vc_log(s->o.log, VC_LOG_WARNING, "batch %llu failed its seal and is sent again",
-           (unsigned long long)seq);
+    tell_resend(s, b);
     rc = vc_packer_init(&packer, NULL, NULL, NULL, s->o.log, err);
     if (!rc)
         again = vc_packer_frame(&packer, b, VC_SRC_SELF_CONTAINED, 1);
@@ -199,6 +219,18 @@ static int on_reads(struct vc_source *s, const struct vc_link_frame *f, struct v
     return 0;
 }
 
+static int on_keeps(struct vc_source *s, const struct vc_link_frame *f, struct vc_err *err)
+{
+    uint8_t flags;
+    int rc = vc_wire_keeps_decode(f->payload, f->bytes, &flags, err);
+
+    if (!rc && !s->o.keeps)
+        rc = vc_err_set(err, VC_E_PROTOCOL, "KEEPS: it was not agreed on");
+    if (!rc)
+        atomic_store(&s->keeps, flags);
+    return rc;
+}
+
 /* *taken: the frame belongs to somebody else now. */
 static int dispatch(struct vc_source *s, struct vc_qs_return_path *rp, struct vc_link_frame *f,
                     bool *taken, struct vc_err *err)
@@ -223,6 +255,8 @@ static int dispatch(struct vc_source *s, struct vc_qs_return_path *rp, struct vc
         return vc_remote_announced(&s->remote, err);
     case VC_WIRE_READS:
         return on_reads(s, f, err);
+    case VC_WIRE_KEEPS:
+        return on_keeps(s, f, err);
     case VC_WIRE_STREAM_FAILED:
         return on_stream_failed(s, f, err);
     default:

@@ -77,12 +77,13 @@ static int no_memory(struct vc_err *err)
     return vc_err_set(err, VC_E_NOMEM, "no memory for a frame");
 }
 
-/* Whether the destination writes a new generation is seen from the first batch that needs it: the
- * others do not come before that is acknowledged. */
+/* Whether the destination writes a new generation it says, and an older one shows with the first
+ * batch that needs it: the others do not come before that is acknowledged. */
 static enum vc_src_form form_of_batches(const struct send *st)
 {
     struct vc_source *s = st->s;
-    bool works = !st->tried_recent || atomic_load(&s->recent_works);
+    bool works = (atomic_load(&s->keeps) & VC_WIRE_KEEPS_NEW) &&
+                 (!st->tried_recent || atomic_load(&s->recent_works));
     uint64_t recent = atomic_load(&s->n.resent_recent), all = atomic_load(&s->n.resent_batches);
 
     if (all - recent >= MAX_RESENT_WITH_DELTAS)

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fdio.h"
 #include "link/link.h"
 #include "source/pipeline.h"
@@ -95,7 +96,8 @@ void vc_source_status(struct vc_source *s, struct vc_source_status *out)
         .acked_batches = atomic_load(&s->n.acked_batches),
         .repaired_pages = atomic_load(&s->n.repaired_pages),
         .resent_batches = atomic_load(&s->n.resent_batches),
-        .wire_rate = vc_flow_wire_rate(&s->flow),
+        .wire_rate =
+            vc_rate_note(&s->rate, vc_now_ns(), vc_link_bytes_sent(s->o.link), s->flow.acked_wire),
         .data_rate = vc_flow_data_rate(&s->flow),
         .ram_known = s->ram_known,
         .ram_bytes = s->ram_known ? vc_ram_bytes(&s->ram) : 0,
@@ -167,6 +169,7 @@ int vc_source_start(const struct vc_source_options *o, struct vc_source **out, s
     vc_reuse_init(&s->reuse);
     atomic_init(&s->reuse_share, s->reuse.share);
     atomic_init(&s->recent_works, false);
+    atomic_init(&s->keeps, o->keeps ? 0 : VC_WIRE_KEEPS_NEW); /* an older one may or may not */
     s->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     rc = s->event_fd < 0 ? vc_err_set_errno(err, VC_E_FAILED, "cannot make an eventfd") : 0;
     if (!rc)

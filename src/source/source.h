@@ -31,6 +31,7 @@ struct vc_source_options {
     bool recent;          /* ... and of codec recent */
     bool shifted;         /* ... and with those of codec delta shifted runs */
     bool reads;           /* it may say READS */
+    bool keeps;           /* it says KEEPS */
     unsigned workers;     /* threads that may compress beside the sender */
     struct vc_link *link; /* in phase `stream`; borrowed until vc_source_free() */
     struct vc_id session;
@@ -60,7 +61,7 @@ struct vc_source_status {
     uint64_t ram_bytes;             /* 0 until known */
     uint64_t first_pass_left_bytes; /* RAM not mentioned yet */
     uint64_t batches, acked_batches, repaired_pages, resent_batches;
-    double wire_rate; /* bytes/s, 0 while unknown */
+    double wire_rate; /* what crosses the wire, bytes/s; 0 while unknown */
     double data_rate; /* new pages before compression, bytes/s; 0 while unknown */
     bool ram_known;
     bool first_pass_done;    /* every page was mentioned at least once, or the RAM section ended */

@@ -140,6 +140,8 @@ static int look(struct gc *g, const struct vc_id *id, struct candidate *c)
         snprintf(c->peer, sizeof(c->peer), "%s", gen->peer);
     }
     look_at_age(g, c, dir_fd, newest);
+    if (g->o->as_idle && vc_id_equal(g->o->as_idle, id))
+        c->in_use = false;
     if (!rc && c->in_use) /* what is being written does not count */
         c->bytes = gen ? VC_MIN(gen->disk_bytes, c->bytes) : 0;
     vc_vm_close(vm);

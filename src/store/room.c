@@ -15,6 +15,11 @@ void vc_store_set_limits(struct vc_store *s, const struct vc_limits *l)
     s->limits = *l;
 }
 
+void vc_store_get_limits(const struct vc_store *s, struct vc_limits *out)
+{
+    *out = s->limits;
+}
+
 void vc_disk_space(int dir_fd, uint64_t *disk_bytes, uint64_t *free_bytes)
 {
     struct statvfs fs;

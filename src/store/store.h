@@ -365,6 +365,8 @@ struct vc_limits {
 };
 /** Sets them, before the store is used. New generations respect the reserve, vc_store_gc() all. */
 void vc_store_set_limits(struct vc_store *s, const struct vc_limits *l);
+/** As they were set. */
+void vc_store_get_limits(const struct vc_store *s, struct vc_limits *out);
 
 /** Why a VM is forgotten. */
 enum vc_gc_why {
@@ -396,6 +398,7 @@ struct vc_gc_options {
     const struct vc_log *log;    /* trouble with single VMs; may be NULL */
     const _Atomic bool *stop;    /* may be NULL */
     const struct vc_gc_env *env; /* NULL: what the kernel says */
+    const struct vc_id *as_idle; /* dry_run: a VM that counts as not in use; NULL: none */
 };
 
 struct vc_gc_result {

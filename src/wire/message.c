@@ -284,6 +284,16 @@ int vc_wire_reads_decode(const uint8_t *p, size_t n, struct vc_wire_reads *m, st
     return complete(&r, "READS", err);
 }
 
+int vc_wire_keeps_decode(const uint8_t *p, size_t n, uint8_t *flags, struct vc_err *err)
+{
+    struct vc_reader r = vc_reader(p, n);
+
+    *flags = vc_read_u8(&r);
+    if (*flags & ~(VC_WIRE_KEEPS_NEW | VC_WIRE_KEEPS_PARTIAL))
+        return vc_err_set(err, VC_E_PROTOCOL, "KEEPS: unknown flags %#x", *flags);
+    return complete(&r, "KEEPS", err);
+}
+
 void vc_wire_committed_encode(struct vc_writer *w, const struct vc_wire_committed *m)
 {
     write_id(w, &m->generation);

@@ -74,6 +74,7 @@ enum vc_wire_type {
     VC_WIRE_CREDIT = 27,
     VC_WIRE_STREAM_FAILED = 28,
     VC_WIRE_READS = 29,
+    VC_WIRE_KEEPS = 30,
     VC_WIRE_COMMITTED = 32,
     VC_WIRE_WORD = 33,
     VC_WIRE_WORD_DONE = 34,
@@ -120,6 +121,7 @@ enum vc_wire_word {
 #define VC_WIRE_FEATURE_READS (1ull << 5)
 #define VC_WIRE_FEATURE_RECENT (1ull << 6)  /* with _DELTA */
 #define VC_WIRE_FEATURE_SHIFTED (1ull << 7) /* with _DELTA: shifted runs */
+#define VC_WIRE_FEATURE_KEEPS (1ull << 8)
 #define VC_WIRE_LINEAGE_EXPOSED 1u
 #define VC_WIRE_FRAME_OPTIONAL 1u
 
@@ -251,6 +253,12 @@ struct vc_wire_reads {
 #define VC_WIRE_READS_BYTES 40
 void vc_wire_reads_encode(struct vc_writer *w, const struct vc_wire_reads *m);
 int vc_wire_reads_decode(const uint8_t *p, size_t n, struct vc_wire_reads *m,
+                         struct vc_err *err) VC_NODISCARD;
+
+/** KEEPS: one u8 of these. */
+#define VC_WIRE_KEEPS_NEW 1u     /* a new generation, which codec recent can build on */
+#define VC_WIRE_KEEPS_PARTIAL 2u /* the base generation is partial */
+int vc_wire_keeps_decode(const uint8_t *p, size_t n, uint8_t *flags,
                          struct vc_err *err) VC_NODISCARD;
 
 /** RESEND, PING, PONG, CREDIT: one u64. */

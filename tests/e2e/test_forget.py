@@ -98,9 +98,10 @@ def test_the_agent_forgets_by_itself(fleet):
         restart(v, "--quota", "1M")
     f.boot_linux(192, 30)
     r = f.migrate(1)
-    assert r["confirmed"], "over the quota only once it is there"
+    assert not r["committed"] and not r["confirmed"], "what is over the quota is not told as kept"
     for v in f.vecycles:
         wait_for(lambda: v.json("ls") == [], 30, "the agent to forget")
+        assert "the limits of the store" in v.log.read_text()
         assert "forgotten (quota)" in v.log.read_text()
     assert f.migrate(0)["base"] == 0
     f.check_guest()

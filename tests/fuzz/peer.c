@@ -136,7 +136,7 @@ size_t fuzz_hello(uint8_t *buf, size_t cap, enum vc_wire_role role)
         .role = (uint8_t)role,
         .features = VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_MOVED | VC_WIRE_FEATURE_CHANNELS |
                     VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_READS | VC_WIRE_FEATURE_RECENT |
-                    VC_WIRE_FEATURE_SHIFTED,
+                    VC_WIRE_FEATURE_SHIFTED | VC_WIRE_FEATURE_KEEPS,
         .software = "fuzz",
     };
 

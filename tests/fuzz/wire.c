@@ -75,6 +75,11 @@ static void u64_encode(struct vc_writer *w, const uint64_t *v)
     vc_wire_u64_encode(w, *v);
 }
 
+static void keeps_encode(struct vc_writer *w, const uint8_t *flags)
+{
+    vc_write_u8(w, *flags);
+}
+
 /* A later version's HELLO may be longer, and a status text is made printable. */
 MESSAGE(hello, struct vc_wire_hello, vc_wire_hello_decode, vc_wire_hello_encode, false)
 MESSAGE(open_, struct vc_wire_open, vc_wire_open_decode, vc_wire_open_encode, true)
@@ -83,6 +88,7 @@ MESSAGE(start, struct vc_wire_start, vc_wire_start_decode, vc_wire_start_encode,
 MESSAGE(blocks, struct vc_ram, vc_wire_blocks_decode, vc_wire_blocks_encode, true)
 MESSAGE(ack, struct vc_wire_ack, vc_wire_ack_decode, vc_wire_ack_encode, true)
 MESSAGE(reads, struct vc_wire_reads, vc_wire_reads_decode, vc_wire_reads_encode, true)
+MESSAGE(keeps, uint8_t, vc_wire_keeps_decode, keeps_encode, true)
 MESSAGE(committed, struct vc_wire_committed, vc_wire_committed_decode, vc_wire_committed_encode,
         true)
 MESSAGE(word, struct vc_wire_word_msg, vc_wire_word_decode, vc_wire_word_encode, true)
@@ -190,6 +196,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         break;
     case VC_WIRE_READS:
         reads(rest);
+        break;
+    case VC_WIRE_KEEPS:
+        keeps(rest);
         break;
     case VC_WIRE_REPAIR:
         repair(rest);

@@ -120,6 +120,7 @@ class Session:
         self.page_size, self.blocks, self.announce_blocks = 4096, [], []
         self.announced = {}
         self.reads = dict.fromkeys(vcwire.READS, 0)
+        self.keeps = None
         self.base, self.generation, self.seals = None, None, None
         self.batches, self.asked, self.repaired = {}, {}, {}
         self.recent = {}  # (block name, page): (run, number in it) that carried it last
@@ -283,6 +284,11 @@ class Session:
         need(self.batches, "READS before the first batch")
         need(all(m[key] >= self.reads[key] for key in m), "READS of less than before")
         self.reads = m
+
+    def _on_keeps(self, _, m):
+        need(self._features() & 256, "KEEPS, which was not agreed on")
+        need(self.keeps is None or (self.keeps, m["flags"]) in ((1, 0), (3, 2)), "KEEPS changed back")
+        self.keeps = m["flags"]
 
     def _on_committed(self, side, m):
         need(m["generation"] == self.start["generation"], "another generation")

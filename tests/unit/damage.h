@@ -94,6 +94,7 @@ struct lab {
     struct buf recorded;            /* a migration that a real QEMU has sent */
     struct pristine recorded_at[2]; /* both have the generation of it */
     unsigned scale;
+    const struct vc_log *log; /* of both sessions; NULL: none */
 };
 
 /** Numbers that say what is damaged, and where. rng() has a state for each source file, which

@@ -281,6 +281,7 @@ static void *source_main(void *arg)
     struct call *c = arg;
     struct vc_source_session o = {
         .store = c->lab->host[c->v->from].store,
+        .log = c->lab->log,
         .cancel = &c->cancel,
         .to = "the other host",
         .conn = c->conn,
@@ -303,6 +304,7 @@ static void *dest_main(void *arg)
 {
     struct call *c = arg;
     struct vc_dest_session o = {
+        .log = c->lab->log,
         .store = c->v->slow_disk ? c->lab->slow : c->lab->host[!c->v->from].store,
         .cancel = &c->cancel,
         .conn = c->conn,

@@ -72,6 +72,7 @@ static const struct target targets[] = {
     {"BATCH, moved", VC_WIRE_BATCH, true, WHOLE, SHIFTED, 16},
     {"BATCH, moved, runs", VC_WIRE_BATCH, true, RUNS, SHIFTED, 32},
     {"BATCH, recent", VC_WIRE_BATCH, true, RECENT, MANY, 24},
+    {"KEEPS", VC_WIRE_KEEPS, false, WHOLE, MANY, 12},
     {"STREAM_FAILED", VC_WIRE_STREAM_FAILED, false, WHOLE, GIVEN_UP, 10},
 };
 

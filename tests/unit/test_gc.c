@@ -307,6 +307,30 @@ static void the_quota_pushes_out_the_least_recently_used(void **state)
     assert_int_equal(generations(f, 3), 1);
 }
 
+/* As a session asks before it tells the other host that it keeps what it has just committed. */
+static void a_vm_in_use_can_be_judged_as_if_it_were_not(void **state)
+{
+    struct fixture *f = *state;
+    struct vc_id mine = vm_id(3);
+    struct vc_vm *vm;
+
+    make_vms(f, 4);
+    vm = open_vm(f, 3, VC_VM_WRITE);
+    limits(f, (struct vc_limits){.quota_bytes = VC_MIB / 2});
+    f->o.dry_run = true;
+    assert_int_equal(gc(f), 0);
+    EXPECT(f, VC_GC_QUOTA, 0, 1, 2);
+    f->o.as_idle = &mine;
+    assert_int_equal(gc(f), 0);
+    EXPECT(f, VC_GC_QUOTA, 0, 1, 2, 3);
+    limits(f, (struct vc_limits){.quota_bytes = 5 * VC_MIB / 2});
+    assert_int_equal(gc(f), 0);
+    EXPECT(f, VC_GC_QUOTA, 0, 1);
+    f->o = (struct vc_gc_options){0};
+    vc_vm_close(vm);
+    assert_int_equal(generations(f, 3), 1);
+}
+
 static void the_quota_of_a_peer_leaves_other_peers_alone(void **state)
 {
     struct fixture *f = *state;
@@ -977,6 +1001,7 @@ int main(void)
         TEST(old_ones_go_by_default_after_fourteen_days),
         TEST(a_maximum_age_can_be_set_and_turned_off),
         TEST(the_quota_pushes_out_the_least_recently_used),
+        TEST(a_vm_in_use_can_be_judged_as_if_it_were_not),
         TEST(the_quota_of_a_peer_leaves_other_peers_alone),
         TEST(one_that_is_over_the_quota_alone_pushes_out_nobody),
         TEST(a_reserve_of_the_disk_is_kept_free),

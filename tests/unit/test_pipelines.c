@@ -241,7 +241,19 @@ static void greet(struct vc_link *a, struct vc_link *b)
     vc_link_set_phase(b, VC_WIRE_PHASE_STREAM);
 }
 
-static bool speaks_recent = true, speaks_shifted = true; /* both */
+static bool speaks_recent = true, speaks_shifted = true, speaks_keeps = true; /* both */
+static atomic_uint warnings;                                                  /* of both */
+
+static void on_log(void *opaque, enum vc_log_level level, const char *text)
+{
+    (void)opaque;
+    if (level > VC_LOG_WARNING)
+        return;
+    print_message("%s\n", text);
+    atomic_fetch_add(&warnings, 1);
+}
+
+static const struct vc_log log_to_count = {.fn = on_log, .max = VC_LOG_DEBUG};
 static unsigned migrations; /* every other one with threads that compress */
 
 static struct outcome migrate(struct host *from, struct host *to, const struct memory *m,
@@ -286,7 +298,9 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .gen = to->gen,
         .features = VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_MOVED | VC_WIRE_FEATURE_READS |
                     (speaks_shifted ? VC_WIRE_FEATURE_SHIFTED : 0) |
-                    (speaks_recent ? VC_WIRE_FEATURE_RECENT : 0),
+                    (speaks_recent ? VC_WIRE_FEATURE_RECENT : 0) |
+                    (speaks_keeps ? VC_WIRE_FEATURE_KEEPS : 0),
+        .log = &log_to_count,
         .connect = connect_dest,
         .store_patience_ms = patience_ms,
         .on_frame = drop_frame,
@@ -304,6 +318,8 @@ static struct outcome migrate(struct host *from, struct host *to, const struct m
         .shifted = speaks_shifted,
         .recent = speaks_recent,
         .reads = true,
+        .keeps = speaks_keeps,
+        .log = &log_to_count,
         .workers = migrations++ % 2 * 3,
         .needs_return_path = true,
         .store_patience_ms = patience_ms,
@@ -936,13 +952,14 @@ static void both_hosts_agree_on_what_a_page_was(void **state)
     end_well(&a, &b);
 }
 
-/* The source cannot know it; it is told by a batch that it has to send again. */
+/* The source is told; where the destination is an older one, by a batch that it has to send again,
+ * and nobody is warned of anything. */
 static void a_host_that_keeps_nothing_has_no_recent_pages(void **state)
 {
-    enum { SOURCE, DEST };
+    enum { SOURCE, DEST, OLD_DEST, SIDES };
 
     (void)state;
-    for (int side = SOURCE; side <= DEST; side++) {
+    for (int side = SOURCE; side < SIDES; side++) {
         struct memory m;
         struct host a, b;
         struct outcome o;
@@ -951,15 +968,16 @@ static void a_host_that_keeps_nothing_has_no_recent_pages(void **state)
         host_init(&b);
         busy_memory(&m);
         a.keeps_nothing = side == SOURCE;
-        b.keeps_nothing = side == DEST;
+        b.keeps_nothing = side != SOURCE;
+        speaks_keeps = side != OLD_DEST;
+        atomic_store(&warnings, 0);
         o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+        speaks_keeps = true;
+        assert_int_equal(atomic_load(&warnings), 0);
         assert_true(o.delivered);
         assert_true(o.source.shut && o.source.shut_status == 0);
         assert_int_equal(o.dest.resent_batches, o.source.resent_batches);
-        if (side == SOURCE)
-            assert_int_equal(o.dest.resent_batches, 0);
-        else
-            assert_int_equal(o.dest.resent_batches, 1);
+        assert_int_equal(o.dest.resent_batches, side == OLD_DEST);
         verify_host(side == SOURCE ? &b : &a, 0);
         host_fini(&a);
         host_fini(&b);
@@ -1007,7 +1025,9 @@ static void a_recorder_that_gives_up_takes_the_recent_pages_along(void **state)
         busy_memory(&m);
         (side == SOURCE ? &a : &b)->io.write = write_until_full;
         atomic_store(&writes_left, 10 + (unsigned)(rng() % 40));
+        atomic_store(&warnings, 0);
         o = migrate(&a, &b, &m, VC_WIRE_BASE_NONE);
+        assert_int_equal(atomic_load(&warnings), 1); /* of the store, and of no seal */
         assert_true(o.delivered);
         assert_true(o.source.shut && o.source.shut_status == 0);
         assert_int_equal(o.source.recording, side == DEST);

@@ -5,6 +5,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 
 #include "damage.h"
 
@@ -39,7 +40,7 @@ static void failed_attempt(struct lab *lab, const struct buf *stream, double sha
 }
 
 static struct facts {
-    uint64_t data, resent;
+    uint64_t data, resent, repaired;
     uint32_t base;
 } good_attempt(struct lab *lab, const struct buf *stream)
 {
@@ -53,7 +54,7 @@ static struct facts {
     assert_int_equal(lab_bad_pages(lab, 0), 0);
     assert_int_equal(lab_bad_pages(lab, 1), 0);
     return (struct facts){v.source.result.pages_data, v.source.result.resent_batches,
-                          v.source.result.base};
+                          v.source.result.repaired_pages, v.source.result.base};
 }
 
 /* Every page differs from what any host has, and none is zero. */
@@ -154,11 +155,11 @@ static void attempts_add_up_and_no_number_of_them_loses_the_complete_generation(
     assert_rest(r.data, m.pages, 0.18);
 }
 
-/* ---- what a killed source leaves ---- */
+/* ---- what a killed process leaves ---- */
 
-/* Its log may have an older digest of a page than its disk has content: the whole image of an
- * attempt with version `logged` is overwritten with version `written`. */
-static void killed_attempt(struct lab *lab, uint32_t logged, uint32_t written)
+/* Host 1 is the source. Its log may have an older digest of a page than its disk has content: the
+ * whole image of an attempt with version `logged` is overwritten with version `written`. */
+static void killed_attempt(struct lab *lab, int host, uint32_t logged, uint32_t written)
 {
     static const struct pristine nothing[2];
     struct buf stream = {0};
@@ -172,7 +173,7 @@ static void killed_attempt(struct lab *lab, uint32_t logged, uint32_t written)
     put_migration(&stream, &m, NULL);
     failed_attempt(lab, &stream, 0.8);
     buf_free(&stream);
-    d = opendir(lab->host[1].vm_dir);
+    d = opendir(lab->host[host].vm_dir);
     assert_non_null(d);
     while ((e = readdir(d))) {
         uint8_t page[PAGE];
@@ -209,15 +210,45 @@ static struct facts attempt_with(struct lab *lab, uint32_t version)
 static void what_was_overwritten_is_not_taken_into_a_generation(void **state)
 {
     (void)state;
-    killed_attempt(the_lab, 70, 71);
+    killed_attempt(the_lab, 1, 70, 71);
     attempt_with(the_lab, 70);
 }
 
 static void what_was_overwritten_is_no_dictionary(void **state)
 {
     (void)state;
-    killed_attempt(the_lab, 70, 71);
+    killed_attempt(the_lab, 1, 70, 71);
     assert_int_equal(attempt_with(the_lab, 71 | TOUCHED).resent, 0);
+}
+
+static atomic_uint warnings;
+
+static void on_log(void *opaque, enum vc_log_level level, const char *text)
+{
+    (void)opaque;
+    if (level > VC_LOG_WARNING)
+        return;
+    print_message("%s\n", text);
+    atomic_fetch_add(&warnings, 1);
+}
+
+/* The destination's log may have an older digest than its disk has content, in the same way. */
+static void what_was_overwritten_at_the_destination_is_no_damage(void **state)
+{
+    static const struct vc_log log = {.fn = on_log, .max = VC_LOG_DEBUG};
+    static const uint32_t now[] = {70, 70 | TOUCHED};
+
+    (void)state;
+    for (unsigned i = 0; i < VC_ARRAY_LEN(now); i++) {
+        struct facts r;
+
+        killed_attempt(the_lab, 0, 70, 71);
+        the_lab->log = &log;
+        r = attempt_with(the_lab, now[i]);
+        the_lab->log = NULL;
+        assert_true(r.repaired + r.resent > 0);
+        assert_int_equal(atomic_load(&warnings), 0);
+    }
 }
 
 int main(void)
@@ -229,6 +260,7 @@ int main(void)
         cmocka_unit_test(attempts_add_up_and_no_number_of_them_loses_the_complete_generation),
         cmocka_unit_test(what_was_overwritten_is_not_taken_into_a_generation),
         cmocka_unit_test(what_was_overwritten_is_no_dictionary),
+        cmocka_unit_test(what_was_overwritten_at_the_destination_is_no_damage),
     };
     static struct lab lab;
     int failed;

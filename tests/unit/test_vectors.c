@@ -217,6 +217,19 @@ static int reads(const uint8_t *p, size_t n, FILE *f, struct vc_writer *w)
     return 0;
 }
 
+static int keeps(const uint8_t *p, size_t n, FILE *f, struct vc_writer *w)
+{
+    uint8_t flags;
+    struct vc_err err;
+    int rc = vc_wire_keeps_decode(p, n, &flags, &err);
+
+    if (rc)
+        return rc;
+    print_u64(f, "flags", flags);
+    vc_write_u8(w, flags);
+    return 0;
+}
+
 static int repair(const uint8_t *p, size_t n, FILE *f, struct vc_writer *w)
 {
     struct vc_wire_repair m;
@@ -372,6 +385,8 @@ static int message(uint8_t type, const uint8_t *p, size_t n, FILE *f, struct vc_
         return ack(p, n, f, w);
     case VC_WIRE_READS:
         return reads(p, n, f, w);
+    case VC_WIRE_KEEPS:
+        return keeps(p, n, f, w);
     case VC_WIRE_REPAIR:
         return repair(p, n, f, w);
     case VC_WIRE_REPAIRED:

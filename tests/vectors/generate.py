@@ -191,6 +191,10 @@ def stream():
     good("stream-failed", "STREAM_FAILED", sender=DEST, code=31, text=b"QEMU hung up")
     good("reads", "READS", elapsed=7 << 32, waiting=1 << 30, reading=3 << 32, bytes=1 << 34,
          content=(1 << 64) - 1)
+    for flags in range(4):
+        good(f"keeps-{flags}", "KEEPS", flags=flags)
+    for flags in 4, 0x81:
+        bad(f"keeps-unknown-{flags}", "KEEPS", bytes([flags]))
 
 
 def announce():
