@@ -110,6 +110,7 @@ int vc_vm_remove(struct vc_vm *vm, struct vc_err *err)
     sweep(vm, none, true);
     io->unlink(io, vm->dir_fd, "handover", 0);
     io->unlink(io, vm->dir_fd, "age", 0);
+    io->unlink(io, vm->dir_fd, "holders", 0);
     io->unlink(io, vm->dir_fd, "lock", 0);
     if (io->unlink(io, vm->store->vms_fd, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
         return vc_store_errno(err, "remove", name);
