@@ -52,6 +52,7 @@ struct vc_session_result {
     bool committed;   /* this host keeps a checkpoint */
     bool confirmed;   /* and the other host has the same */
     bool passthrough; /* the stream was not understood: reuse was off */
+    bool rekeyed;     /* at the destination: that was all that was asked for */
     char reason[160]; /* why */
     char state[32];   /* the VM's run state where it is now, as QEMU calls it; "": not known */
     char peer[128];
@@ -139,26 +140,27 @@ struct vc_settle_options {
     const struct vc_log *log;
 };
 
-/** Reads the record of the VM's handover into *h, after it has been brought up to date, durably, with
- *  what this host's own QEMU shows (docs/internals/handover.md): LEAVING becomes LEFT if QEMU completed
- *  this migration; LEAVING and LEFT become KEPT if the VM is this host's; ARRIVING and ABOUT_TO_RUN
- *  become SETTLED if it runs here. In doubt it stays as it is. @why: what is known of QEMU, or what
- *  keeps it from being known; "" if there was no need to look; may be NULL.
- *  VC_E_BUSY: the VM is being migrated. */
+/** Reads the record of the VM's handover into *h, after it has been brought up to date, durably,
+ * with what this host's own QEMU shows (docs/internals/handover.md): LEAVING becomes LEFT if QEMU
+ * completed this migration; LEAVING and LEFT become KEPT if the VM is this host's; ARRIVING and
+ * ABOUT_TO_RUN become SETTLED if it runs here. In doubt it stays as it is. @why: what is known of
+ * QEMU, or what keeps it from being known; "" if there was no need to look; may be NULL. VC_E_BUSY:
+ * the VM is being migrated. */
 int vc_session_look_back(const struct vc_settle_options *o, struct vc_handover *h,
                          char why[VC_WHY_BYTES], struct vc_err *err) VC_NODISCARD;
 
-/** Tells the destination what was decided, over a new connection (taken): the source side of mode 3.
- *  Looks at this host's QEMU first, as above. A record that is LEFT: the decision is repeated, and if
- *  the destination says that the VM never ran there, it is continued here. KEPT: *abandon*.
- *  0: the record is settled. VC_E_UNSETTLED: in doubt; other errors: another time, perhaps. */
+/** Tells the destination what was decided, over a new connection (taken): the source side of
+ * mode 3. Looks at this host's QEMU first, as above. A record that is LEFT: the decision is
+ * repeated, and if the destination says that the VM never ran there, it is continued here. KEPT:
+ * *abandon*. 0: the record is settled. VC_E_UNSETTLED: in doubt; other errors: another time,
+ * perhaps. */
 int vc_session_repeat_word(const struct vc_settle_options *o, struct vc_conn *conn,
                            struct vc_err *err) VC_NODISCARD;
 
 /** Asks the destination of the record what is known there, over a new connection (taken); nothing
  *  changes. */
-int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn,
-                   char text[VC_WHY_BYTES], struct vc_err *err) VC_NODISCARD;
+int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn, char text[VC_WHY_BYTES],
+                   struct vc_err *err) VC_NODISCARD;
 
 enum vc_decision {
     VC_DECIDE_RUN,     /* the VM is continued on this host */
@@ -168,6 +170,41 @@ enum vc_decision {
  *  what is known here, unless @force; never for a destination's record that is VOID. */
 int vc_session_decide(const struct vc_settle_options *o, enum vc_decision what, bool force,
                       struct vc_err *err) VC_NODISCARD;
+
+/* ---- rekey.c: another key for a checkpoint ---- */
+
+typedef void (*vc_rekey_progress_fn)(void *opaque, uint64_t done, uint64_t total);
+
+struct vc_rekey_session {
+    struct vc_store *store;
+    const struct vc_log *log;
+    struct vc_cancel *cancel;      /* may be NULL */
+    uint32_t dead_peer_ms;         /* 0: 10 s */
+    vc_rekey_progress_fn progress; /* pages; may be NULL; about once a second */
+    void *opaque;
+    struct vc_id vm;
+    struct vc_conn *conn; /* to the host that has the same checkpoint; taken; NULL: here alone */
+    bool listed;          /* that host is on this host's list of peers */
+};
+
+struct vc_rekey_result {
+    uint64_t pages, dropped; /* digested anew; those that were not as they should be */
+    bool confirmed;          /* the other host has the same, under the same new key */
+    bool emptied;            /* there was nothing that could be digested: it is gone */
+    char peer[128];
+};
+
+/** Gives the VM's newest complete checkpoint a new key, and the other host's as well. It stays as
+ *  it is where that fails; where the very end of it fails, one of the two hosts may have the new
+ *  key alone, which costs reuse. VC_E_NO_SUCH_VM: it is not here, or the other host has another
+ *  one; VC_E_BUSY; VC_E_UNSETTLED; VC_E_CANCELLED; VC_E_REFUSED: not over this connection. */
+int vc_session_rekey(const struct vc_rekey_session *o, struct vc_rekey_result *result,
+                     struct vc_err *err) VC_NODISCARD;
+/** The host in an address. */
+void vc_holder_host(const char *address, char out[256]);
+/** How the store's list of holders names that peer. */
+void vc_holder_describe(struct vc_holder *who, const struct vc_id *lineage,
+                        const struct vc_conn *peer, bool listed);
 
 /* ---- target.c: sockets of the destination QEMU ---- */
 
