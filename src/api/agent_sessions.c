@@ -160,6 +160,8 @@ static void *session_main(void *arg)
     vc_id_format(&r.vm, vm);
     if (rc)
         vc_log_err(&a->log, VC_LOG_ERROR, vc_id_is_nil(&r.vm) ? "a connection ended" : vm, &err);
+    else if (r.rekeyed)
+        vc_log(&a->log, VC_LOG_INFO, "%s: its checkpoint was re-keyed with '%s'", vm, r.peer);
     else
         vc_log(&a->log, VC_LOG_INFO, "%s: migrated %s '%s': %llu pages reused, %llu sent", vm,
                s->job.kind == VC_JOB_RECEIVE ? "from" : "to", r.peer,
@@ -170,6 +172,7 @@ static void *session_main(void *arg)
     if (!rc && r.committed)
         vc_job_fold(a->store, &r.vm, 2, &a->stop, &a->log);
     vc_keeper_poke(a->keeper);
+    vc_rekeyer_poke(a->rekeyer);
     atomic_store(&s->finished, true);
     wake_agent(a);
     return NULL;
