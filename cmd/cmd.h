@@ -73,7 +73,7 @@ struct cmd {
 };
 
 extern const struct cmd cmd_migrate, cmd_proxy, cmd_recv, cmd_ls, cmd_show, cmd_verify, cmd_rm,
-    cmd_resolve;
+    cmd_resolve, cmd_rekey;
 
 extern const struct cmd cmd_serve, cmd_tls, cmd_gc, cmd_policy;
 

@@ -10,8 +10,8 @@
 #include "cmd.h"
 
 static const struct cmd *const commands[] = {
-    &cmd_migrate, &cmd_proxy, &cmd_serve, &cmd_recv,   &cmd_ls,      &cmd_show,
-    &cmd_verify,  &cmd_rm,    &cmd_gc,    &cmd_policy, &cmd_resolve, &cmd_tls,
+    &cmd_migrate, &cmd_proxy, &cmd_serve,  &cmd_recv,    &cmd_ls,    &cmd_show, &cmd_verify,
+    &cmd_rm,      &cmd_gc,    &cmd_policy, &cmd_resolve, &cmd_rekey, &cmd_tls,
 };
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
 

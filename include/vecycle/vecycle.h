@@ -305,6 +305,7 @@ struct vecycle_vm {
     char peer[128];                  /* the other host of that migration */
     char role[12];                   /* "source" or "destination" */
     bool confirmed;                  /* the other host has the same */
+    bool has_key;                    /* there is a key, whatever is kept under it */
     bool exposed;                    /* its key or pages crossed a network in the clear */
     /* Of a migration that did not finish: what had arrived by then, for the next attempt. */
     char partial_generation[37]; /* "" if there is none */
@@ -378,6 +379,46 @@ VECYCLE_API int vecycle_store_gc(const struct vecycle_context *c, bool dry_run,
                                  void (*report)(void *opaque, const struct vecycle_forgotten *vm),
                                  void *opaque, struct vecycle_gc_result *out,
                                  struct vecycle_error *err);
+
+/* ---- another key ---- */
+
+struct vecycle_rekey_options {
+    const char *to; /* the host that has the same checkpoint; NULL: the other host of the migration
+                       that made it */
+    bool local;     /* here alone */
+    const char *forget; /* a host that is not to get the new key, or a pattern; may be NULL */
+    bool insecure;      /* plain TCP is allowed, for a key that has crossed it already */
+    const char *ssh, *remote;
+    uint32_t dead_peer_ms; /* silence after which the peer is dead; 0: 10 s */
+    struct vecycle_tls tls;
+    struct vecycle_cancel *cancel;
+    /** Pages that are done, about once a second; NULL: not needed. */
+    void (*progress)(void *opaque, uint64_t done, uint64_t total);
+    /** Before the store is written to, the connection being there, and afterwards: a program may
+     *  become the store's owner for that time. NULL: not needed. */
+    void (*writes)(void *opaque, bool begins);
+    void *opaque;
+};
+
+struct vecycle_rekeyed {
+    char peer[128];                /* the other host; "": none */
+    uint64_t pages, dropped_pages; /* digested anew; damaged ones that are not used any more */
+    bool confirmed;                /* the other host has the same under the same new key */
+    bool emptied;                  /* there was nothing to digest: what was left is deleted */
+};
+
+/** Gives a VM's checkpoint a new key: what is known under the old one is worth nothing any more. At
+ *  both hosts, if they have the same checkpoint; it stays as useful as it was. Here alone, the next
+ *  return of the VM sends more. VECYCLE_E_NO_SUCH_VM: there is none, or the other host has another
+ *  one; VECYCLE_E_BUSY, VECYCLE_E_UNSETTLED: not now; VECYCLE_E_CANCELLED; errors of the
+ *  connection: nothing has changed. */
+VECYCLE_API int vecycle_rekey(const struct vecycle_context *c, const char *vm,
+                              const struct vecycle_rekey_options *o, struct vecycle_rekeyed *out,
+                              struct vecycle_error *err);
+/** Whether a host, by a name or address of it or a pattern, was given the key of a VM's checkpoint,
+ *  as far as this host knows. */
+VECYCLE_API int vecycle_key_was_given(const struct vecycle_context *c, const char *vm,
+                                      const char *host, bool *out, struct vecycle_error *err);
 
 /* ---- a lost word ---- */
 

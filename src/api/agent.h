@@ -8,6 +8,7 @@
 #include <stddef.h>
 
 #include "api/api.h"
+#include "api/rekey.h"
 #include "api/sandbox.h"
 #include "base/thread.h"
 
@@ -42,6 +43,7 @@ struct agent {
     struct vc_log log;
     struct vc_store *store;
     struct vc_keeper *keeper;
+    struct vc_rekeyer *rekeyer; /* NULL: no list of peers */
     struct vc_sandbox_user user;
     const char *socket_dir;
     struct vc_parking *parking;

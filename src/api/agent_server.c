@@ -351,6 +351,7 @@ static void shut_down(struct agent *a)
         vc_listener_close(a->listeners[i]);
     close_control(a);
     vc_agent_end_sessions(a);
+    vc_rekeyer_stop(a->rekeyer);
     vc_keeper_stop(a->keeper);
     vc_settler_stop(a->settler);
     vc_parking_free(a->parking);
@@ -393,6 +394,8 @@ int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agen
         rc = vc_settler_start(a.store, a.socket_dir, &a.log, o->insecure, &o->tls, &a.settler, &e);
     if (!rc)
         rc = vc_keeper_start(a.store, &a.log, &a.keeper, &e);
+    if (!rc && o->allow)
+        rc = vc_rekeyer_start(a.store, o->allow, &a.log, &o->tls, &a.rekeyer, &e);
     if (!rc) {
         if (o->ready)
             o->ready(o->opaque);

@@ -169,6 +169,8 @@ static void *session_main(void *arg)
     }
     if (rc)
         vc_log_err(&a->log, VC_LOG_ERROR, vc_id_is_nil(&r.vm) ? "a connection ended" : vm, &err);
+    else if (r.rekeyed)
+        vc_log(&a->log, VC_LOG_INFO, "%s: its checkpoint was re-keyed with '%s'", vm, r.peer);
     else if (r.phase != VC_PHASE_DONE)
         vc_log(&a->log, VC_LOG_INFO, "%s: '%s' has given its word again", vm, r.peer);
     else
@@ -181,6 +183,7 @@ static void *session_main(void *arg)
     if (!rc && r.committed)
         vc_job_fold(a->store, &r.vm, 2, &a->stop, &a->log);
     vc_keeper_poke(a->keeper);
+    vc_rekeyer_poke(a->rekeyer);
     atomic_store(&s->finished, true);
     wake_agent(a);
     return NULL;

@@ -176,6 +176,20 @@ int vc_allow_check(const char *path, struct vc_err *err)
     return rc ? rc : look_up(&l, NULL, NULL, &allowed, err);
 }
 
+int vc_allow_lists(const char *path, const char *name, bool *listed, struct vc_err *err)
+{
+    VC_CLEANUP(list_free) struct list l = {.path = path};
+    unsigned number = 0;
+    char *at, *line;
+    int rc = list_read(&l, err);
+
+    *listed = false;
+    at = rc ? NULL : l.text;
+    while (at && (line = next_line(&at, &number)))
+        *listed |= fnmatch(strsep(&line, SPACE), name, FNM_NOESCAPE | FNM_CASEFOLD) == 0;
+    return rc;
+}
+
 int vc_allow_may_reach(void *path, const struct vc_conn *peer, const struct vc_reach *what,
                        struct vc_err *err)
 {
@@ -194,6 +208,9 @@ int vc_allow_may_reach(void *path, const struct vc_conn *peer, const struct vc_r
         return vc_err_set_hint(err, VC_E_REFUSED, "see --allow of vecycle serve",
                                "'%.100s' is not among the peers of this host", who);
     vc_id_format(&what->vm, vm);
+    if (!*what->name)
+        return vc_err_set_hint(err, VC_E_REFUSED, "see --allow of vecycle serve",
+                               "'%.80s' may not reach the VM %s on this host", who, vm);
     return vc_err_set_hint(err, VC_E_REFUSED, "see --allow of vecycle serve",
                            "'%.80s' may not reach '%.40s' (VM %s) on this host", who, what->name,
                            vm);

@@ -115,6 +115,9 @@ int vc_probe(const char *address, const struct vc_dial_options *d, const struct 
 
 /** Whether that file is a list of peers. VC_E_REFUSED. */
 int vc_allow_check(const char *path, struct vc_err *err) VC_NODISCARD;
+/** Whether a line of it is about a peer of that name. VC_E_REFUSED: it cannot be read. */
+int vc_allow_lists(const char *path, const char *name, bool *listed,
+                   struct vc_err *err) VC_NODISCARD;
 /** A vc_may_reach_fn; its opaque is the path. */
 int vc_allow_may_reach(void *path, const struct vc_conn *peer, const struct vc_reach *what,
                        struct vc_err *err);

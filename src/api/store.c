@@ -33,7 +33,8 @@ static void describe_generation(struct vc_vm *vm, struct vecycle_vm *out)
     struct vc_lineage l;
 
     out->n_generations = vc_vm_n_generations(vm) - (partial != NULL);
-    if (vc_vm_lineage(vm, &l))
+    out->has_key = vc_vm_lineage(vm, &l);
+    if (out->has_key)
         out->exposed = l.exposed;
     vc_wipe(&l, sizeof(l));
     if (partial)

@@ -12,7 +12,7 @@
 #define VC_SESSION_FEATURES                                                        \
     (VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_MOVED | VC_WIRE_FEATURE_CHANNELS | \
      VC_WIRE_FEATURE_DELTA | VC_WIRE_FEATURE_READS | VC_WIRE_FEATURE_RECENT |      \
-     VC_WIRE_FEATURE_SHIFTED | VC_WIRE_FEATURE_KEEPS)
+     VC_WIRE_FEATURE_SHIFTED | VC_WIRE_FEATURE_KEEPS | VC_WIRE_FEATURE_REKEY)
 
 /* Private to src/session: what both sides do alike. */
 
@@ -97,6 +97,9 @@ struct vc_gen *vc_holding_best(const struct vc_holding *h, uint32_t announce_byt
 /** Makes that lineage the VM's, if it is not yet: everything under another one is dropped. Where
  *  the store cannot note it, nothing will be kept. */
 void vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l);
+/** Notes who is given the key of the lineage that the holding has: before it goes out. Where the
+ *  store cannot note it, a warning says so. @listed: the peer was on this host's list. */
+void vc_holding_share(struct vc_holding *h, const struct vc_conn *peer, bool listed);
 /** Begins the record of the handover. Where the store cannot hold it, a warning says so: plain QEMU
  *  has none either. True: there is one. */
 bool vc_holding_record(struct vc_holding *h, const struct vc_handover *record);

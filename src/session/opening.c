@@ -8,6 +8,7 @@
 #include "session/capabilities.h"
 #include "session/parking.h"
 #include "session/preempt.h"
+#include "session/rekey.h"
 
 /* How a session begins at the destination, HELLO to START: who may have which VM, the QEMU that
  * waits for it, what this host can put in. */
@@ -171,6 +172,8 @@ static int send_accept(struct arrival *a, struct vc_err *err)
         h->has_lineage && (!source_has || vc_id_equal(&h->lineage.id, &a->open.lineage.id));
     int rc;
 
+    if (h->has_lineage && !source_has)
+        vc_holding_share(&a->holding, a->o->conn, a->o->may_reach != NULL);
     if (shared)
         choose_base(a, source_has, &m);
     if (h->has_lineage && !source_has) {
@@ -211,6 +214,7 @@ static int take_start(struct arrival *a, struct vc_err *err)
         return vc_err_set(err, VC_E_PROTOCOL, "START: a key is missing");
     memcpy(l.key, a->start.key, sizeof(l.key));
     vc_holding_adopt(&a->holding, &l);
+    vc_holding_share(&a->holding, a->o->conn, a->o->may_reach != NULL);
     vc_wipe(&l, sizeof(l));
     vc_wipe(a->start.key, sizeof(a->start.key));
     if (a->start.base != VC_WIRE_BASE_NONE && (a->start.base != a->offered || !vc_arrival_base(a)))
@@ -329,6 +333,7 @@ static int prepare(struct arrival *a, struct vc_err *err)
 /* HELLO to START, within a time and unless cancelled. 0; VC_EOF: a word was repeated. */
 int vc_arrival_open(struct arrival *a, struct vc_err *err)
 {
+    struct vc_rekey *rekey = NULL;
     struct vc_guard guard;
     int rc = vc_guard_start(&guard, a->link, a->o->cancel,
                             VC_OPEN_TIMES * vc_dead_peer_ms(a->o->dead_peer_ms), err);
@@ -341,8 +346,14 @@ int vc_arrival_open(struct arrival *a, struct vc_err *err)
     if (!rc && a->open.mode == VC_WIRE_MODE_WORD) {
         rc = vc_arrival_repeat_word(a, err);
         rc = rc ? rc : VC_EOF;
+    } else if (!rc && a->open.mode == VC_WIRE_MODE_REKEY) {
+        rc = vc_arrival_rekey_open(a, &rekey, err);
     } else if (!rc) {
         rc = prepare(a, err);
     }
-    return vc_guard_end(&guard, rc, err);
+    rc = vc_guard_end(&guard, rc, err);
+    if (!rc && rekey)
+        rc = vc_arrival_rekey(a, vc_steal_ptr(rekey), err) ? err->code : VC_EOF;
+    vc_rekey_close(rekey);
+    return rc;
 }

@@ -52,6 +52,7 @@ struct vc_session_result {
     bool committed;   /* this host keeps a checkpoint */
     bool confirmed;   /* and the other host has the same */
     bool passthrough; /* the stream was not understood: reuse was off */
+    bool rekeyed;     /* at the destination: that was all that was asked for */
     char reason[160]; /* why */
     char state[32];   /* the VM's run state where it is now, as QEMU calls it; "": not known */
     char peer[128];
@@ -169,6 +170,41 @@ enum vc_decision {
  *  what is known here, unless @force; never for a destination's record that is VOID. */
 int vc_session_decide(const struct vc_settle_options *o, enum vc_decision what, bool force,
                       struct vc_err *err) VC_NODISCARD;
+
+/* ---- rekey.c: another key for a checkpoint ---- */
+
+typedef void (*vc_rekey_progress_fn)(void *opaque, uint64_t done, uint64_t total);
+
+struct vc_rekey_session {
+    struct vc_store *store;
+    const struct vc_log *log;
+    struct vc_cancel *cancel;      /* may be NULL */
+    uint32_t dead_peer_ms;         /* 0: 10 s */
+    vc_rekey_progress_fn progress; /* pages; may be NULL; about once a second */
+    void *opaque;
+    struct vc_id vm;
+    struct vc_conn *conn; /* to the host that has the same checkpoint; taken; NULL: here alone */
+    bool listed;          /* that host is on this host's list of peers */
+};
+
+struct vc_rekey_result {
+    uint64_t pages, dropped; /* digested anew; those that were not as they should be */
+    bool confirmed;          /* the other host has the same, under the same new key */
+    bool emptied;            /* there was nothing that could be digested: it is gone */
+    char peer[128];
+};
+
+/** Gives the VM's newest complete checkpoint a new key, and the other host's as well. It stays as
+ *  it is where that fails; where the very end of it fails, one of the two hosts may have the new
+ *  key alone, which costs reuse. VC_E_NO_SUCH_VM: it is not here, or the other host has another
+ *  one; VC_E_BUSY; VC_E_UNSETTLED; VC_E_CANCELLED; VC_E_REFUSED: not over this connection. */
+int vc_session_rekey(const struct vc_rekey_session *o, struct vc_rekey_result *result,
+                     struct vc_err *err) VC_NODISCARD;
+/** The host in an address. */
+void vc_holder_host(const char *address, char out[256]);
+/** How the store's list of holders names that peer. */
+void vc_holder_describe(struct vc_holder *who, const struct vc_id *lineage,
+                        const struct vc_conn *peer, bool listed);
 
 /* ---- target.c: sockets of the destination QEMU ---- */
 

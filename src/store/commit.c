@@ -12,7 +12,7 @@
 
 /* Layers that no page is in any more need not be kept; the order of the rest stays, and so does
  * layer 0, which says where the blocks are. */
-static void drop_unused_layers(struct vc_index *ix)
+void vc_commit_prune(struct vc_index *ix)
 {
     bool used[VC_STORE_MAX_LAYERS] = {true};
     uint8_t to[VC_STORE_MAX_LAYERS] = {0};
@@ -130,7 +130,7 @@ int vc_commit(struct vc_vm *vm, struct vc_index *ix, const struct vc_txn_note *n
 
     if (!vc_id_random(&e.index))
         return vc_err_set(err, VC_E_FAILED, "the kernel gives no random numbers");
-    drop_unused_layers(ix);
+    vc_commit_prune(ix);
     vc_index_normalize(ix);
     rc = vc_index_root(ix, ix->root, err);
     if (!rc)

@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include <errno.h>
-#include <fcntl.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 
 #include "base/durable.h"
@@ -87,49 +84,9 @@ static int copy_all(const struct vc_gen *g, const struct vc_index *folded, int t
     return rc ? rc : vc_durable_sync(g->io, to, "a folded checkpoint", err);
 }
 
-/* A file that is written without the VM's lock: its own lock keeps it from being swept. */
-struct tmp {
-    char name[VC_NAME_BYTES];
-    int fd;
-    bool named; /* it has its final name, which is not to be removed */
-};
-
-static int make_tmp(struct vc_vm *vm, const struct vc_id *id, const char *suffix, struct tmp *t,
-                    struct vc_err *err)
-{
-    const struct vc_io *io = vm->store->io;
-    struct stat st;
-
-    vc_store_file_name(t->name, id, suffix);
-    t->fd = io->open(io, vm->dir_fd, t->name, O_RDWR | O_CREAT | O_EXCL);
-    if (t->fd < 0)
-        return vc_store_errno(err, "create", t->name);
-    /* Whoever swept in between took it for a dead one. */
-    if (flock(t->fd, LOCK_EX | LOCK_NB) < 0 || fstat(t->fd, &st) < 0 || st.st_nlink == 0)
-        return VC_AGAIN;
-    return 0;
-}
-
-static void drop_tmp(struct vc_vm *vm, struct tmp *t)
-{
-    if (t->fd < 0)
-        return;
-    if (!t->named)
-        vm->store->io->unlink(vm->store->io, vm->dir_fd, t->name, 0);
-    close(t->fd);
-}
-
-static int give_name(struct vc_vm *vm, struct tmp *t, const char *name, struct vc_err *err)
-{
-    int rc = vc_durable_rename(vm->store->io, vm->dir_fd, t->name, name, err);
-
-    t->named = !rc;
-    return rc;
-}
-
 /* With the VM locked: image and index get their names, then the manifest is switched. */
 static int publish(struct vc_vm *vm, const struct vc_gen *g, const struct vc_index *folded,
-                   const struct vc_id *index, struct tmp tmp[2], struct vc_err *err)
+                   const struct vc_id *index, struct vc_tmp tmp[2], struct vc_err *err)
 {
     struct vc_manifest m = vm->m;
     struct vc_entry *e = &m.gens[0];
@@ -140,10 +97,10 @@ static int publish(struct vc_vm *vm, const struct vc_gen *g, const struct vc_ind
         !vc_id_equal(&e->index, &g->index_file))
         return VC_AGAIN;
     vc_layer_name(name, &folded->layers[0]);
-    rc = give_name(vm, &tmp[0], name, err);
+    rc = vc_tmp_name(vm, &tmp[0], name, err);
     vc_store_file_name(name, index, ".index");
     if (!rc)
-        rc = give_name(vm, &tmp[1], name, err);
+        rc = vc_tmp_name(vm, &tmp[1], name, err);
     if (!rc)
         rc = vc_durable_sync_dir(vm->store->io, vm->dir_fd, "the VM's directory", err);
     if (!rc) {
@@ -178,7 +135,7 @@ static int plan(const struct vc_gen *g, const struct vc_id *image, struct vc_ind
 }
 
 static int fold(struct vc_store *s, struct vc_vm *reader, const struct vc_gen *g,
-                struct vc_index *folded, struct tmp tmp[2], const _Atomic bool *stop,
+                struct vc_index *folded, struct vc_tmp tmp[2], const _Atomic bool *stop,
                 struct vc_err *err)
 {
     struct vc_id image, index;
@@ -189,11 +146,11 @@ static int fold(struct vc_store *s, struct vc_vm *reader, const struct vc_gen *g
         return vc_err_set(err, VC_E_FAILED, "the kernel gives no random numbers");
     rc = plan(g, &image, folded, err);
     if (!rc)
-        rc = make_tmp(reader, &image, ".image.tmp", &tmp[0], err);
+        rc = vc_tmp_make(reader, &image, ".image.tmp", &tmp[0], err);
     if (!rc)
         rc = copy_all(g, folded, tmp[0].fd, stop, err);
     if (!rc)
-        rc = make_tmp(reader, &index, ".index.tmp", &tmp[1], err);
+        rc = vc_tmp_make(reader, &index, ".index.tmp", &tmp[1], err);
     if (!rc)
         rc = vc_index_write(folded, g->io, tmp[1].fd, tmp[1].name, err);
     if (!rc)
@@ -210,14 +167,14 @@ static int fold_generation(struct vc_store *s, struct vc_vm *reader, const struc
                            const _Atomic bool *stop, struct vc_err *err)
 {
     struct vc_index *folded = calloc(1, sizeof(*folded));
-    struct tmp tmp[2] = {{.fd = -1}, {.fd = -1}};
+    struct vc_tmp tmp[2] = {VC_TMP_INIT, VC_TMP_INIT};
     int rc;
 
     if (!folded)
         return vc_err_set(err, VC_E_NOMEM, "no memory to fold a checkpoint");
     rc = fold(s, reader, g, folded, tmp, stop, err);
-    drop_tmp(reader, &tmp[0]);
-    drop_tmp(reader, &tmp[1]);
+    vc_tmp_drop(reader, &tmp[0]);
+    vc_tmp_drop(reader, &tmp[1]);
     free(folded->layer); /* plan()'s */
     free(folded->slot);
     free(folded);

@@ -176,6 +176,30 @@ int vc_commit(struct vc_vm *vm, struct vc_index *ix, const struct vc_txn_note *n
  * base's layers are the index's first ones. */
 void vc_commit_fill(struct vc_index *ix, const struct vc_index *base);
 
+/* Layers that no page is in any more need not be kept. */
+void vc_commit_prune(struct vc_index *ix);
+
+/* ---- tmp.c ---- */
+
+/* A file that is written without the VM's lock: its own lock keeps it from being swept. */
+struct vc_tmp {
+    char name[VC_NAME_BYTES];
+    int fd;
+    bool named; /* it has its final name, which is not to be removed */
+};
+#define VC_TMP_INIT \
+    {               \
+        .fd = -1    \
+    }
+/* VC_AGAIN: swept, or taken, before it was locked. */
+int vc_tmp_make(struct vc_vm *vm, const struct vc_id *id, const char *suffix, struct vc_tmp *t,
+                struct vc_err *err) VC_NODISCARD;
+/* Closes it; without a final name it is deleted. */
+void vc_tmp_drop(struct vc_vm *vm, struct vc_tmp *t);
+/* Gives it its final name, with the VM locked. */
+int vc_tmp_name(struct vc_vm *vm, struct vc_tmp *t, const char *name,
+                struct vc_err *err) VC_NODISCARD;
+
 /* ---- txn.c ---- */
 
 /* The names of the files that the transaction writes ("" for what it has not). */

@@ -264,6 +264,76 @@ int vc_gen_verify(const struct vc_gen *g, const struct vc_lineage *l,
                   void (*progress)(void *opaque, uint64_t done, uint64_t total), void *opaque,
                   struct vc_verify_result *out, struct vc_err *err) VC_NODISCARD;
 
+/* ---- who has the key: docs/formats/store.md section 8 ---- */
+
+#define VC_HOLDER_NAMES 8
+
+/** A host that was given a lineage's key. */
+struct vc_holder {
+    struct vc_id lineage;
+    bool listed; /* it was on this host's list of peers */
+    uint8_t n_names;
+    char names[VC_HOLDER_NAMES][256]; /* n_names of them; the rest is zero */
+};
+/** Notes durably, before the key goes out, who gets it (needs WRITE or CREATE). One that is noted
+ *  already, under the same names, is at most listed from now on. */
+int vc_vm_share(struct vc_vm *vm, const struct vc_holder *who, struct vc_err *err) VC_NODISCARD;
+/** Those who have the key of the VM's lineage, malloc'd (free with free()). VC_E_CORRUPT: who they
+ *  are is not known. */
+int vc_vm_holders(struct vc_vm *vm, struct vc_holder **out, size_t *n,
+                  struct vc_err *err) VC_NODISCARD;
+
+/* ---- another key for what is there ---- */
+
+struct vc_rekey; /* the newest complete generation on its way to a new lineage */
+
+/** Pages that are no longer held. */
+struct vc_dropped {
+    uint32_t block;
+    struct vc_page page;
+    uint64_t count;
+};
+/** More such runs are not listed. */
+#define VC_REKEY_MAX_DROPPED 1024u
+
+/** Opens it for reading; the VM is not locked, and a migration that begins meanwhile wins.
+ *  VC_NOT_FOUND: no such VM, or it has no complete generation; VC_AGAIN: it was replaced just now;
+ *  VC_E_BUSY: it is being re-keyed; VC_E_UNSETTLED: a handover is open. */
+int vc_rekey_open(struct vc_store *s, const struct vc_id *uuid, struct vc_rekey **out,
+                  struct vc_err *err) VC_NODISCARD;
+/** Gives up what was not committed. NULL is fine. */
+void vc_rekey_close(struct vc_rekey *r);
+/** Its id and root are those before. */
+const struct vc_gen *vc_rekey_gen(const struct vc_rekey *r);
+const struct vc_lineage *vc_rekey_old(const struct vc_rekey *r);
+
+/** Told how many of all pages are done; false ends it. */
+typedef bool (*vc_rekey_go_on)(void *opaque, uint64_t done, uint64_t total);
+/** Digests each page that is held under @fresh, once; a page that is not as its digest under the
+ *  old key says is dropped. @gen: the new generation's id. Takes no memory beside the index.
+ *  VC_AGAIN: ended by @fn (which may be NULL). */
+int vc_rekey_digest(struct vc_rekey *r, const struct vc_lineage *fresh, const struct vc_id *gen,
+                    vc_rekey_go_on fn, void *opaque, struct vc_err *err) VC_NODISCARD;
+/** What was dropped by that (*all: the list is complete), and how many pages are dropped in all. */
+const struct vc_dropped *vc_rekey_dropped(const struct vc_rekey *r, size_t *n, bool *all);
+uint64_t vc_rekey_n_dropped(const struct vc_rekey *r);
+/** Drops what another host has dropped. VC_E_PROTOCOL: there are no such pages. */
+int vc_rekey_drop(struct vc_rekey *r, const struct vc_dropped *d, struct vc_err *err) VC_NODISCARD;
+/** Makes the new index durable and locks the VM. VC_E_BUSY: the generation is not the VM's any
+ *  more, or the VM is in use; VC_E_UNSETTLED. */
+int vc_rekey_prepare(struct vc_rekey *r, uint8_t root_out[VC_ROOT_BYTES],
+                     struct vc_err *err) VC_NODISCARD;
+/** Switches to the new lineage: generation, key and index at once, the old ones and what is partial
+ *  go. @who is noted as having the new key; NULL: nobody. */
+int vc_rekey_commit(struct vc_rekey *r, const struct vc_holder *who,
+                    struct vc_err *err) VC_NODISCARD;
+/** The VM, locked since vc_rekey_prepare(). */
+struct vc_vm *vc_rekey_vm(struct vc_rekey *r);
+/** A VM without a complete generation, or with one that cannot be read: gets a new lineage, and
+ *  loses what there was. VC_NOT_FOUND: no such VM, or it has no lineage. */
+int vc_vm_rekey_empty(struct vc_store *s, const struct vc_id *uuid, const struct vc_lineage *fresh,
+                      struct vc_err *err) VC_NODISCARD;
+
 /* ---- who may run the VM ---- */
 
 /** The state of a handover between two hosts, kept durably: docs/formats/store.md section 6, and

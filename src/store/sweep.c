@@ -110,8 +110,9 @@ int vc_vm_remove(struct vc_vm *vm, struct vc_err *err)
         return rc;
     sweep(vm, none, true);
     if (vc_durable_clear(io, vm->dir_fd, "handover") < 0 ||
-        vc_durable_clear(io, vm->dir_fd, "age") < 0)
-        return vc_vm_blame(vm, vc_store_errno(err, "remove", "handover and age"), err);
+        vc_durable_clear(io, vm->dir_fd, "age") < 0 ||
+        vc_durable_clear(io, vm->dir_fd, "holders") < 0)
+        return vc_vm_blame(vm, vc_store_errno(err, "remove", "handover, age and holders"), err);
     io->unlink(io, vm->dir_fd, "lock", 0);
     if (io->unlink(io, vm->store->vms_fd, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
         return vc_vm_blame(vm, vc_store_errno(err, "remove", name), err);

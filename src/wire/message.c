@@ -143,7 +143,7 @@ int vc_wire_open_decode(const uint8_t *p, size_t n, struct vc_wire_open *m, stru
         read_id(&r, &m->generations[i].id);
         vc_read_copy(&r, m->generations[i].root, VC_WIRE_ROOT_BYTES);
     }
-    if (m->mode < VC_WIRE_MODE_PROXY || m->mode > VC_WIRE_MODE_PREEMPT)
+    if (m->mode < VC_WIRE_MODE_PROXY || m->mode > VC_WIRE_MODE_REKEY)
         return illegal(err, "OPEN", "unknown mode");
     return complete(&r, "OPEN", err);
 }

@@ -80,6 +80,9 @@ enum vc_wire_type {
     VC_WIRE_WORD_DONE = 34,
     VC_WIRE_CLOSE = 35,
     VC_WIRE_NEVER_RAN = 36,
+    VC_WIRE_REKEYING = 40,
+    VC_WIRE_REKEYED = 41,
+    VC_WIRE_READY = 42,
     VC_WIRE_PING = 48,
     VC_WIRE_PONG = 49,
     VC_WIRE_ERROR = 50,
@@ -103,6 +106,7 @@ enum vc_wire_mode {
     VC_WIRE_MODE_POSTCOPY = 4,
     VC_WIRE_MODE_RECOVER = 5,
     VC_WIRE_MODE_PREEMPT = 6,
+    VC_WIRE_MODE_REKEY = 7,
 };
 enum vc_wire_base { VC_WIRE_BASE_NONE = 0, VC_WIRE_BASE_PING_PONG = 1, VC_WIRE_BASE_ANNOUNCE = 2 };
 enum vc_wire_word {
@@ -122,6 +126,7 @@ enum vc_wire_word {
 #define VC_WIRE_FEATURE_RECENT (1ull << 6)  /* with _DELTA */
 #define VC_WIRE_FEATURE_SHIFTED (1ull << 7) /* with _DELTA: shifted runs */
 #define VC_WIRE_FEATURE_KEEPS (1ull << 8)
+#define VC_WIRE_FEATURE_REKEY (1ull << 9) /* mode 7 */
 #define VC_WIRE_LINEAGE_EXPOSED 1u
 #define VC_WIRE_FRAME_OPTIONAL 1u
 
@@ -261,7 +266,30 @@ int vc_wire_reads_decode(const uint8_t *p, size_t n, struct vc_wire_reads *m,
 int vc_wire_keeps_decode(const uint8_t *p, size_t n, uint8_t *flags,
                          struct vc_err *err) VC_NODISCARD;
 
-/** RESEND, PING, PONG, CREDIT: one u64. */
+/* ---- rekey.c: mode 7 ---- */
+
+/** Pages of a block, one behind the other. */
+struct vc_wire_range {
+    uint32_t block;
+    struct vc_page page;
+    uint64_t count;
+};
+#define VC_WIRE_MAX_REKEYED_RANGES 1024u
+/** REKEYED: what the sender has dropped; `ranges` points into the payload. */
+struct vc_wire_rekeyed {
+    uint32_t n;
+    const uint8_t *ranges;
+};
+void vc_wire_rekeyed_encode(struct vc_writer *w, const struct vc_wire_range *ranges, uint32_t n);
+int vc_wire_rekeyed_decode(const uint8_t *p, size_t n, struct vc_wire_rekeyed *m,
+                           struct vc_err *err) VC_NODISCARD;
+/** One of them, as it was sent: at least one page, of whatever block. */
+struct vc_wire_range vc_wire_rekeyed_range(const struct vc_wire_rekeyed *m, uint32_t i);
+void vc_wire_ready_encode(struct vc_writer *w, const struct vc_wire_generation *m);
+int vc_wire_ready_decode(const uint8_t *p, size_t n, struct vc_wire_generation *m,
+                         struct vc_err *err) VC_NODISCARD;
+
+/** RESEND, PING, PONG, CREDIT, REKEYING: one u64. */
 void vc_wire_u64_encode(struct vc_writer *w, uint64_t v);
 int vc_wire_u64_decode(const uint8_t *p, size_t n, uint64_t *v, struct vc_err *err) VC_NODISCARD;
 

@@ -118,8 +118,10 @@ def store_agrees(wire, host, session):
     assert vm.manifest.lineage == session.start["lineage"]
     assert vm.manifest.key == wire.keys[session.start["lineage"]]
     assert vm.verify(index) == newest.held > 1000
-    left = {p.name for p in vm.directory.iterdir()} - vm.names() - {"handover", "age"}
+    left = {p.name for p in vm.directory.iterdir()} - vm.names() - {"handover", "age", "holders"}
     assert not left, f"garbage in the store: {left}"
+    holders = [h for h in vcstore.read_holders(vm.directory / "holders") if h.lineage == vm.manifest.lineage]
+    assert holders and not any(h.listed for h in holders), "the other host has the key, and there is no list"
     return vm
 
 

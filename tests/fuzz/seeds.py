@@ -91,6 +91,9 @@ def messages():
     yield 34, le(0, 4) + str8("")
     yield 48, le(1, 8)
     yield 50, status
+    yield 40, le(1 << 20, 8)
+    yield 41, le(2, 4) + (le(1, 4) + le(7, 8) + le(3, 8)) * 2
+    yield 42, ID + ROOT
     yield 29, b"".join(le(n << 30, 8) for n in (7, 1, 3, 16, 200))
 
 
@@ -244,6 +247,7 @@ def elements(*parts):
 HELLO, OPEN, ACCEPT, START, BLOCKS_, BATCH, EOF, ACK, REPAIR = 1, 2, 3, 4, 16, 17, 18, 19, 20
 REPAIRED, RESEND, RETURN, ANNOUNCE_BLOCKS, ANNOUNCE, ANNOUNCE_END = 21, 22, 23, 24, 25, 26
 FAILED, COMMITTED, WORD, WORD_DONE, CLOSE, PING, ERROR = 28, 32, 33, 34, 35, 48, 50
+REKEYING, REKEYED, READY = 40, 41, 42
 
 
 def heard(kind):
@@ -297,6 +301,17 @@ def session_dest_modes():
         save_(f"driven-{store}", *arrives, WORD, said, *end, options=32 | store)
         save_(f"preempt-{store}", switched, HELLO, preempt, START, opaque, BLOCKS_, pages, first, side_ack,
               heard(ACK), WORD, said, side, packed, side_ack, side_ack, side_eof, after, *end, options=32 | store)
+    rekey = (HELLO, (OPEN, b"\7"), heard(ACCEPT), START)
+    agree = (heard(READY), READY)
+    for options, name in (5, "rekey"), (21, "rekey-damaged"), (1, "rekey-without-base"), (4, "rekey-without-store"):
+        save_(name, *rekey, REKEYING, REKEYED, *agree, heard(COMMITTED), COMMITTED, CLOSE, AGAIN, *rekey,
+              options=options)
+    save_("rekey-outside", *rekey, (REKEYED, le(1, 4) + le(0, 4) + le(1 << 63, 8) + le(1 << 63, 8)), options=5)
+    save_("rekey-nothing-dropped", *rekey, (REKEYED, le(0, 4)), *agree, COMMITTED, CLOSE, options=5)
+    save_("rekey-other-root", *rekey, REKEYED, heard(READY), (READY, ID + ROOT), options=5)
+    save_("rekey-too-early", *rekey, COMMITTED, READY, options=5)
+    save_("rekey-batch", *rekey, BLOCKS_, opaque, options=5)
+    save_("rekey-cancel", *rekey, CANCEL, options=5)
     save_("driven-suspend", *arrives, suspend, said, *end)
     save_("driven-abandon", *arrives, abandon, *ask_again)
     save_("driven-early-word", HELLO, driven, START, WORD, options=1)

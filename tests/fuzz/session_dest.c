@@ -7,10 +7,10 @@
  *
  * Input: a byte of options; the length (1 byte) of what QEMU answers and that; then what the source
  * says (peer.h), up to three sessions, one after the other. A payload of no length is one that
- * fits: HELLO, OPEN, START, BLOCKS, REPAIRED, COMMITTED, WORD; so are a byte for OPEN, which is the
- * mode (bit 7: without a lineage), and for WORD, which is the word. The payload of a BATCH is a
- * byte of flags, the length of its runs (2 bytes), the runs, and contents; header, seal, and as
- * much content as it takes are made for it. */
+ * fits: HELLO, OPEN, START, BLOCKS, REPAIRED, REKEYED, READY, COMMITTED, WORD; so are a byte for
+ * OPEN, which is the mode (bit 7: without a lineage), and for WORD, which is the word. The payload
+ * of a BATCH is a byte of flags, the length of its runs (2 bytes), the runs, and contents; header,
+ * seal, and as much content as it takes are made for it. */
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -60,6 +60,8 @@ struct state {
     struct channel channels[2];
     uint64_t repair_seq; /* what the session last asked for */
     uint32_t repair_ordinal;
+    uint8_t ready[48];        /* READY as the session has said it */
+    bool rekeys;              /* the source has said so; likewise: */
     bool recovers, abandoned; /* what the source has said it does */
     atomic_bool may_run;      /* the word was said, or may have been */
     atomic_bool is_void;      /* the source was told that the VM will not run */
@@ -330,6 +332,8 @@ static void on_frame(void *opaque, uint8_t type, const uint8_t *p, size_t n)
 
     if (type == VC_WIRE_NEVER_RAN)
         atomic_store(&st->is_void, true);
+    if (type == VC_WIRE_READY && n == sizeof(st->ready))
+        memcpy(st->ready, p, sizeof(st->ready));
     if (type != VC_WIRE_REPAIR || n < 16)
         return;
     st->repair_seq = vc_load_le(p, 8);
@@ -351,6 +355,7 @@ static void defaults(struct state *st, uint8_t type, struct vc_reader in, struct
         .generation = {"generation new"},
     };
     struct vc_wire_committed committed = {.generation = start.generation, .committed = true};
+    const struct vc_wire_range dropped = {.page = vc_page(1), .count = 1};
     struct vc_ram ram;
 
     switch (type) {
@@ -369,6 +374,8 @@ static void defaults(struct state *st, uint8_t type, struct vc_reader in, struct
         break;
     case VC_WIRE_START:
         memcpy(start.key, fuzz_lineage.key, sizeof(start.key));
+        start.lineage.id.b[0] ^= st->rekeys;
+        start.key[0] ^= st->rekeys;
         vc_wire_start_encode(w, &start);
         break;
     case VC_WIRE_BLOCKS:
@@ -380,6 +387,15 @@ static void defaults(struct state *st, uint8_t type, struct vc_reader in, struct
         vc_write_u32(w, 1);
         vc_write_u32(w, st->repair_ordinal);
         fuzz_page(vc_write_reserve(w, FUZZ_PAGE_BYTES), 1, 1);
+        break;
+    case VC_WIRE_REKEYING:
+        vc_write_u64(w, 1);
+        break;
+    case VC_WIRE_REKEYED:
+        vc_wire_rekeyed_encode(w, &dropped, 1);
+        break;
+    case VC_WIRE_READY:
+        vc_write_bytes(w, st->ready, sizeof(st->ready));
         break;
     case VC_WIRE_COMMITTED:
         vc_wire_committed_encode(w, &committed);
@@ -397,6 +413,20 @@ static bool is_short(uint8_t type, const struct vc_reader *payload)
     return !payload->len || (payload->len == 1 && (type == VC_WIRE_OPEN || type == VC_WIRE_WORD));
 }
 
+/* The record that the store begins with is of another migration, and would refuse it. */
+static void settle_record(void)
+{
+    struct vc_handover h = {.state = VC_HANDOVER_SETTLED};
+    struct vc_err err;
+    struct vc_vm *vm;
+
+    if (!vc_vm_open(store, &fuzz_vm, VC_VM_WRITE, &vm, &err)) {
+        if (vc_handover_begin(vm, &h, &err))
+            fuzz_check_error(err.code, &err);
+        vc_vm_close(vm);
+    }
+}
+
 /* Before it is sent: what it lets the session do. */
 static void note(struct state *st, uint8_t type, const struct vc_reader *payload)
 {
@@ -408,6 +438,10 @@ static void note(struct state *st, uint8_t type, const struct vc_reader *payload
         st->abandoned = true;
     if (type == VC_WIRE_OPEN && payload->len > 32)
         st->recovers = payload->data[32] == VC_WIRE_MODE_RECOVER;
+    if (type == VC_WIRE_OPEN && payload->len > 32)
+        st->rekeys = payload->data[32] == VC_WIRE_MODE_REKEY;
+    if (st->rekeys && type == VC_WIRE_OPEN && st->options & OPT_STORE)
+        settle_record();
     if (type == VC_WIRE_OPEN && payload->len > 32 && payload->data[32] != VC_WIRE_MODE_WORD)
         atomic_store(&st->is_void, false); /* another migration */
     if (type == VC_WIRE_BLOCKS && !st->ram.n_blocks &&

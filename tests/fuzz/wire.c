@@ -95,6 +95,28 @@ MESSAGE(word, struct vc_wire_word_msg, vc_wire_word_decode, vc_wire_word_encode,
 MESSAGE(status, struct vc_wire_status, vc_wire_status_decode, vc_wire_status_encode, false)
 MESSAGE(number, uint64_t, vc_wire_u64_decode, u64_encode, true)
 
+MESSAGE(ready, struct vc_wire_generation, vc_wire_ready_decode, vc_wire_ready_encode, true)
+
+static void rekeyed(struct vc_reader in)
+{
+    static uint8_t buf[4 + 20 * VC_WIRE_MAX_REKEYED_RANGES];
+    static struct vc_wire_range ranges[VC_WIRE_MAX_REKEYED_RANGES];
+    struct vc_writer w = vc_writer(buf, sizeof(buf));
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_wire_rekeyed m;
+    int rc = vc_wire_rekeyed_decode(in.data, in.len, &m, &err);
+
+    fuzz_check_error(rc, &err);
+    if (rc)
+        return;
+    for (uint32_t i = 0; i < m.n; i++) {
+        ranges[i] = vc_wire_rekeyed_range(&m, i);
+        FUZZ_ASSERT(ranges[i].count);
+    }
+    vc_wire_rekeyed_encode(&w, ranges, m.n);
+    FUZZ_ASSERT(!w.failed && w.len == in.len && !memcmp(buf, in.data, w.len));
+}
+
 static void repair(struct vc_reader in)
 {
     static uint8_t buf[12 + 4 * VC_WIRE_MAX_REPAIR_PAGES];
@@ -200,6 +222,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     case VC_WIRE_KEEPS:
         keeps(rest);
         break;
+    case VC_WIRE_REKEYED:
+        rekeyed(rest);
+        break;
+    case VC_WIRE_READY:
+        ready(rest);
+        break;
     case VC_WIRE_REPAIR:
         repair(rest);
         break;
@@ -221,6 +249,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     case VC_WIRE_ERROR:
         status(rest);
         break;
+    case VC_WIRE_REKEYING:
     case VC_WIRE_RESEND:
     case VC_WIRE_PING:
     case VC_WIRE_PONG:

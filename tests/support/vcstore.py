@@ -125,6 +125,33 @@ def read_manifest(path):
     return Manifest(vm, lineage if has else None, algorithm, bool(flags), key, generations)
 
 
+@dataclass
+class Holder:
+    lineage: bytes
+    listed: bool
+    names: list
+
+
+def read_holders(path):
+    data = Path(path).read_bytes()
+    need(len(data) >= 48 and hashlib.sha256(data[:-32]).digest() == data[-32:], "wrong checksum")
+    r = Reader(data[:-32])
+    need(r.take(8) == b"vchold\n\0" and r.number(4) == 1, "another kind of file, or version")
+    n = r.number(4)
+    need(n <= 256, f"{n} holders")
+    holders = [_holder(r) for _ in range(n)]
+    need(r.at == len(r.data), "bytes behind the last holder")
+    return holders
+
+
+def _holder(r):
+    lineage, flags, n = r.take(16), r.number(1), r.number(1)
+    need(not flags & ~1 and 1 <= n <= 8, "flags, or a number of names")
+    names = [r.str8() for _ in range(n)]
+    need(all(names), "an empty name")
+    return Holder(lineage, bool(flags), names)
+
+
 def _generation(r):
     ids = uuid.UUID(bytes=r.take(16)), uuid.UUID(bytes=r.take(16))
     root, flags, role, n = r.take(32), r.number(4), r.number(1), r.number(1)

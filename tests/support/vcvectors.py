@@ -67,6 +67,8 @@ def _item(key, x):
         return f"block {x[1]} {x[0].decode(errors='replace')}"
     if key == "ordinals":
         return f"ordinal {x}"
+    if key == "ranges":
+        return "range {} {} {}".format(*x)
     if key == "pages":
         return f"page {x[0]} {hashlib.sha256(x[1]).hexdigest()}"
     return f"run {x[0]} {x[1]} {b''.join(x[2]).hex()}"

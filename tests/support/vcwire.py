@@ -154,6 +154,9 @@ TYPES = [
     Type(34, "WORD_DONE", (DEST,), 5, 512, _LATE),
     Type(35, "CLOSE", BOTH, 0, 0, _LATE),
     Type(36, "NEVER_RAN", (DEST,), 5, 512, _LATE),
+    Type(40, "REKEYING", BOTH, 8, 8, ("stream",)),
+    Type(41, "REKEYED", BOTH, 4, 20484, ("stream",)),
+    Type(42, "READY", BOTH, 48, 48, ("stream",)),
     Type(48, "PING", BOTH, 8, 8, _LATE),
     Type(49, "PONG", BOTH, 8, 8, _LATE),
     Type(50, "ERROR", BOTH, 5, 512, _ANY),
@@ -247,7 +250,7 @@ def flags_of(r, known):
 
 
 def _open(r, _):
-    m = dict(session=r.id(), vm=r.id(), mode=r.one_of(1, 2, 3, 4, 5, 6), name=r.str8(), window=r.u32())
+    m = dict(session=r.id(), vm=r.id(), mode=r.one_of(1, 2, 3, 4, 5, 6, 7), name=r.str8(), window=r.u32())
     m["has_lineage"] = r.boolean()
     if m["has_lineage"]:
         m.update(_lineage(r))
@@ -327,6 +330,16 @@ def _committed(r, _):
     return m
 
 
+def _rekeyed(r, _):
+    n = r.u32()
+    if n > 1024:
+        raise Bad("message", f"{n} ranges")
+    m = dict(ranges=[(r.u32(), r.u64(), r.u64()) for _ in range(n)])
+    if not all(count for _, _, count in m["ranges"]):
+        raise Bad("message", "an empty range")
+    return m
+
+
 def _code_text(r, _):
     return dict(code=r.u32(), text=r.str8())
 
@@ -354,6 +367,8 @@ DECODERS = {
     "COMMITTED": _committed,
     "WORD": lambda r, _: dict(word=r.one_of(1, 2, 3, 12, 24), session=r.id()),
     "WORD_DONE": _code_text, "NEVER_RAN": _code_text, "CLOSE": _nothing,
+    "REKEYING": lambda r, _: dict(done=r.u64()), "REKEYED": _rekeyed,
+    "READY": lambda r, _: dict(generation=r.id(), root=r.take(32)),
     "PING": lambda r, _: dict(token=r.u64()), "PONG": lambda r, _: dict(token=r.u64()),
     "ERROR": _code_text,
 }
@@ -425,6 +440,10 @@ ENCODERS = {
     "COMMITTED": lambda m: m["generation"] + _u(1, m["committed"]) + bytes(7) + m["root"],
     "WORD": lambda m: _u(1, m["word"]) + m["session"],
     "WORD_DONE": _enc_code_text, "NEVER_RAN": _enc_code_text, "CLOSE": lambda m: b"",
+    "REKEYING": lambda m: _u(8, m["done"]),
+    "REKEYED": lambda m: (_u(4, len(m["ranges"]))
+                          + b"".join(_u(4, b) + _u(8, page, n) for b, page, n in m["ranges"])),
+    "READY": lambda m: m["generation"] + m["root"],
     "PING": lambda m: _u(8, m["token"]), "PONG": lambda m: _u(8, m["token"]),
     "ERROR": _enc_code_text,
 }

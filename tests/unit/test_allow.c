@@ -436,6 +436,34 @@ static int tear_down(void **state)
     return unlink(path);
 }
 
+static bool is_listed(const char *name)
+{
+    struct vc_err err;
+    bool listed;
+
+    assert_int_equal(vc_allow_lists(path, name, &listed, &err), 0);
+    return listed;
+}
+
+static void who_is_on_the_list_is_so_for_any_vm(void **state)
+{
+    struct vc_err err;
+    bool listed = true;
+
+    (void)state;
+    list("# host3 *\nhost1 " ONE "\n  HOST2.example *\n*.lab web-*\n");
+    assert_true(is_listed("host1") && is_listed("Host1") && is_listed("host2.EXAMPLE"));
+    assert_true(is_listed("a.b.lab"));
+    assert_false(is_listed("host3") || is_listed("host") || is_listed("host11") ||
+                 is_listed("lab"));
+    list("");
+    assert_false(is_listed("host1"));
+    unlink(path);
+    assert_int_equal(vc_allow_lists(path, "host1", &listed, &err), VC_E_REFUSED);
+    assert_false(listed);
+    list("");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -460,6 +488,7 @@ int main(void)
         cmocka_unit_test(a_list_has_a_limit),
         cmocka_unit_test(a_list_that_others_can_change_allows_nothing),
         cmocka_unit_test(a_refusal_names_peer_socket_and_vm),
+        cmocka_unit_test(who_is_on_the_list_is_so_for_any_vm),
     };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);

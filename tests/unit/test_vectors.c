@@ -230,6 +230,38 @@ static int keeps(const uint8_t *p, size_t n, FILE *f, struct vc_writer *w)
     return 0;
 }
 
+static int rekeyed(const uint8_t *p, size_t n, FILE *f, struct vc_writer *w)
+{
+    static struct vc_wire_range ranges[VC_WIRE_MAX_REKEYED_RANGES];
+    struct vc_wire_rekeyed m;
+    struct vc_err err;
+    int rc = vc_wire_rekeyed_decode(p, n, &m, &err);
+
+    if (rc)
+        return rc;
+    for (uint32_t i = 0; i < m.n; i++) {
+        ranges[i] = vc_wire_rekeyed_range(&m, i);
+        fprintf(f, "range %u %llu %llu\n", ranges[i].block, (unsigned long long)ranges[i].page.n,
+                (unsigned long long)ranges[i].count);
+    }
+    vc_wire_rekeyed_encode(w, ranges, m.n);
+    return 0;
+}
+
+static int ready(const uint8_t *p, size_t n, FILE *f, struct vc_writer *w)
+{
+    struct vc_wire_generation m;
+    struct vc_err err;
+    int rc = vc_wire_ready_decode(p, n, &m, &err);
+
+    if (rc)
+        return rc;
+    print_hex(f, "generation", m.id.b, 16);
+    print_hex(f, "root", m.root, VC_WIRE_ROOT_BYTES);
+    vc_wire_ready_encode(w, &m);
+    return 0;
+}
+
 static int repair(const uint8_t *p, size_t n, FILE *f, struct vc_writer *w)
 {
     struct vc_wire_repair m;
@@ -406,6 +438,12 @@ static int message(uint8_t type, const uint8_t *p, size_t n, FILE *f, struct vc_
         return number("sequence", p, n, f, w);
     case VC_WIRE_CREDIT:
         return number("bytes", p, n, f, w);
+    case VC_WIRE_REKEYING:
+        return number("done", p, n, f, w);
+    case VC_WIRE_REKEYED:
+        return rekeyed(p, n, f, w);
+    case VC_WIRE_READY:
+        return ready(p, n, f, w);
     case VC_WIRE_PING:
     case VC_WIRE_PONG:
         return number("token", p, n, f, w);

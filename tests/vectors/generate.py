@@ -119,7 +119,8 @@ def handshake():
          **changed(OPEN, generations=[(ident(i), root(i)) for i in range(64)]))
     bad("open-65-generations", "OPEN",
         encode("OPEN", changed(OPEN, generations=[(ident(i), root(i)) for i in range(65)])))
-    bad("open-mode", "OPEN", encode("OPEN", changed(OPEN, mode=7)))
+    good("open-rekey", "OPEN", **changed(OPEN, mode=7, name=b""))
+    bad("open-mode", "OPEN", encode("OPEN", changed(OPEN, mode=8)))
     bad("open-lineage-flags", "OPEN", encode("OPEN", changed(OPEN, lineage_flags=2)))
     bad("open-trailing", "OPEN", encode("OPEN", OPEN) + b"\0")
     bad("open-cut", "OPEN", encode("OPEN", OPEN)[:-1])
@@ -215,6 +216,23 @@ def announce():
     refused("prefixes-missing", 0, 0, b"\2\2" + bytes(15))
     refused("run-cut", 0, 0, b"\1\1\1")
     refused("varint-padded", 0, 0, b"\1\x81\0")
+
+
+def rekeying():
+    good("rekeying", "REKEYING", done=1 << 40)
+    good("rekeying-destination", "REKEYING", sender=DEST, done=0)
+    good("rekeyed", "REKEYED", ranges=[(0, 8, 4), (255, 1 << 34, (1 << 64) - 1)])
+    good("rekeyed-nothing", "REKEYED", sender=DEST, ranges=[])
+    ranges = [(i % 7, 3 * i, 1) for i in range(60)]
+    good("rekeyed-many", "REKEYED", ranges=ranges)
+    payload = encode("REKEYED", dict(ranges=ranges))
+    bad("rekeyed-trailing", "REKEYED", payload + b"\0")
+    bad("rekeyed-cut", "REKEYED", payload[:-1])
+    bad("rekeyed-count-0", "REKEYED", encode("REKEYED", dict(ranges=[(0, 8, 0)])))
+    bad("rekeyed-1025", "REKEYED", struct.pack("<I", 1025) + bytes(20))
+    bad("rekeyed-huge", "REKEYED", struct.pack("<I", 0xffffffff))
+    good("ready", "READY", generation=ident(0x61), root=root(6))
+    good("ready-destination", "READY", sender=DEST, generation=ident(0x61), root=root(6))
 
 
 def end():
@@ -609,7 +627,7 @@ def bad_runs():
 
 
 def main():
-    for make in (frames, hello, handshake, blocks, stream, announce, end, batches, deltas, preempt, bad_headers,
+    for make in (frames, hello, handshake, blocks, stream, announce, rekeying, end, batches, deltas, preempt, bad_headers,
                  bad_zstd, bad_deltas, shifted, recent, bad_runs):
         make()
     v.DIRECTORY.mkdir(parents=True, exist_ok=True)
