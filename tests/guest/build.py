@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Builds the guests that the tests and the demo run in QEMU.
 
-  build.py selfcheck OUT --end-mib N [--delay LOOPS]   a boot sector that checks its own memory
+  build.py selfcheck OUT --end-mib N [--delay LOOPS]   a boot sector: selfcheck.S
   build.py linux OUTDIR [--programs]                   OUTDIR/kernel and OUTDIR/initrd
 
 The Linux guest is Debian's cloud kernel, taken out of its package, and tests/guest/agent.c as the

@@ -102,10 +102,16 @@ class LinuxGuest:
 
 
 class SelfCheck:
-    """Watches the boot sector: a B for every pass, an X when a page was wrong."""
+    """Watches the boot sector (tests/guest/selfcheck.S), and tells it what to do: a B for every pass, a
+    W for every sector that it has written, an X when a page was wrong."""
 
-    def __init__(self, qemu):
-        self.passes = self.starts = 0
+    # What it can be told.
+    WRITE, WRITE_NO_MORE, REST, GO_ON = "D", "N", "H", "G"
+    POWER_OFF, SUSPEND, RESET, PANIC = "P", "S", "R", "C"
+
+    def __init__(self, qemu, boots=1):
+        self.passes = self.starts = self.writes = self.errors = 0
+        self.boots = boots  # that are no surprise
         self.serial = None
         self.attach(qemu)
 
@@ -120,8 +126,10 @@ class SelfCheck:
             assert b"X" not in data, "the guest found a wrong page in its memory"
             assert data, "the guest's serial console was closed"
             self.passes += data.count(b"B")
+            self.writes += data.count(b"W")
+            self.errors += data.count(b"E")
             self.starts += data.count(b"A")
-            assert self.starts <= 1, "the guest booted anew"
+            assert self.starts <= self.boots, "the guest booted anew"
             timeout = 0.0
         return self.passes
 
@@ -129,3 +137,17 @@ class SelfCheck:
         """Until it has gone n times more over its memory."""
         goal = self.poll() + n
         wait_for(lambda: self.poll(0.1) >= goal, timeout, f"{n} passes of the guest")
+
+    def tell(self, letter):
+        self.serial.sock.sendall(letter.encode())
+
+    def wait_writes(self, n, timeout=60):
+        """Until it has written so many sectors more; its disk has kept what it wrote before."""
+        self.poll()
+        goal = self.writes + n
+
+        def done():
+            self.poll(0.1)
+            assert not self.errors, "the guest's disk failed, or lost what had been written to it"
+            return self.writes >= goal
+        wait_for(done, timeout, f"{n} writes of the guest")

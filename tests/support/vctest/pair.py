@@ -2,6 +2,7 @@
 """A VM that wanders over hosts: what most end-to-end tests do."""
 import time
 
+from .disk import make_qcow2, shared_disk_options
 from .guest import LinuxGuest, SelfCheck, linux_options, selfcheck_options
 from .hosts import Hosts
 from .proc import wait_for
@@ -39,8 +40,13 @@ class Fleet:
         if fill_mib:
             self.guest.command(f"fill {fill_mib} 1")
 
-    def boot_selfcheck(self, ram_mib=64, end_mib=40, delay=0, extra=()):
+    def boot_selfcheck(self, ram_mib=64, end_mib=40, delay=0, extra=(), disk=False):
+        """With `disk` it has one that both hosts see, `self.disk`, with QEMU's locks on it; it is told
+        to write by guest.tell(guest.WRITE)."""
         self.ram_mib, self.options = ram_mib, [*selfcheck_options(end_mib, delay), *extra]
+        if disk:
+            self.disk = make_qcow2(f"{self.network.dir}/disk.qcow2")
+            self.options += shared_disk_options(self.disk)
         self.qemu = self.new_qemu(0)
         self.guest = SelfCheck(self.qemu)
         self.guest.wait_passes(2)
