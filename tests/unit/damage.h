@@ -36,10 +36,11 @@ struct filter {
     pthread_t threads[2];
     pthread_mutex_t mu;
     pthread_cond_t changed;
-    bool open;          /* [lock: mu] the gate */
-    _Atomic size_t got; /* what the destination's QEMU has been given */
-    bool side;          /* [lock: mu] all of QEMU's second connection has arrived */
-    bool over;          /* [lock: mu] a session has ended: wait for nothing */
+    bool open;               /* [lock: mu] the gate */
+    _Atomic size_t got;      /* what the destination's QEMU has been given */
+    _Atomic uint64_t passed; /* frames that are not only a sign of life */
+    bool side;               /* [lock: mu] all of QEMU's second connection has arrived */
+    bool over;               /* [lock: mu] a session has ended: wait for nothing */
 };
 
 static inline uint8_t frame_type(const uint8_t *frame)
