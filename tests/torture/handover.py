@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Faults in the handover, of a VM with a disk on shared storage that QEMU locks and the guest writes
-before, during and after. A frame is lost at the switch, and meanwhile others use the QEMUs, their QMP
+"""Faults in the handover, of a VM without a disk, and of one with a disk on shared storage that QEMU
+locks and the guest writes before, during and after. A frame is lost at the switch, and meanwhile others use the QEMUs, their QMP
 sockets are elsewhere, agents see other mounts than QEMU, or die at the n-th step of writing a record.
 
 After each fault: never do two VMs run by vecycle's doing (if somebody else continues a second one, that
 is his); one can be continued, by whatever `vecycle resolve` offers; its memory and its disk are right;
 the stores verify; the next migration works. Which of `resolve`'s texts and records it is, is not looked
 at."""
+import os
 import threading
 import time
 
@@ -40,7 +41,7 @@ class HandoverFleet(WatchedFleet):
         super().__init__(False, None)
         self.gates = [Gate(str(h.dir / "gate"), v.address) for h, v in zip(self.hosts, self.vecycles)]
         self.elsewhere, self.hidden = [], set()
-        self.others = [Qemu(h, "other", 16, new_uuid()) for h in self.hosts]
+        self.others = {}
 
     def start_agent(self, v):
         i = self.vecycles.index(v)
@@ -51,6 +52,12 @@ class HandoverFleet(WatchedFleet):
         mounts = hiding(v.host.sockets) if i in getattr(self, "hidden", ()) else OWN_MOUNTS
         v.wrapper = (*(mounts if can_have_own_mounts()[0] else ()), *self.at_record[i].words)
         super().start_agent(v)
+
+    def other(self, i):
+        """The QMP socket of another VM there."""
+        if i not in self.others or not os.path.exists(self.others[i].qmp_path):
+            self.others[i] = Qemu(self.hosts[i], f"other{self.n_qemus}", 16, new_uuid())
+        return self.others[i].qmp_path
 
     def hide(self, i):
         self.hidden.add(i)
@@ -87,12 +94,21 @@ class HandoverTorture(Torture):
     def boot(self):
         self.lives += 1
         self.f = HandoverFleet()
-        self.f.boot_selfcheck(32, 8, delay=100000, disk=True)
-        self.f.guest.tell(self.f.guest.WRITE)
-        self.f.guest.wait_writes(2)
+        # QEMU's lock keeps a second VM from running, so every other guest has no disk.
+        self.has_disk = self.lives % 2 == 1
+        self.f.boot_selfcheck(32, 8, delay=100000, disk=self.has_disk)
+        if self.has_disk:
+            self.f.guest.tell(self.f.guest.WRITE)
+            self.f.guest.wait_writes(2)
         self.last_s, self.rounds, self.known = 2.0, 0, [None, None]
 
     # ---- a round ----
+
+    def next_kind(self):
+        kind = super().next_kind()
+        if kind == "locked disk" and not self.has_disk and len(self.kinds) > 1:
+            return self.next_kind()
+        return kind
 
     def one_round(self):
         f, kind = self.f, self.next_kind()
@@ -105,6 +121,7 @@ class HandoverTorture(Torture):
                                        else []))
         if kind == "locked disk":
             lost = None
+        self.kind, self.lost = kind, lost
         if lost:
             gate.hold(*lost)
         start = time.monotonic()
@@ -215,9 +232,8 @@ class HandoverTorture(Torture):
 
     @property
     def may_be_told(self):
-        """The word may be on its way, or there."""
-        gate = self.f.gates[1 - self.f.at]
-        return not (gate.refusing or gate.held == ({WORD}, True))
+        """The word may be on its way, or there; not where it, or what it follows, is held until it is lost."""
+        return not self.lost or self.lost[0] == WORD_DONE
 
     def both_resolve(self):
         """Two operators, one at each host, who each want it to run there."""
@@ -249,7 +265,7 @@ class HandoverTorture(Torture):
         f.elsewhere.append(e)
         how = self.rng.choice(["move", "refuse", "fill", "silence", "replace"])
         self.what = how
-        getattr(e, how)(*([f.others[i].qmp_path] if how == "replace" else []))
+        getattr(e, how)(*([f.other(i)] if how == "replace" else []))
         self.and_more(kind, dest)
 
     def hide(self, kind, dest):
@@ -322,7 +338,7 @@ class HandoverTorture(Torture):
         outcome = None
         if not self.one_runs(0.2):
             outcome = "settled later" if self.one_runs(MEET_S) else None
-            if not outcome:
+            if not outcome and not self.theirs:
                 self.restore(kind)
                 outcome = self.by_somebody(dest)
         elif f.elsewhere or f.hidden:
@@ -336,7 +352,8 @@ class HandoverTorture(Torture):
         if self.theirs:
             return "third party's"
         if not self.one_runs(5):
-            raise Breach(f"{len(self.running())} VMs run in the end; {self.records()}; {self.said}")
+            raise Breach(f"{len(self.running())} VMs run in the end; {self.records()}, source "
+                         f"{self.state(f.qemu)}, destination {self.state(dest)}; {self.said}")
         [q] = self.running()
         if q is dest:
             f.arrived(1 - f.at, dest)
@@ -380,7 +397,8 @@ class HandoverTorture(Torture):
     def check_guest(self):
         super().check_guest()
         try:
-            self.f.guest.wait_writes(2)
+            if self.has_disk:
+                self.f.guest.wait_writes(2)
         except (AssertionError, ConnectionError) as e:
             raise Breach(f"the guest's disk: {e}") from None
 
@@ -391,6 +409,7 @@ class HandoverTorture(Torture):
                 self.f.start_agent(v)
 
     def dump(self):
-        self.say(f"-- conts {[(q.name, left) for q, left in self.conts]}, said {self.said}")
+        self.say(f"-- {self.kind}, {self.what}, {self.name(self.lost)}, conts "
+                 f"{[(q.name, left) for q, left in self.conts]}, said {self.said}")
         super().dump()
 

@@ -49,9 +49,10 @@ class Elsewhere:
         if self.server:
             self.server.close()
             self.server = None
-        if self.taken:
+        # A QEMU that ends unlinks the path that it was given, whoever's socket is there by then.
+        if self.taken and os.path.lexists(self.path):
             os.rename(self.path, self.taken)
-            self.taken = None
+        self.taken = None
         if os.path.lexists(self.aside):
             os.rename(self.aside, self.path)
 
