@@ -173,10 +173,13 @@ extern struct lab *the_lab;
 /** A visit mostly waits for threads and sockets, so several processes share the places, each with a
  *  laboratory of its own. This one is the_worker. */
 #define WORKERS 8u
-/* A worker's share of n visits: some, and under a sanitizer a quarter. */
+/* A worker's share of n visits: some, under a sanitizer a quarter, and of that a quarter where it
+ * is the one for threads. */
 static inline unsigned lab_share(const struct lab *lab, unsigned n)
 {
-    return (n * lab->scale + WORKERS - 1) / WORKERS / (SANITIZED ? 4 : 1) + SANITIZED;
+    unsigned share = (n * lab->scale + WORKERS - 1) / WORKERS;
+
+    return share / (THREAD_SANITIZED ? 16 : SANITIZED ? 4 : 1) + SANITIZED;
 }
 extern unsigned the_worker;
 
