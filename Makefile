@@ -2,7 +2,7 @@
 # A thin front for meson. `make demo` and `make check` install what they need (as root, or by sudo).
 BUILD ?= build
 
-.PHONY: all demo check fuzz torture bench bench-quick bench-full clean install
+.PHONY: all demo check check-long fuzz torture bench bench-quick bench-full clean install
 
 all: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
@@ -20,6 +20,12 @@ check:
 	scripts/install-deps check
 	@$(MAKE) --no-print-directory all
 	/usr/bin/python3 tests/run.py --build $(BUILD)
+
+# What takes too long to be waited for; .ci/run calls both.
+check-long:
+	scripts/install-deps check
+	@$(MAKE) --no-print-directory all
+	/usr/bin/python3 tests/run.py --build $(BUILD) --long
 
 fuzz:
 	scripts/install-deps check

@@ -21,7 +21,7 @@
 #define OPT_BASE 3u  /* vc_wire_base; 3: none, and both record */
 #define OPT_DELTA 4u /* changed pages may be sent as what has changed */
 #define OPT_MOVED 8u /* contents that have moved may be referred to */
-#define WAIT_S 120   /* then it hangs: much, as the machine may be busy */
+#define WAIT_S 1200  /* then it hangs: much, as the machine may be busy */
 
 struct host {
     struct vc_store *store;

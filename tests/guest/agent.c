@@ -3,7 +3,7 @@
 /* The first and only process of the Linux test guest. It owns most of the guest's memory, with
  * contents that it can compute again, and takes one-line commands on the serial console:
  *
- *   ping                    -> @@ OK pong
+ *   ping N                  -> @@ OK pong N
  *   fill MIB SEED           memory is allocated and filled; each page is different
  *   rewrite PERCENT [HOW]   new contents for that share of the pages: the last ones, `spread` over
  *                           all, or `top`, those at the highest physical addresses
@@ -355,7 +355,7 @@ static void command(char *line)
     b = strtok(NULL, " \r\n");
     c = strtok(NULL, " \r\n");
     if (!strcmp(name, "ping"))
-        puts("@@ OK pong");
+        printf("@@ OK pong %s\n", a ? a : "");
     else if (!strcmp(name, "fill") && a && b)
         fill(strtoul(a, NULL, 10), strtoull(b, NULL, 10));
     else if (!strcmp(name, "rewrite") && a)

@@ -9,6 +9,7 @@ The Linux guest is Debian's cloud kernel, taken out of its package, and tests/gu
 only process. With --programs OUTDIR/programs is made too: an initrd that has some of Debian's
 programs besides, with their libraries."""
 import argparse
+import fcntl
 import gzip
 import os
 import re
@@ -131,7 +132,9 @@ def initrd(out, files=None):
     for name, content in (files or {}).items():
         archive += cpio_entry(name, content, 0o100755)
     archive += cpio_entry("TRAILER!!!", b"", 0)
-    Path(out).write_bytes(gzip.compress(archive, 6))
+    new = Path(f"{out}.{os.getpid()}")  # another test may be about to boot it
+    new.write_bytes(gzip.compress(archive, 6))
+    new.rename(out)
 
 
 def kernel(out):
@@ -146,8 +149,8 @@ def kernel(out):
         run("apt-get", "-qq", "download", found[0], cwd=tmp)
         run("dpkg", "-x", next(Path(tmp).glob("*.deb")), f"{tmp}/x")
         image = next(Path(f"{tmp}/x/boot").glob("vmlinuz-*"))
-        shutil.copyfile(image, f"{out}.tmp")
-    os.rename(f"{out}.tmp", out)
+        shutil.copyfile(image, f"{out}.{os.getpid()}")
+    os.rename(f"{out}.{os.getpid()}", out)
 
 
 def stale(made):
@@ -158,13 +161,15 @@ def linux(outdir, programs=False):
     """Makes what is missing or older than its source."""
     outdir = Path(outdir)
     outdir.mkdir(parents=True, exist_ok=True)
-    if not (outdir / "kernel").exists():
-        kernel(outdir / "kernel")
     made = outdir / "initrd"
-    if stale(made):
-        initrd(made)
-    if programs and stale(outdir / "programs"):
-        initrd(outdir / "programs", program_files())
+    with open(outdir / "lock", "w") as lock:  # several tests begin at a time, and one makes it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (outdir / "kernel").exists():
+            kernel(outdir / "kernel")
+        if stale(made):
+            initrd(made)
+        if programs and stale(outdir / "programs"):
+            initrd(outdir / "programs", program_files())
     return outdir / "kernel", made
 
 

@@ -9,7 +9,7 @@ from tree import ROOT
 
 PHASES = ROOT / "docs" / "internals" / "phases.md"
 PAGE = ROOT / "docs" / "internals" / "faults.md"
-TORTURE = ROOT / "tests" / "torture" / "torture.py"
+TORTURE = ROOT / "tests" / "torture"
 NAMED = re.compile(r"`(test_\w+\.(?:py|c))::(\w+)`")
 
 
@@ -22,13 +22,21 @@ def exists(file, name):
     return re.search(pattern, path.read_text(), re.M) is not None
 
 
+def torture_kinds():
+    """Handover's have the host or the command behind a colon."""
+    lists = [re.search(rf"^{name} = \[(.*?)\]", (TORTURE / file).read_text(), re.M | re.S)[1]
+             for file, name in (("torture.py", "KINDS"), ("handover.py", "THIRD_PARTY"),
+                                ("handover.py", "KINDS"))]
+    found = [k.split(":")[0] for text in lists for k in re.findall(r'"([^"]+)"', text)]
+    return list(dict.fromkeys(found))
+
+
 def main():
     text = PAGE.read_text()
     named = {(page, *test) for page in (PAGE, PHASES) for test in NAMED.findall(page.read_text())}
     problems = [f"{page.name}: there is no test {f}::{n}" for page, f, n in sorted(named)
                 if not exists(f, n)]
-    block = re.search(r"^KINDS = \[(.*?)\]", TORTURE.read_text(), re.M | re.S)
-    kinds = re.findall(r'"([^"]+)"', block[1])
+    kinds = torture_kinds()
     emphasised = [" ".join(m.split()) for m in re.findall(r"\*([^*]+?)\*", text)]
     problems += [f"{PAGE.name}: torture's fault '{k}' is missing" for k in kinds
                  if k not in emphasised]

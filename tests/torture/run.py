@@ -1,10 +1,11 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Faults at random instants of real migrations, see torture.py and postcopy.py.
+"""Faults at random instants of real migrations, see torture.py, postcopy.py and handover.py.
 
   run.py [--minutes N] [--seed N] [--faults KIND,...]      (TORTURE_MINUTES, TORTURE_SEED)
 
-A third of the time goes to migrations that switch to postcopy. Exit status 1 on any breach."""
+A fifth of the time goes to migrations that switch to postcopy, two fifths to faults in the handover.
+Exit status 1 on any breach."""
 import argparse
 import os
 import signal
@@ -14,11 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
+from handover import KINDS as HANDOVER, HandoverTorture  # noqa: E402
 from postcopy import PostcopyTorture  # noqa: E402
 from torture import KINDS, Torture  # noqa: E402
 from vctest import qemu as vq  # noqa: E402
 
-PARTS = [("precopy", Torture, 2 / 3), ("postcopy", PostcopyTorture, 1 / 3)]
+PARTS = [("precopy", Torture, 0.4), ("postcopy", PostcopyTorture, 0.2),
+         ("handover", HandoverTorture, 0.4)]
 
 
 def main():
@@ -26,7 +29,7 @@ def main():
     p.add_argument("--minutes", type=float, default=float(os.environ.get("TORTURE_MINUTES", 10)))
     p.add_argument("--seed", type=int, default=int(os.environ.get("TORTURE_SEED",
                                                                  time.time_ns() % 1_000_000)))
-    p.add_argument("--faults", default=",".join(KINDS), help="only these kinds")
+    p.add_argument("--faults", default=",".join(KINDS + HANDOVER), help="only these kinds")
     p.add_argument("--only", choices=[name for name, _, _ in PARTS])
     a = p.parse_args()
     ok, why = vq.available()

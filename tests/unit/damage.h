@@ -36,10 +36,11 @@ struct filter {
     pthread_t threads[2];
     pthread_mutex_t mu;
     pthread_cond_t changed;
-    bool open;          /* [lock: mu] the gate */
-    _Atomic size_t got; /* what the destination's QEMU has been given */
-    bool side;          /* [lock: mu] all of QEMU's second connection has arrived */
-    bool over;          /* [lock: mu] a session has ended: wait for nothing */
+    bool open;               /* [lock: mu] the gate */
+    _Atomic size_t got;      /* what the destination's QEMU has been given */
+    _Atomic uint64_t passed; /* frames that are not only a sign of life */
+    bool side;               /* [lock: mu] all of QEMU's second connection has arrived */
+    bool over;               /* [lock: mu] a session has ended: wait for nothing */
 };
 
 static inline uint8_t frame_type(const uint8_t *frame)
@@ -173,10 +174,13 @@ extern struct lab *the_lab;
 /** A visit mostly waits for threads and sockets, so several processes share the places, each with a
  *  laboratory of its own. This one is the_worker. */
 #define WORKERS 8u
-/* A worker's share of n visits: some, and under a sanitizer a quarter. */
+/* A worker's share of n visits: some, under a sanitizer a quarter, and of that a quarter where it
+ * is the one for threads. */
 static inline unsigned lab_share(const struct lab *lab, unsigned n)
 {
-    return (n * lab->scale + WORKERS - 1) / WORKERS / (SANITIZED ? 4 : 1) + SANITIZED;
+    unsigned share = (n * lab->scale + WORKERS - 1) / WORKERS;
+
+    return share / (THREAD_SANITIZED ? 16 : SANITIZED ? 4 : 1) + SANITIZED;
 }
 extern unsigned the_worker;
 

@@ -92,6 +92,8 @@ static bool carry(struct direction *d)
     }
     if (type == VC_WIRE_START && d->frame[FRAME_HEAD + 18] != VC_WIRE_BASE_ANNOUNCE)
         open_gate(f, false); /* nothing will be announced */
+    if (type != VC_WIRE_PING && type != VC_WIRE_PONG)
+        atomic_fetch_add(&f->passed, 1);
     pass = f->on_frame ? f->on_frame(f, d->to_dest, d->frame, n) : n;
     if (vc_write_full(out, d->frame, pass))
         return false;
@@ -129,6 +131,7 @@ void filter_start(struct filter *f, int *source_fd, int *dest_fd)
     f->fds[1][0] = f->fds[0][1] = a[1];
     f->fds[1][1] = f->fds[0][0] = b[1];
     atomic_store(&f->got, 0);
+    atomic_store(&f->passed, 0);
     f->open = f->side = f->over = false;
     pthread_mutex_init(&f->mu, NULL);
     pthread_cond_init(&f->changed, NULL);

@@ -14,8 +14,11 @@
 
 #define PAGES 64u
 #define ROUNDS 24u
-/* A visit takes milliseconds; what takes so long waits for something that will not come. */
-#define STALL_S 60
+/* A session hangs if so many looks in turn have seen nothing come through it, and nothing reach its
+ * QEMU: it waits for something that will not come. A machine that is busy, or stands still for a
+ * while, makes fewer looks. */
+#define STALL_LOOKS 1200u
+#define LOOK_MS 100
 /* With so short a limit for the pause a proxy has no reason to slow its intake down near the end of
  * the first pass, which would be most of the time that a visit takes. */
 #define UNPACED_MS 1
@@ -318,14 +321,33 @@ static void *dest_main(void *arg)
     return NULL;
 }
 
-static void join_or_cancel(pthread_t thread, struct call calls[2], bool *stalled)
+static bool joins_soon(pthread_t thread)
 {
-    struct timespec deadline;
+    struct timespec t;
 
-    clock_gettime(CLOCK_REALTIME, &deadline);
-    deadline.tv_sec += STALL_S;
-    if (pthread_timedjoin_np(thread, NULL, &deadline) == 0)
-        return;
+    clock_gettime(CLOCK_REALTIME, &t);
+    t.tv_nsec += LOOK_MS * 1000000L;
+    if (t.tv_nsec >= 1000000000L) {
+        t.tv_sec++;
+        t.tv_nsec -= 1000000000L;
+    }
+    return pthread_timedjoin_np(thread, NULL, &t) == 0;
+}
+
+static void join_or_cancel(pthread_t thread, const struct filter *f, struct call calls[2],
+                           bool *stalled)
+{
+    uint64_t before = 0;
+
+    for (unsigned idle = 0; idle < STALL_LOOKS; idle++) {
+        uint64_t now = atomic_load(&f->passed) + atomic_load(&f->got);
+
+        if (joins_soon(thread))
+            return;
+        if (now != before)
+            idle = 0;
+        before = now;
+    }
     *stalled = true;
     vc_cancel_now(&calls[0].cancel);
     vc_cancel_now(&calls[1].cancel);
@@ -376,8 +398,8 @@ void lab_visit(struct lab *lab, struct visit *v)
     assert_int_equal(pthread_create(&threads[1], NULL, source_qemu_main, &sq), 0);
     assert_int_equal(pthread_create(&threads[2], NULL, dest_main, &calls[1]), 0);
     assert_int_equal(pthread_create(&threads[3], NULL, source_main, &calls[0]), 0);
-    join_or_cancel(threads[3], calls, &v->stalled);
-    join_or_cancel(threads[2], calls, &v->stalled);
+    join_or_cancel(threads[3], f, calls, &v->stalled);
+    join_or_cancel(threads[2], f, calls, &v->stalled);
     assert_int_equal(write(dq.stop, &one, sizeof(one)), sizeof(one));
     pthread_join(threads[1], NULL);
     pthread_join(threads[0], NULL);

@@ -14,5 +14,11 @@
 #else
 #define SANITIZED 0
 #endif
+/* A race does not depend on which bit has flipped, and this one is the slowest. */
+#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
+#define THREAD_SANITIZED 1
+#else
+#define THREAD_SANITIZED 0
+#endif
 
 #endif

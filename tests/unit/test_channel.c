@@ -20,7 +20,7 @@
 #include "net/net.h"
 #include "source/source.h"
 
-#define TIMEOUT_MS 60000
+#define TIMEOUT_MS 600000
 #define URGENT_BYTES (5u << 20) /* several times what may be unacknowledged */
 
 static const struct vc_lineage lineage = {.algo = VC_DIGEST_GMAC,

@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 
 /* At least so many places of each kind: image, delta, index, manifest, frames on the wire. */
-#define LEAST_PLACES (SANITIZED ? 500u : 2000u)
+#define LEAST_PLACES (THREAD_SANITIZED ? 125u : SANITIZED ? 500u : 2000u)
 
 struct lab *the_lab;
 unsigned the_worker;

@@ -125,7 +125,7 @@ static size_t handshake_with(size_t n)
     int fd;
 
     start_server(&s, "ca/a");
-    s.o.handshake_ms = n ? 5000 : 50;
+    s.o.handshake_ms = n ? PATIENT_MS : 50;
     before = start_counting();
     run_server(&s);
     fd = plain_connect(s.port);

@@ -29,7 +29,7 @@
 #define TICK_MS 20
 /* With a disk that hangs, and with one that may be busy. */
 #define PATIENCE_MS 1000
-#define LONG_PATIENCE_MS 60000
+#define LONG_PATIENCE_MS 600000
 
 /* ---- QEMU's two ends ---- */
 

@@ -92,7 +92,7 @@ static const struct vc_txn *hold(struct vc_recorder *r, uint64_t seq, unsigned m
     return vc_recorder_hold(r, seq, vc_now_ns() + ms * VC_NS_PER_MS);
 }
 
-#define LONG_MS 60000
+#define LONG_MS 600000
 
 /* Never half of a batch, and never an older one than was asked for. */
 static void what_is_read_is_whole_batches(void **state)

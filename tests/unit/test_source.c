@@ -14,7 +14,7 @@
 #include "source/source.h"
 
 #define PAGES 64u
-#define TIMEOUT_MS 60000
+#define TIMEOUT_MS 600000
 
 struct scene {
     struct vc_conn *peer; /* where the wire ends */

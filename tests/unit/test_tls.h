@@ -2,6 +2,9 @@
 #ifndef TEST_TLS_H
 #define TEST_TLS_H
 
+/* Of a handshake that is to succeed, however busy the machine is. */
+#define PATIENT_MS 600000u
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -121,6 +124,7 @@ static inline void start_server(struct server *s, const char *dir)
     snprintf(s->dir, sizeof(s->dir), "%s", path(dir));
     s->o = VC_TLS_OPTIONS_INIT;
     s->o.dir = s->dir;
+    s->o.handshake_ms = PATIENT_MS;
     assert_int_equal(vc_listener_open("tls://127.0.0.1:0", false, 0, &s->listener, &err), 0);
     assert_true(vc_listener_is_tls(s->listener));
     assert_int_equal(getsockname(vc_listener_fd(s->listener), (struct sockaddr *)&sa, &n), 0);
@@ -152,6 +156,7 @@ static inline int dial(const char *address, const char *dir, const char *hostnam
 
     snprintf(full, sizeof(full), "%s", path(dir));
     t.dir = full;
+    t.handshake_ms = PATIENT_MS;
     t.hostname = hostname;
     *out = NULL;
     return vc_conn_dial(address, &o, out, err);
@@ -160,7 +165,10 @@ static inline int dial(const char *address, const char *dir, const char *hostnam
 /* Two ends of one connection, both ours. */
 static inline void connect_pair(struct server *s, struct vc_conn **client, uint64_t rekey_bytes)
 {
-    struct vc_tls_options t = {.dir = path("ca/b"), .cancel_fd = -1, .rekey_bytes = rekey_bytes};
+    struct vc_tls_options t = {.dir = path("ca/b"),
+                               .cancel_fd = -1,
+                               .handshake_ms = PATIENT_MS,
+                               .rekey_bytes = rekey_bytes};
     struct vc_dial_options o = {.tls = &t};
     struct vc_err err;
 

@@ -15,6 +15,11 @@ def can_have_own_mounts():
     return r.returncode == 0, "a mount namespace needs root"
 
 
+def hiding(directory):
+    """Words like OWN_MOUNTS, for one that sees an empty directory there from its start on."""
+    return (*OWN_MOUNTS, "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(directory))
+
+
 def _nsenter(process, *argv):
     subprocess.run(["nsenter", f"--target={process.pid}", "--mount", *map(str, argv)], check=True,
                    capture_output=True)
@@ -44,9 +49,10 @@ class Elsewhere:
         if self.server:
             self.server.close()
             self.server = None
-        if self.taken:
+        # A QEMU that ends unlinks the path that it was given, whoever's socket is there by then.
+        if self.taken and os.path.lexists(self.path):
             os.rename(self.path, self.taken)
-            self.taken = None
+        self.taken = None
         if os.path.lexists(self.aside):
             os.rename(self.aside, self.path)
 

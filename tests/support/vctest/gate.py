@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 
-from vctest.proc import wait_for
+from vctest.proc import Event, patient, wait_for
 
 HELLO, OPEN, ACCEPT, START = 1, 2, 3, 4
 BATCH, EOF, RETURN, COMMITTED, WORD, WORD_DONE, CLOSE, PING = 17, 18, 23, 32, 33, 34, 35, 48
@@ -45,7 +45,7 @@ class Gate:
         self.n_held = 0         # connections on which such a frame waits
         self.n_holds = 0
         self.pings = {True: 0, False: 0}  # that got through, from the source and to it; 2 s apart
-        self.is_held = threading.Event()
+        self.is_held = Event()
         self.changed = threading.Condition()
         self.refusing = self.closed = False
         self.sockets, self.threads = [], []
@@ -97,7 +97,7 @@ class Gate:
         self.server.close()
         self.cut()
         for t in self.threads:
-            t.join(10)
+            t.join(patient(10))
 
     # ---- carrying ----
 

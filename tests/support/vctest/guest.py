@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from .proc import readable, wait_for
+from .proc import patient, readable, wait_for
 
 GUEST = Path(__file__).resolve().parents[2] / "guest"
 BUILD = Path(os.environ.get("VC_BUILD_DIR", Path(__file__).resolve().parents[3] / "build"))
@@ -37,7 +37,7 @@ def selfcheck_options(end_mib, delay=0):
 class Serial:
     def __init__(self, qemu):
         self.sock = qemu.serial
-        self.sock.settimeout(60)
+        self.sock.settimeout(patient(60))
 
     def close(self):
         self.sock.close()
@@ -57,6 +57,7 @@ class LinuxGuest:
         self.buffer = b""
 
     def _answer(self, timeout):
+        """The next one; `timeout` is as patient as the caller."""
         deadline = time.monotonic() + timeout
         while True:
             while b"\n" in self.buffer:
@@ -74,16 +75,21 @@ class LinuxGuest:
             self.buffer += data
 
     def wait_ready(self, timeout=60):
-        """Its greeting may have gone by before we listened."""
+        """Its greeting may have gone by before we listened, and so may the first questions. With the
+        answer to the last one, nothing else is on its way."""
+        asked = 0
+
         def ready():
-            self.serial.sock.sendall(b"ping\n")
+            nonlocal asked
+            asked += 1
+            self.serial.sock.sendall(b"ping %d\n" % asked)
             try:
-                return self._answer(2).startswith("OK")
+                while self._answer(min(2 * asked, 30)) != f"OK pong {asked}":
+                    pass
+                return True
             except AssertionError:
                 return False
         wait_for(ready, timeout, "the guest to boot")
-        while readable(self.serial.sock, 0.3):
-            self.serial.sock.recv(65536)
         self.buffer = b""
 
     def start(self, text):
@@ -95,7 +101,7 @@ class LinuxGuest:
         return self.answer(text, timeout)
 
     def answer(self, text, timeout=120):
-        answer = self._answer(timeout)
+        answer = self._answer(patient(timeout))
         assert answer.startswith("OK"), f"guest: {text}: {answer}"
         assert answer != "OK ready", f"guest: {text}: it booted anew"
         return answer[3:]

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from .proc import Process
+from .proc import Process, patient
 
 
 BUILD = Path(os.environ.get("VC_BUILD_DIR", Path(__file__).resolve().parents[3] / "build"))
@@ -48,7 +48,7 @@ class Host:
         return p
 
     def run(self, argv, timeout=120, **kw):
-        return subprocess.run(self.argv(argv), capture_output=True, text=True, timeout=timeout,
+        return subprocess.run(self.argv(argv), capture_output=True, text=True, timeout=patient(timeout),
                               stdin=subprocess.DEVNULL, **kw)
 
     def path(self, name):

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from .guest import linux_options
-from .proc import Process, wait_for
+from .proc import Process, patient, wait_for
 
 QEMU_CONF = """security_driver = "none"
 namespaces = []
@@ -79,7 +79,7 @@ class LibvirtHost:
         return p
 
     def run(self, argv, timeout=120):
-        return subprocess.run(self.argv(argv), capture_output=True, text=True, timeout=timeout,
+        return subprocess.run(self.argv(argv), capture_output=True, text=True, timeout=patient(timeout),
                               stdin=subprocess.DEVNULL)
 
     def virsh(self, *argv, timeout=120):

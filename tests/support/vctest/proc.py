@@ -3,6 +3,7 @@
 import select
 import signal
 import subprocess
+import threading
 import time
 
 # Tests that run in the background of a script ignore these, and so would what they start: a program
@@ -11,21 +12,57 @@ for _signal in signal.SIGINT, signal.SIGHUP:
     if signal.getsignal(_signal) == signal.SIG_IGN:
         signal.signal(_signal, lambda *_: None)
 
+# A limit ends a test that hangs, and nothing else: it is what a machine of one's own may need, and one
+# that others use too is given so many times that. A test that passes waits for none of them.
+PATIENCE = 10
+
+
+def patient(seconds):
+    return None if seconds is None else seconds * PATIENCE
+
 
 class Timeout(AssertionError):
     pass
 
 
+class Turns:
+    """Time that passes no faster than this process is let run: between two looks it is a second at most,
+    so a machine that stood still for a while has used up no more of it."""
+
+    def __init__(self, seconds):
+        self.left, self.last = seconds, time.monotonic()
+
+    def over(self):
+        return self.left <= 0
+
+    def rest(self, step):
+        time.sleep(step)
+        now = time.monotonic()
+        self.left -= min(now - self.last, max(step, 1.0))
+        self.last = now
+
+
+def comes_true(condition, seconds, step=0.02):
+    """Polls condition() for so long, and returns its last value: where either is an answer."""
+    turns = Turns(seconds)
+    while not (value := condition()) and not turns.over():
+        turns.rest(step)
+    return value
+
+
 def wait_for(condition, timeout=30, what="a condition", step=0.02):
     """Polls until condition() is true, and returns its value."""
-    deadline = time.monotonic() + timeout
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise Timeout(f"timed out after {timeout} s waiting for {what}")
-        time.sleep(step)
+    value = comes_true(condition, patient(timeout), step)
+    if not value:
+        raise Timeout(f"timed out after {patient(timeout)} s waiting for {what}")
+    return value
+
+
+class Event(threading.Event):
+    """One that a test waits for with a limit."""
+
+    def wait(self, timeout=None):
+        return super().wait(patient(timeout))
 
 
 class Process:
@@ -49,7 +86,7 @@ class Process:
             return f.read()
 
     def wait(self, timeout=60):
-        return self.popen.wait(timeout)
+        return self.popen.wait(patient(timeout))
 
     def kill(self):
         if self.alive():
@@ -60,7 +97,7 @@ class Process:
         if self.alive():
             self.popen.terminate()
             try:
-                self.popen.wait(timeout)
+                self.popen.wait(patient(timeout))
             except subprocess.TimeoutExpired:
                 self.kill()
         return self.popen.returncode

@@ -2,7 +2,8 @@
 """A small QMP client."""
 import json
 import socket
-import time
+
+from .proc import Turns, patient
 
 
 class QmpError(Exception):
@@ -11,7 +12,7 @@ class QmpError(Exception):
 
 class Qmp:
     def __init__(self, path, timeout=20):
-        deadline = time.monotonic() + timeout
+        turns = Turns(patient(timeout))
         while True:
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -19,10 +20,10 @@ class Qmp:
                 break
             except OSError:
                 self.sock.close()
-                if time.monotonic() > deadline:
+                if turns.over():
                     raise
-                time.sleep(0.02)
-        self.sock.settimeout(60)
+                turns.rest(0.02)
+        self.sock.settimeout(patient(60))
         self.file = self.sock.makefile("r")
         self.events = []
         self._read()

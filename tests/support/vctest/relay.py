@@ -5,6 +5,8 @@ import socket
 import struct
 import threading
 
+from vctest.proc import Event, patient
+
 
 class Relay:
     """Takes one connection on `listen` and carries it to `to`; what passes is kept."""
@@ -64,7 +66,7 @@ class Relay:
         self.server.close()
         self.cut()
         for t in self.threads:
-            t.join(10)
+            t.join(patient(10))
 
 
 class Valve(Relay):
@@ -127,7 +129,7 @@ class FrameCutter(Relay):
         self.frame_type, self.from_source = frame_type, from_source
         self.state = {True: bytearray(), False: bytearray()}
         self.left = {True: 0, False: 0}
-        self.was_cut = threading.Event()
+        self.was_cut = Event()
         super().__init__(listen, to)
 
     def passes(self, data, kept):
@@ -158,7 +160,7 @@ class LimitedRelay:
     def __init__(self, listen, to, limit, hold=False):
         self.listen, self.to, self.limit, self.hold = listen, to, limit, hold
         self.forward = 0  # bytes of the first connection
-        self.reached = threading.Event()
+        self.reached = Event()
         self.server = socket.socket(socket.AF_UNIX)
         self.server.bind(listen)
         self.server.listen(4)
@@ -221,7 +223,7 @@ class LimitedRelay:
         self.server.close()
         self.shutdown(*self.sockets)
         for t in self.threads:
-            t.join(10)
+            t.join(patient(10))
         for s in self.sockets:
             s.close()
 
@@ -230,7 +232,7 @@ class Flipper(LimitedRelay):
     """Turns a bit over in one byte of what the first connection carries forward."""
 
     def __init__(self, listen, to, at, bit):
-        self.at, self.bit, self.flipped = at, bit, threading.Event()
+        self.at, self.bit, self.flipped = at, bit, Event()
         super().__init__(listen, to, float("inf"))
 
     def passes(self, data):
