@@ -145,7 +145,7 @@ struct cmd_progress {
     bool terminal;
     /* Set by the caller: somebody else drives QEMU, and knows what vecycle does not; the VM is to
      * stay paused. */
-    bool proxied, suspended;
+    bool proxied;
     size_t drawn;                     /* columns that the line takes now */
     double percent;                   /* never runs backwards, nor does what follows */
     uint64_t wire_before, wire_bytes; /* in earlier attempts, in this one */

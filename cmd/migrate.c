@@ -167,7 +167,6 @@ static int run(struct cmd_common *c, int argc, char **argv)
     if (status >= 0)
         return status;
     cmd_progress_init(&progress, c);
-    progress.suspended = o.suspend;
     o.cancel = cmd_cancel_on_signals();
     o.progress = cmd_progress_show;
     o.opaque = &progress;

@@ -276,6 +276,7 @@ static struct json_object *result_json(const struct vecycle_result *r, bool driv
     BOOLEAN(confirmed);
     BOOLEAN(passthrough);
     TEXT(reason);
+    json_object_object_add(o, "state", r->state[0] ? json_object_new_string(r->state) : NULL);
 #undef TEXT
 #undef NUMBER
 #undef BOOLEAN
@@ -285,14 +286,18 @@ static struct json_object *result_json(const struct vecycle_result *r, bool driv
 
 /* Of a proxied migration only what passed by is known: not where the VM runs, nor how long it did
  * not. */
-static void text_summary(const struct vecycle_result *r, bool driven, bool suspended)
+static void text_summary(const struct vecycle_result *r, bool driven)
 {
     uint64_t wire = r->wire_sent_bytes + r->wire_received_bytes;
 
-    printf(!driven     ? "VM %s was carried to %s\n"
-           : suspended ? "VM %s is at %s now, and paused\n"
-                       : "VM %s now runs at %s\n",
-           r->vm, r->peer);
+    if (!driven)
+        printf("VM %s was carried to %s\n", r->vm, r->peer);
+    else if (!r->state[0] || !strcmp(r->state, "running"))
+        printf("VM %s %s at %s\n", r->vm, r->state[0] ? "now runs" : "is now", r->peer);
+    else
+        printf("VM %s is now at %s, in state '%s'; its disks stay inactive there until it is "
+               "continued\n",
+               r->vm, r->peer, r->state);
     printf("  total time  %.2f s", (double)r->total_ms / 1000);
     if (driven)
         printf(", downtime %" PRIu64 " ms, %" PRIu64 " rounds", r->downtime_ms, r->rounds);
@@ -322,7 +327,7 @@ void cmd_summary(const struct cmd_common *c, const struct cmd_progress *p,
 
     if (!c->json) {
         if (!err && c->verbose >= 0)
-            text_summary(r, !p->proxied, p->suspended);
+            text_summary(r, !p->proxied);
         return;
     }
     o = result_json(r, !p->proxied);

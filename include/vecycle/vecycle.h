@@ -181,6 +181,7 @@ struct vecycle_result {
     bool confirmed;            /* and the other host has the same */
     bool passthrough;          /* reuse was off, see reason */
     char reason[160];
+    char state[32]; /* the VM's run state where it has arrived, as QEMU calls it; "": not known */
 };
 
 /** Tells how things go, a few times a second, in the calling thread; `now` is valid during the

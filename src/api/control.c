@@ -125,6 +125,7 @@ struct json_object *vc_result_to_json(const struct vc_session_result *r)
     vc_json_add_bool(o, "confirmed", r->confirmed);
     vc_json_add_bool(o, "passthrough", r->passthrough);
     vc_json_add_str(o, "reason", r->reason);
+    vc_json_add_str(o, "state", r->state);
     vc_json_add_str(o, "peer", r->peer);
     return o;
 }
@@ -147,6 +148,7 @@ void vc_result_from_json(struct json_object *o, struct vc_session_result *r)
     if (!vc_id_parse(vc_json_str(o, "vm", ""), &r->vm))
         r->vm = (struct vc_id){{0}};
     get_text(o, "reason", r->reason, sizeof(r->reason));
+    get_text(o, "state", r->state, sizeof(r->state));
     get_text(o, "peer", r->peer, sizeof(r->peer));
 }
 

@@ -268,4 +268,5 @@ void vc_public_result(const struct vc_session_result *r, struct vecycle_result *
     vc_id_format(&r->vm, out->vm);
     snprintf(out->peer, sizeof(out->peer), "%s", r->peer);
     snprintf(out->reason, sizeof(out->reason), "%s", r->reason);
+    snprintf(out->state, sizeof(out->state), "%s", r->state);
 }

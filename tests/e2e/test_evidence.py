@@ -4,7 +4,7 @@ import os
 
 import pytest
 from vctest.elsewhere import OWN_MOUNTS, Elsewhere, can_have_own_mounts, hide
-from vctest.gate import EOF, SHUT, WORD, WORD_DONE, Gate
+from vctest.gate import EOF, SHUT, WORD, WORD_DONE, Gate, QmpGate
 from vctest.proc import wait_for
 from vctest.qemu import Qemu, new_uuid
 
@@ -195,6 +195,7 @@ def test_a_vm_that_both_hosts_run_is_told_and_nobody_touches_it(gated):
 # ---- another migration that QEMU completed ----
 
 def to_a_file(f):
+    f.qemu.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 40, downtime_limit=60000)
     f.qemu.qmp.execute("migrate", uri=f"exec:cat >{f.hosts[0].path('saved')}")
     f.qemu.wait_migrated()
 
@@ -236,11 +237,13 @@ def test_a_reset_of_the_vm_that_has_left_is_no_sign_that_it_ran(gated):
     f = gated
     word_lost(f, WORD_DONE, DESTINATION)
     f.qemu.qmp.execute("system_reset")
+    wait_for(lambda: f.qemu.status() == "prelaunch", 60, "the reset")
+    f.vecycles[0].agent.kill()
     f.gate.refuse(False)
     r = retry(f, "--insecure")
-    assert r.returncode in (61, 43, 62, 11), r.stderr
+    assert r.returncode == 61, r.stderr
     assert f.dest.status() == "running" and not f.qemu.is_running()
-    assert handovers(f)[0] in ("left", "settled")
+    assert handovers(f) == ["left", "settled"]
 
 
 # ---- hints ----
@@ -342,29 +345,15 @@ def test_a_destination_qemu_that_ran_before_it_died_has_not_never_run(gated):
     assert f.qemu.status() == "postmigrate"
 
 
-def test_a_qmp_socket_that_somebody_else_listened_on_names_no_qemu(gated, tmp_path):
-    """As libvirt does it: QEMU is handed the socket, and whoever made it ends. QEMU lives on."""
+def test_a_qmp_socket_that_is_relayed_names_no_qemu(gated):
+    """The relay is what listens: its end, and that of QEMU, are two things."""
     f = gated
-    f.dest.stop()
-    path = f.hosts[1].path("handed.qmp")
-    code = ("import os, socket, sys\n"
-            "s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(1); s.set_inheritable(True)\n"
-            "pid = os.fork()\n"
-            "if pid: os._exit(0)\n"
-            "os.execvp(sys.argv[2], [a.replace('@FD@', str(s.fileno())) for a in sys.argv[2:]])\n")
-    extra = ["-chardev", "socket,id=handed,fd=@FD@,server=on,wait=off", "-mon", "chardev=handed,mode=control"]
-    host = f.hosts[1]
-    original = host.start
-
-    def handed(argv, *a, **kw):
-        return original(["/usr/bin/python3", "-c", code, path, *argv], *a, **kw)
-    host.start = handed
-    f.dest = f.new_qemu(1, "defer", extra)
-    host.start = original
+    relay = QmpGate(f.hosts[1].path("relayed.qmp"), f.dest.qmp_path)
     f.gate.hold(WORD, SOURCE)
-    p, _ = f.vecycle().start_migrate(f.qemu, f.gate.address, "handed")
+    p, _ = f.vecycle().start_migrate(f.qemu, f.gate.address, "relayed")
     assert f.gate.is_held.wait(90), p.messages()
-    f.dest.qmp.execute("quit")
+    relay.cut()
+    relay.close()
     f.gate.release()
     assert p.wait() == 61, p.messages()
-    assert f.qemu.status() == "postmigrate", "the source went on, on the word of nobody"
+    assert f.qemu.status() == "postmigrate" and f.dest.status() == "paused"
