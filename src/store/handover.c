@@ -113,7 +113,7 @@ static bool read_settings(struct vc_reader *r, struct vc_handover *h)
         struct vc_handover_setting *s = &h->settings[i];
 
         s->kind = vc_read_u8(r);
-        legal &= s->kind >= VC_SETTING_CAPABILITY && s->kind <= VC_SETTING_AUTOSTART;
+        legal &= s->kind >= VC_SETTING_CAPABILITY && s->kind <= VC_SETTING_TEXT;
         legal &= read_text(r, s->name, sizeof(s->name));
         s->was = vc_read_u64(r);
         s->set = vc_read_u64(r);

@@ -798,7 +798,7 @@ static void a_handover_is_remembered(void **state)
     assert_true(vc_process_read(getpid(), &h.qemu));
     h.n_settings = VC_HANDOVER_MAX_SETTINGS;
     for (unsigned i = 0; i < h.n_settings; i++)
-        h.settings[i] = (struct vc_handover_setting){.kind = (uint8_t)(1 + i % 3),
+        h.settings[i] = (struct vc_handover_setting){.kind = (uint8_t)(1 + i % 4),
                                                      .name = "max-bandwidth",
                                                      .was = i,
                                                      .set = ~0ull,
