@@ -184,6 +184,17 @@ int vc_qmp_migrate_unix(struct vc_qmp *q, enum vc_qmp_stream kind, const char *p
     return migrate_uri(q, kind, uri, err);
 }
 
+/* A QEMU that refuses to migrate has not taken it out of its list. */
+static void forget_fd(struct vc_qmp *q)
+{
+    struct json_object *args = json_object_new_object();
+    struct vc_err ignored = VC_ERR_INIT;
+
+    vc_json_add_str(args, "fdname", "vecycle");
+    if (vc_qmp_is_gone(q) || vc_qmp_execute(q, "closefd", args, -1, NULL, &ignored))
+        return;
+}
+
 int vc_qmp_migrate_fd(struct vc_qmp *q, enum vc_qmp_stream kind, int *fd_out, struct vc_err *err)
 {
     struct json_object *args = json_object_new_object();
@@ -204,6 +215,8 @@ int vc_qmp_migrate_fd(struct vc_qmp *q, enum vc_qmp_stream kind, int *fd_out, st
     rc = migrate_uri(q, kind, "fd:vecycle", err);
     if (!rc)
         *fd_out = vc_steal_fd(&ours);
+    else
+        forget_fd(q);
     return rc;
 }
 
