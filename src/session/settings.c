@@ -323,11 +323,16 @@ void vc_settings_put_back(struct vc_settings *s)
         write_list(s);
 }
 
-/* Whether the list of that record is about another process than this one, for certain. */
+/* Whether the list of that record is about another process than this one, for certain: one that is
+ * gone, or another one as seen from the same place. */
 static bool is_other(const struct vc_handover *h, const struct vc_process *p)
 {
-    return vc_process_is_known(&h->qemu) && vc_process_is_known(p) &&
-           !vc_process_equal(&h->qemu, p);
+    const struct vc_process *was = &h->qemu;
+
+    if (!vc_process_is_known(was) || vc_process_equal(was, p))
+        return false;
+    return vc_process_look(was) == VC_PROCESS_GONE ||
+           (vc_process_is_known(p) && was->pid_ns == p->pid_ns && was->time_ns == p->time_ns);
 }
 
 bool vc_settings_restore(struct vc_qmp *q, const struct vc_id *uuid, struct vc_handover *h,
