@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from vctest.gate import BATCH, START, Gate, RefusingQmp
+from vctest.gate import BATCH, START, WORD, Gate, RefusingQmp
 from vctest.proc import wait_for
 
 # Of the source's owner: ours are 5 ms and 1 TiB/s.
@@ -41,11 +41,11 @@ def owned(fleet):
     """A VM and a destination with settings of their owner's, and a gate between the hosts."""
     gates = []
 
-    def make(agents=True, extra=(), dest_extra=(), **kw):
-        f = fleet(namespaces=False, agents=agents, **kw)
+    def make(agents=True, extra=(), dest_extra=(), end_mib=8, delay=200000):
+        f = fleet(namespaces=False, agents=agents)
         if not agents:  # a migration without an agent still needs one at the destination
             f.vecycles[1] = type(f.vecycles[0])(f.hosts[1])
-        f.boot_selfcheck(end_mib=8, delay=200000, extra=extra)
+        f.boot_selfcheck(end_mib=end_mib, delay=delay, extra=extra)
         f.qemu.set_capabilities(CAPABILITIES)
         set_parameters(f.qemu, PARAMETERS)
         f.options = [o for o in f.options if o not in extra]
@@ -222,6 +222,37 @@ def test_what_the_owner_has_set_since_a_killed_migration_is_left_alone(owned):
     goes_there(f)
     assert parameters(f.qemu) == {**PARAMETERS, "downtime-limit": 777}
     assert capabilities(f.qemu) == CAPABILITIES
+
+
+# ---- an interrupted postcopy ----
+
+def is_paused(qemu):
+    return qemu.qmp.execute("query-migrate").get("status") == "postcopy-paused"
+
+
+@pytest.mark.newer_qemu
+@pytest.mark.parametrize("killed", [None, 0, 1], ids=["cut", "source agent", "destination agent"])
+def test_what_a_postcopy_needs_stays_until_it_is_recovered(owned, killed):
+    f = owned(end_mib=48, delay=0)
+    set_parameters(f.qemu, {"max-postcopy-bandwidth": 32 << 10})
+    f.gate.hold(WORD, True)
+    p = start(f, "--postcopy", "--max-bandwidth", "24M", "--downtime-limit", "1")
+    assert f.gate.is_held.wait(60), p.messages()
+    f.dest.wait_status("paused")
+    if killed is not None:
+        f.vecycles[killed].agent.kill()
+    f.gate.cut()
+    p.wait()
+    wait_for(lambda: is_paused(f.qemu) and is_paused(f.dest), 60, "the migration to pause")
+    if killed is not None:
+        f.vecycles[killed].start_agent([f.vecycles[killed].address])
+    assert "postcopy-ram" in capabilities(f.qemu) & capabilities(f.dest)
+    set_parameters(f.qemu, {"max-postcopy-bandwidth": 0})
+    wait_for(lambda: f.vecycle().migrate(f.qemu, f.gate.address, f.dest.name, ["--recover"],
+                                         ok=False)["status"] == 0, 60, "the recovery", step=0.2)
+    assert is_as_before(f.qemu)
+    assert capabilities(f.dest) == CAPABILITIES
+    f.dest.wait_status("running")
 
 
 # ---- the owner, meanwhile ----
