@@ -271,8 +271,14 @@ struct vc_handover *vc_handover_edit(struct vc_vm *vm)
 
 int vc_handover_set(struct vc_vm *vm, enum vc_handover_state state, struct vc_err *err)
 {
+    uint8_t before = vm->handover.state;
+    int rc;
+
     vm->handover.state = (uint8_t)state;
-    return write_slot(vm, err);
+    rc = write_slot(vm, err);
+    if (rc) /* a later note must not say what nobody could rely on */
+        vm->handover.state = before;
+    return rc;
 }
 
 int vc_handover_get(struct vc_vm *vm, struct vc_handover *out, struct vc_err *err)
