@@ -159,6 +159,7 @@ def test_a_vm_that_did_not_come_starts_by_itself_as_before(owned, stopped):
     f = owned(dest_extra=["-S"] if stopped else [])
     p = hold(f)
     wait_for(lambda: capabilities(f.dest) != CAPABILITIES, 30, "the destination to be set up")
+    f.gate.refuse()  # or the source's agent would tell the destination's to end that QEMU
     p.popen.send_signal(signal.SIGINT)
     assert p.wait() == 60, p.messages()
     f.gate.cut()
@@ -189,6 +190,7 @@ def test_a_destination_agent_that_was_killed_puts_back_what_it_had_set(owned):
     f = owned()
     hold(f)
     wait_for(lambda: capabilities(f.dest) != CAPABILITIES, 30, "the destination to be set up")
+    f.gate.refuse()
     f.vecycles[1].agent.kill()
     f.gate.cut()
     assert capabilities(f.dest) != CAPABILITIES
