@@ -89,6 +89,15 @@ static int retry(struct request *r, struct vc_err *err)
     return rc ? rc : vc_session_repeat_word(&r->settle, conn, err);
 }
 
+/* Whatever becomes of the VM, what the migration had set in its QEMU is put back. */
+static void put_back(struct request *r)
+{
+    struct vc_err err = VC_ERR_INIT;
+
+    if (vc_session_put_back(&r->settle, &err) < 0)
+        vc_log_err(&r->log, VC_LOG_DEBUG, "QEMU's settings are not put back", &err);
+}
+
 int vecycle_resolve(const struct vecycle_context *c, const char *vm, enum vecycle_resolution how,
                     const struct vecycle_resolve_options *o, struct vecycle_error *err)
 {
@@ -96,6 +105,8 @@ int vecycle_resolve(const struct vecycle_context *c, const char *vm, enum vecycl
     struct request r;
     int rc = begin(&r, c, vm, o, &e);
 
+    if (!rc)
+        put_back(&r);
     if (!rc && how == VECYCLE_RESOLVE_RETRY)
         rc = retry(&r, &e);
     else if (!rc)

@@ -16,6 +16,9 @@
 #define LONGEST_PAUSE_S 60
 /** How often this host's own QEMU is looked at while something is open. */
 #define LOOK_S 1
+/** How often an agent that has started tries to put back in QEMU what one that was killed had set:
+ * not before the migration has failed there. */
+#define PUT_BACK_TIMES 30
 
 struct vc_settler {
     struct vc_store *store;
@@ -109,6 +112,32 @@ static bool look_at(struct vc_settler *s, const struct vc_id *vm, struct vc_hand
     return !rc && *open && h->state != VC_HANDOVER_LEAVING && has_way;
 }
 
+/* What a killed agent had set in QEMU. True: something is left that QEMU may take another time. */
+static bool put_back(struct vc_settler *s)
+{
+    vc_auto_free struct vc_id *ids = NULL;
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_handover h;
+    bool left = false;
+    size_t n = 0;
+
+    if (vc_store_list(s->store, &ids, &n, &err))
+        return false;
+    for (size_t i = 0; i < n && !vc_cancel_is_set(&s->cancel); i++) {
+        struct vc_settle_options o = options(s, &ids[i]);
+        int rc = 0;
+
+        err = VC_ERR_INIT;
+        o.socket_dir = s->socket_dir;
+        if (read_record(s, &ids[i], &h) && h.n_settings)
+            rc = vc_session_put_back(&o, &err);
+        if (rc < 0)
+            vc_log_err(&s->log, VC_LOG_DEBUG, "QEMU's settings are not put back", &err);
+        left |= rc == VC_AGAIN;
+    }
+    return left;
+}
+
 /* True: it is still open, and another attempt may help. */
 static bool settle_one(struct vc_settler *s, const struct vc_id *vm, bool first, bool dials)
 {
@@ -169,12 +198,14 @@ static void *settler_main(void *arg)
 {
     struct vc_settler *s = arg;
     uint64_t pause_s = FIRST_PAUSE_S, dial_ns = 0;
+    unsigned left = PUT_BACK_TIMES;
     bool kicked = true, open;
 
     do {
         bool dials = kicked || vc_now_ns() >= dial_ns;
 
-        open = settle_all(s, kicked, dials);
+        left = left && put_back(s) ? left - 1 : 0;
+        open = settle_all(s, kicked, dials) || left;
         if (dials) {
             pause_s = kicked ? FIRST_PAUSE_S : VC_MIN(2 * pause_s, (uint64_t)LONGEST_PAUSE_S);
             dial_ns = vc_now_ns() + pause_s * VC_NS_PER_S;

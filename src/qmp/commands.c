@@ -60,11 +60,10 @@ static int state_of(struct json_object *list, const char *name)
     return -1;
 }
 
-int vc_qmp_set_capabilities(struct vc_qmp *q, const struct vc_qmp_capability *list, size_t n,
-                            struct vc_err *err)
+int vc_qmp_differing_capabilities(struct vc_qmp *q, const struct vc_qmp_capability *list, size_t n,
+                                  struct vc_qmp_capability *out, size_t *n_out, struct vc_err *err)
 {
     vc_auto_json struct json_object *now = NULL;
-    struct json_object *args, *changes;
     int rc = vc_qmp_execute(q, "query-migrate-capabilities", NULL, -1, &now, err);
 
     if (rc)
@@ -74,21 +73,33 @@ int vc_qmp_set_capabilities(struct vc_qmp *q, const struct vc_qmp_capability *li
             return vc_err_set_hint(err, VC_E_QMP, "leave out the option that needs it",
                                    "QEMU '%.100s' has no migration capability %s", vc_qmp_name(q),
                                    list[i].name);
-    changes = json_object_new_array();
+    *n_out = 0;
     for (size_t i = 0; i < n; i++) {
-        struct json_object *one;
         int state = state_of(now, list[i].name);
 
-        if (state < 0 || state == list[i].on)
-            continue;
-        one = json_object_new_object();
-        vc_json_add_str(one, "capability", list[i].name);
-        vc_json_add_bool(one, "state", list[i].on);
-        json_object_array_add(changes, one);
+        if (state >= 0 && state != list[i].on)
+            out[(*n_out)++] = list[i];
     }
-    if (!json_object_array_length(changes)) {
-        json_object_put(changes);
-        return 0;
+    return 0;
+}
+
+int vc_qmp_set_capabilities(struct vc_qmp *q, const struct vc_qmp_capability *list, size_t n,
+                            struct vc_err *err)
+{
+    struct vc_qmp_capability need[VC_QMP_MAX_CAPABILITIES];
+    struct json_object *args, *changes;
+    size_t n_need;
+    int rc = vc_qmp_differing_capabilities(q, list, n, need, &n_need, err);
+
+    if (rc || !n_need)
+        return rc;
+    changes = json_object_new_array();
+    for (size_t i = 0; i < n_need; i++) {
+        struct json_object *one = json_object_new_object();
+
+        vc_json_add_str(one, "capability", need[i].name);
+        vc_json_add_bool(one, "state", need[i].on);
+        json_object_array_add(changes, one);
     }
     args = json_object_new_object();
     json_object_object_add(args, "capabilities", changes);
@@ -124,6 +135,29 @@ int vc_qmp_get_parameter(struct vc_qmp *q, const char *name, uint64_t missing, u
     return rc;
 }
 
+int vc_qmp_set_text(struct vc_qmp *q, const char *name, const char *text, struct vc_err *err)
+{
+    struct json_object *args = json_object_new_object();
+
+    vc_json_add_str(args, name, text);
+    return vc_qmp_execute(q, "migrate-set-parameters", args, -1, NULL, err);
+}
+
+int vc_qmp_get_text(struct vc_qmp *q, const char *name, const char *missing, char *out, size_t cap,
+                    struct vc_err *err)
+{
+    vc_auto_json struct json_object *ret = NULL;
+    int rc = vc_qmp_execute(q, "query-migrate-parameters", NULL, -1, &ret, err);
+
+    if (rc)
+        return rc;
+    if ((size_t)snprintf(out, cap, "%s", vc_json_str(ret, name, missing)) < cap)
+        return 0;
+    return vc_err_set_hint(err, VC_E_QEMU_STATE, "set it back before the migration",
+                           "QEMU's migration parameter %s has more than %zu bytes: '%.100s'", name,
+                           cap - 1, out);
+}
+
 static const char *const stream_commands[] = {
     [VC_QMP_OUTGOING] = "migrate",
     [VC_QMP_RESUME] = "migrate",
@@ -150,6 +184,17 @@ int vc_qmp_migrate_unix(struct vc_qmp *q, enum vc_qmp_stream kind, const char *p
     return migrate_uri(q, kind, uri, err);
 }
 
+/* A QEMU that refuses to migrate has not taken it out of its list. */
+static void forget_fd(struct vc_qmp *q)
+{
+    struct json_object *args = json_object_new_object();
+    struct vc_err ignored = VC_ERR_INIT;
+
+    vc_json_add_str(args, "fdname", "vecycle");
+    if (vc_qmp_is_gone(q) || vc_qmp_execute(q, "closefd", args, -1, NULL, &ignored))
+        return;
+}
+
 int vc_qmp_migrate_fd(struct vc_qmp *q, enum vc_qmp_stream kind, int *fd_out, struct vc_err *err)
 {
     struct json_object *args = json_object_new_object();
@@ -170,6 +215,8 @@ int vc_qmp_migrate_fd(struct vc_qmp *q, enum vc_qmp_stream kind, int *fd_out, st
     rc = migrate_uri(q, kind, "fd:vecycle", err);
     if (!rc)
         *fd_out = vc_steal_fd(&ours);
+    else
+        forget_fd(q);
     return rc;
 }
 

@@ -81,10 +81,16 @@ struct vc_qmp_capability {
     bool on;
     bool optional; /* `on` is a wish: a QEMU that does not know it does without */
 };
-/** Turns them on and off, in one command, since some depend on each other. One that is to be off is
- *  off where QEMU does not know it; one that is to be on, and not optional: VC_E_QMP. */
+#define VC_QMP_MAX_CAPABILITIES 32
+/** Turns them (32 at most) on and off, in one command, since some depend on each other. One that is
+ *  to be off is off where QEMU does not know it; one that is to be on, and not optional: VC_E_QMP.
+ */
 int vc_qmp_set_capabilities(struct vc_qmp *q, const struct vc_qmp_capability *list, size_t n,
                             struct vc_err *err) VC_NODISCARD;
+/** Those of them that QEMU has otherwise (room for all); VC_E_QMP as above. Changes nothing. */
+int vc_qmp_differing_capabilities(struct vc_qmp *q, const struct vc_qmp_capability *list, size_t n,
+                                  struct vc_qmp_capability *out, size_t *n_out,
+                                  struct vc_err *err) VC_NODISCARD;
 /** 0; VC_NOT_FOUND: this QEMU does not know it. */
 int vc_qmp_get_capability(struct vc_qmp *q, const char *name, bool *on,
                           struct vc_err *err) VC_NODISCARD;
@@ -93,6 +99,13 @@ int vc_qmp_set_parameter(struct vc_qmp *q, const char *name, uint64_t v,
 /** A numeric migration parameter; @missing if this QEMU has none of that name. */
 int vc_qmp_get_parameter(struct vc_qmp *q, const char *name, uint64_t missing, uint64_t *out,
                          struct vc_err *err) VC_NODISCARD;
+
+int vc_qmp_set_text(struct vc_qmp *q, const char *name, const char *text,
+                    struct vc_err *err) VC_NODISCARD;
+/** A migration parameter with text. VC_E_QEMU_STATE: it has no room in @out, which has its begin.
+ */
+int vc_qmp_get_text(struct vc_qmp *q, const char *name, const char *missing, char *out, size_t cap,
+                    struct vc_err *err) VC_NODISCARD;
 
 /** What a stream is for. */
 enum vc_qmp_stream {

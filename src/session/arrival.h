@@ -4,6 +4,7 @@
 
 #include "dest/dest.h"
 #include "session/common.h"
+#include "session/settings.h"
 
 /* Private to src/session: the destination's side of one migration, shared by opening.c (HELLO to
  * START), dest.c (the phases behind it) and obey.c (the source's word). */
@@ -17,8 +18,9 @@ struct arrival {
     struct vc_inbox inbox;
     struct vc_holding holding;
     struct vc_dest *pipeline;
-    struct vc_qmp *qmp; /* NULL: proxy */
-    bool was_parked;    /* ... of an interrupted postcopy, and kept for its rest */
+    struct vc_qmp *qmp;          /* NULL: proxy */
+    struct vc_settings settings; /* of QEMU, that were changed */
+    bool was_parked;             /* ... of an interrupted postcopy, and kept for its rest */
     struct vc_wire_open open;
     char name[256];
     struct vc_wire_start start;

@@ -334,6 +334,7 @@ static int run(struct arrival *a, struct vc_err *err)
     if (rc)
         return rc == VC_EOF ? 0 : rc;
     a->result->phase = VC_PHASE_COMMIT;
+    vc_settings_put_back(&a->settings); /* before the source hears that all is done */
     commit(a);
     a->result->phase = VC_PHASE_DONE;
     return 0;
@@ -390,6 +391,8 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
         keep(&a, err);
     vc_dest_free(a.pipeline);
     vc_preempt_tidy(&a);
+    if (!parks(&a, rc))
+        vc_settings_put_back(&a.settings);
     if (parks(&a, rc))
         vc_parking_put(o->parking, &a.open.vm, vc_steal_ptr(a.qmp));
     if (rc == VC_E_SEAL)

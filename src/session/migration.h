@@ -4,6 +4,7 @@
 
 #include "session/common.h"
 #include "session/runstate.h"
+#include "session/settings.h"
 #include "source/source.h"
 
 /* Private to src/session: the source's side of one migration, shared by source.c (begin, prepare,
@@ -26,19 +27,20 @@ struct vc_migration {
     enum vc_wire_base base;
     uint64_t features; /* that both sides have */
     uint64_t start_ns;
-    uint64_t old_bandwidth, old_limit; /* QEMU's parameters before */
-    bool parameters_changed;
-    bool recorded;     /* a handover was begun */
-    bool completed;    /* QEMU said so, or cannot any more and nothing is missing */
-    bool unknown;      /* whether it completed is not known */
-    bool orphan;       /* the source QEMU is gone for certain; the guest was paused */
-    bool guest_paused; /* as far as events tell */
+    struct vc_settings settings; /* of QEMU, that were changed */
+    uint64_t old_limit;          /* QEMU's downtime limit before */
+    bool recorded;               /* a handover was begun */
+    bool completed;              /* QEMU said so, or cannot any more and nothing is missing */
+    bool unknown;                /* whether it completed is not known */
+    bool orphan;                 /* the source QEMU is gone for certain; the guest was paused */
+    bool guest_paused;           /* as far as events tell */
     struct vc_progress progress;
     uint64_t rate_bytes, rate_ns; /* last sample of the intake */
     double intake_rate;
     int stream_fd;                  /* proxy: until the pipeline has it */
     int listen_fd;                  /* the same; -1: none */
     uint64_t limit_ms;              /* what QEMU has now */
+    bool limit_is_theirs;           /* somebody else has set it meanwhile */
     uint64_t paused_ns;             /* when the guest stopped here */
     char status[32];                /* what QEMU says of the migration */
     bool stop_seen;                 /* a STOP event, and nobody has asked why */

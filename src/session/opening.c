@@ -49,19 +49,38 @@ static int check_waits(struct arrival *a, struct vc_err *err)
     return rc;
 }
 
-static int set_up_qemu(struct arrival *a, struct vc_err *err)
+static struct vc_session_wants wants_of(const struct arrival *a)
 {
-    struct vc_session_wants wants = {
+    return (struct vc_session_wants){
         .postcopy = vc_arrival_is_postcopy(a),
         .preempt = a->open.mode == VC_WIRE_MODE_PREEMPT,
+        .plaintext = is_plaintext(a),
     };
+}
+
+static int check_settings(struct arrival *a, struct vc_err *err)
+{
+    struct vc_session_wants wants = wants_of(a);
+
+    return a->open.mode == VC_WIRE_MODE_RECOVER ? 0
+                                                : vc_session_check_settings(a->qmp, &wants, err);
+}
+
+/* Behind START: a session that is refused before leaves QEMU as it is. */
+static int set_up_qemu(struct arrival *a, struct vc_err *err)
+{
+    struct vc_session_wants wants = wants_of(a);
     int rc;
 
-    if (a->open.mode == VC_WIRE_MODE_RECOVER)
+    if (!a->qmp || a->open.mode == VC_WIRE_MODE_RECOVER)
         return 0;
-    rc = vc_session_set_capabilities(a->qmp, &wants, err);
-    /* Not autostart: it is continued on the source's word (QEMU: qmp_stop() in inmigrate). */
-    return rc ? rc : vc_qmp_simple(a->qmp, "stop", err);
+    rc = vc_session_set_up(&a->settings, &wants, err);
+    /* It is continued on the source's word. */
+    if (!rc)
+        rc = vc_settings_autostart_off(&a->settings, err);
+    if (rc == VC_E_QMP || rc == VC_E_QEMU_STATE)
+        err->code = rc = VC_E_DEST_QEMU;
+    return rc;
 }
 
 static int check_qemu(struct arrival *a, struct vc_err *err)
@@ -81,7 +100,7 @@ static int check_qemu(struct arrival *a, struct vc_err *err)
     }
     if (!rc)
         vc_qmp_identify(a->qmp, &uuid);
-    return rc ? rc : set_up_qemu(a, err);
+    return rc ? rc : check_settings(a, err);
 }
 
 int vc_arrival_connect(struct arrival *a, const char *name, struct vc_err *err)
@@ -118,11 +137,13 @@ static int find_qemu(struct arrival *a, struct vc_err *err)
     if (a->open.mode == VC_WIRE_MODE_PROXY)
         return vc_target_exists(a->o->socket_dir, a->name, ".sock", err);
     rc = vc_arrival_connect(a, a->name, err);
+    if (!rc)
+        vc_settings_init(&a->settings, a->qmp, &a->open.vm, a->o->log);
     if (!rc && a->was_parked && a->open.mode == VC_WIRE_MODE_RECOVER)
         return 0; /* it is known, and may be unable to answer */
     if (!rc)
         rc = check_qemu(a, err);
-    if (rc == VC_E_QMP) {
+    if (rc == VC_E_QMP || rc == VC_E_QEMU_STATE) {
         err->code = VC_E_DEST_QEMU;
         rc = VC_E_DEST_QEMU;
     }
@@ -231,12 +252,28 @@ static void keep_record(struct arrival *a)
 
     if (!a->holding.vm)
         return;
-    if (vc_handover_get(a->holding.vm, &h, &err))
+    if (vc_handover_get(a->holding.vm, &h, &err)) {
         vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
-    else
-        a->recorded = (h.state == VC_HANDOVER_ARRIVING || h.state == VC_HANDOVER_ABOUT_TO_RUN) &&
-                      vc_holding_record(&a->holding, &h);
+        return;
+    }
+    a->recorded = (h.state == VC_HANDOVER_ARRIVING || h.state == VC_HANDOVER_ABOUT_TO_RUN) &&
+                  vc_holding_record(&a->holding, &h);
     a->about_to_run = a->recorded && h.state == VC_HANDOVER_ABOUT_TO_RUN;
+    vc_settings_take_over(&a->settings, &h);
+    if (a->recorded || (h.n_settings && vc_holding_record(&a->holding, &h)))
+        vc_settings_record(&a->settings, a->holding.vm);
+}
+
+/* What a session that was killed has left in QEMU is not its owner's. */
+static void take_over_settings(struct arrival *a)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+    struct vc_handover h;
+
+    if (!a->holding.vm || vc_handover_get(a->holding.vm, &h, &ignored))
+        return;
+    vc_settings_take_over(&a->settings, &h);
+    vc_settings_put_back(&a->settings);
 }
 
 static void begin_handover(struct arrival *a)
@@ -253,10 +290,13 @@ static void begin_handover(struct arrival *a)
         keep_record(a);
         return;
     }
+    take_over_settings(a);
     snprintf(h.peer, sizeof(h.peer), "%s", vc_link_peer(a->link));
     snprintf(h.socket, sizeof(h.socket), "%s", a->name);
     h.qemu = *vc_qmp_process(a->qmp);
     a->recorded = vc_holding_record(&a->holding, &h);
+    if (a->recorded)
+        vc_settings_record(&a->settings, a->holding.vm);
 }
 
 /* ---- the whole ---- */
@@ -327,7 +367,7 @@ static int prepare(struct arrival *a, struct vc_err *err)
     a->result->base = a->start.base;
     a->result->generation = a->start.generation;
     vc_link_set_phase(a->link, VC_WIRE_PHASE_STREAM);
-    return 0;
+    return set_up_qemu(a, err);
 }
 
 /* HELLO to START, within a time and unless cancelled. 0; VC_EOF: a word was repeated. */

@@ -66,13 +66,19 @@ static int adjust_limit(struct vc_migration *m, const struct vc_source_status *s
     uint64_t limit;
     int rc;
 
-    if (!st->first_pass_done || m->completed || m->o->recover || vc_migration_has_switched(m))
+    if (!st->first_pass_done || m->completed || m->o->recover || m->limit_is_theirs ||
+        vc_migration_has_switched(m))
         return 0;
     limit = vc_flow_downtime_limit(st->data_rate, m->intake_rate, user, VC_CAUTIOUS_LIMIT_MS);
     if (limit == m->limit_ms || (limit > m->limit_ms && limit < m->limit_ms + m->limit_ms / 8))
         return 0;
-    rc = vc_qmp_set_parameter(m->qmp, "downtime-limit", limit, err);
-    if (rc)
+    if (st->store_stuck) /* nor is it waited for */
+        m->settings.vm = NULL;
+    rc = vc_settings_number(&m->settings, "downtime-limit", limit, err);
+    m->limit_is_theirs = rc == VC_AGAIN;
+    if (rc == VC_AGAIN)
+        rc = vc_qmp_get_parameter(m->qmp, "downtime-limit", limit, &limit, err);
+    if (rc < 0)
         return rc;
     m->limit_ms = limit;
     vc_source_set_pace(m->pipeline, limit * VC_NS_PER_MS);

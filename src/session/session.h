@@ -206,6 +206,13 @@ void vc_holder_host(const char *address, char out[256]);
 void vc_holder_describe(struct vc_holder *who, const struct vc_id *lineage,
                         const struct vc_conn *peer, bool listed);
 
+/* ---- leftover.c: what a session that was killed has left changed in QEMU ---- */
+
+/** Puts the settings of QEMU back that the VM's record lists. 0: no more can be done now. VC_AGAIN:
+ *  QEMU could not take all of them yet; another time. VC_E_BUSY: the VM is being migrated; other
+ *  errors: its QEMU cannot be asked. */
+int vc_session_put_back(const struct vc_settle_options *o, struct vc_err *err) VC_NODISCARD;
+
 /* ---- target.c: sockets of the destination QEMU ---- */
 
 /** Connects to NAME + suffix in the directory, without following links out of it. Returns a

@@ -73,47 +73,55 @@ static int check_qemu(struct vc_migration *m, struct vc_err *err)
     return rc;
 }
 
-static int set_up_qemu(struct vc_migration *m, struct vc_err *err)
+/* The destination has the same as OPEN says. */
+static struct vc_session_wants wants_of(const struct vc_migration *m)
 {
-    struct vc_session_wants wants = {
-        /* the destination has them as OPEN says */
+    return (struct vc_session_wants){
         .source = true,
         .postcopy = m->o->postcopy,
         .preempt = m->o->postcopy_preempt,
         .auto_converge = m->o->auto_converge,
+        .plaintext = is_plaintext(m),
     };
-    int rc;
-
-    if (m->o->recover) /* all is as the interrupted session left it */
-        return 0;
-    rc = vc_session_set_capabilities(m->qmp, &wants, err);
-    if (!rc)
-        rc = vc_qmp_get_parameter(m->qmp, "max-bandwidth", 0, &m->old_bandwidth, err);
-    if (!rc)
-        rc = vc_qmp_get_parameter(m->qmp, "downtime-limit", DEFAULT_LIMIT_MS, &m->old_limit, err);
-    m->parameters_changed = !rc;
-    m->limit_ms = VC_CAUTIOUS_LIMIT_MS;
-    if (!rc)
-        rc = vc_qmp_set_parameter(m->qmp, "max-bandwidth",
-                                  m->o->max_bandwidth ? m->o->max_bandwidth : UNLIMITED_BANDWIDTH,
-                                  err);
-    return rc ? rc : vc_qmp_set_parameter(m->qmp, "downtime-limit", m->limit_ms, err);
 }
 
-static void restore_qemu(struct vc_migration *m)
+static int check_settings(struct vc_migration *m, struct vc_err *err)
 {
-    struct vc_err err = VC_ERR_INIT;
-    bool failed;
+    struct vc_session_wants wants = wants_of(m);
 
-    if (!m->parameters_changed || vc_qmp_is_gone(m->qmp))
-        return;
-    failed = vc_qmp_set_parameter(m->qmp, "max-bandwidth", m->old_bandwidth, &err);
-    failed |= vc_qmp_set_parameter(m->qmp, "downtime-limit", m->old_limit, &err) != 0;
-    if (failed)
-        vc_log_err(m->o->log, VC_LOG_DEBUG, "QEMU's parameters were not restored", &err);
+    return m->qmp && !m->o->recover ? vc_session_check_settings(m->qmp, &wants, err) : 0;
+}
+
+static int set_up_qemu(struct vc_migration *m, struct vc_err *err)
+{
+    struct vc_session_wants wants = wants_of(m);
+    uint64_t bandwidth = m->o->max_bandwidth ? m->o->max_bandwidth : UNLIMITED_BANDWIDTH;
+    int rc;
+
+    if (m->o->recover) /* the rest is as the interrupted session left it */
+        return vc_session_set_stream(&m->settings, &wants, err);
+    rc = vc_session_set_up(&m->settings, &wants, err);
+    if (!rc)
+        rc = vc_qmp_get_parameter(m->qmp, "downtime-limit", DEFAULT_LIMIT_MS, &m->old_limit, err);
+    m->limit_ms = VC_CAUTIOUS_LIMIT_MS;
+    if (!rc)
+        rc = vc_settings_number(&m->settings, "max-bandwidth", bandwidth, err);
+    if (rc >= 0)
+        rc = vc_settings_number(&m->settings, "downtime-limit", m->limit_ms, err);
+    return rc < 0 ? rc : 0;
 }
 
 /* ---- prepare: the other host ---- */
+
+/* What a session that was killed has left in QEMU is not the user's. */
+static void take_over_settings(struct vc_migration *m, const struct vc_handover *h)
+{
+    vc_settings_take_over(&m->settings, h);
+    if (!m->o->recover)
+        vc_settings_put_back(&m->settings);
+    else if (m->recorded || (h->n_settings && vc_holding_record(&m->holding, h)))
+        vc_settings_record(&m->settings, m->holding.vm);
+}
 
 static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
 {
@@ -133,6 +141,7 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
     if (m->owes_word && h.suspend)
         snprintf(m->state, sizeof(m->state), "paused");
     m->recorded = m->owes_word && vc_holding_record(&m->holding, &h); /* to be settled by us */
+    take_over_settings(m, &h);
     if (h.state == VC_HANDOVER_LEFT && !m->o->recover)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
                                "an earlier migration of the VM to '%.100s' is not settled", h.peer);
@@ -310,6 +319,8 @@ static void begin_handover(struct vc_migration *m)
     snprintf(h.tls_hostname, sizeof(h.tls_hostname), "%s",
              m->o->tls_hostname ? m->o->tls_hostname : "");
     m->recorded = vc_holding_record(&m->holding, &h);
+    if (m->recorded)
+        vc_settings_record(&m->settings, m->holding.vm);
 }
 
 /* ---- the whole ---- */
@@ -423,6 +434,8 @@ static int come_to_terms(struct vc_migration *m, struct vc_err *err)
                              "install a newer vecycle there, or leave --postcopy-preempt out",
                              "the other host's vecycle carries no preempt connection");
     if (!rc)
+        rc = check_settings(m, err);
+    if (!rc)
         rc = negotiate(m, err);
     return vc_guard_end(&guard, rc, err);
 }
@@ -444,6 +457,8 @@ static int run(struct vc_migration *m, struct vc_err *err)
 
     if (m->qmp)
         rc = check_qemu(m, err);
+    if (!rc && m->qmp)
+        vc_settings_init(&m->settings, m->qmp, &m->vm, m->o->log);
     if (!rc)
         rc = come_to_terms(m, err);
     m->result->vm = m->vm;
@@ -506,6 +521,8 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
         struct vc_source_status st;
 
         vc_migration_note(&m, &st);
+        if (st.store_stuck)
+            m.settings.vm = NULL;
         result->total_ms = total_ms ? total_ms : result->total_ms;
         if (rc && rc != VC_E_SEAL)
             keep(&m, err);
@@ -515,8 +532,7 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
     vc_cleanup_close(&m.listen_fd);
     if (rc == VC_E_SEAL)
         vc_holding_quarantine(&m.holding);
-    if (m.qmp)
-        restore_qemu(&m);
+    vc_settings_put_back(&m.settings);
     vc_qmp_free(m.qmp);
     vc_link_free(m.link);
     vc_inbox_fini(&m.inbox);

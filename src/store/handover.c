@@ -113,7 +113,7 @@ static bool read_settings(struct vc_reader *r, struct vc_handover *h)
         struct vc_handover_setting *s = &h->settings[i];
 
         s->kind = vc_read_u8(r);
-        legal &= s->kind >= VC_SETTING_CAPABILITY && s->kind <= VC_SETTING_AUTOSTART;
+        legal &= s->kind >= VC_SETTING_CAPABILITY && s->kind <= VC_SETTING_TEXT;
         legal &= read_text(r, s->name, sizeof(s->name));
         s->was = vc_read_u64(r);
         s->set = vc_read_u64(r);
@@ -271,8 +271,14 @@ struct vc_handover *vc_handover_edit(struct vc_vm *vm)
 
 int vc_handover_set(struct vc_vm *vm, enum vc_handover_state state, struct vc_err *err)
 {
+    uint8_t before = vm->handover.state;
+    int rc;
+
     vm->handover.state = (uint8_t)state;
-    return write_slot(vm, err);
+    rc = write_slot(vm, err);
+    if (rc) /* a later note must not say what nobody could rely on */
+        vm->handover.state = before;
+    return rc;
 }
 
 int vc_handover_get(struct vc_vm *vm, struct vc_handover *out, struct vc_err *err)

@@ -356,8 +356,8 @@ enum vc_handover_state {
 /** What was changed in QEMU for this migration, to be put back by whoever ends it. */
 struct vc_handover_setting {
     uint8_t kind;  /* enum vc_setting_kind */
-    char name[32]; /* QEMU's name of it */
-    uint64_t was;  /* before */
+    char name[32]; /* QEMU's name of it; of a text: what it was */
+    uint64_t was;  /* before; of a text: which one (session/settings.h) */
     uint64_t set;  /* by us; anything else found later is somebody else's */
     uint64_t last; /* what we had set before `set`, if a crash came between record and command */
 };
@@ -365,6 +365,7 @@ enum vc_setting_kind {
     VC_SETTING_CAPABILITY = 1, /* 0 off, 1 on */
     VC_SETTING_PARAMETER = 2,  /* a number */
     VC_SETTING_AUTOSTART = 3,  /* the VM was to start when it has arrived, and was stopped */
+    VC_SETTING_TEXT = 4,       /* a parameter with text */
 };
 
 struct vc_handover {

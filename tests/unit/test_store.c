@@ -4,7 +4,9 @@
 #include "sanitized.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 
 /* The checkpoint store: docs/formats/store.md. */
 
@@ -798,7 +800,7 @@ static void a_handover_is_remembered(void **state)
     assert_true(vc_process_read(getpid(), &h.qemu));
     h.n_settings = VC_HANDOVER_MAX_SETTINGS;
     for (unsigned i = 0; i < h.n_settings; i++)
-        h.settings[i] = (struct vc_handover_setting){.kind = (uint8_t)(1 + i % 3),
+        h.settings[i] = (struct vc_handover_setting){.kind = (uint8_t)(1 + i % 4),
                                                      .name = "max-bandwidth",
                                                      .was = i,
                                                      .set = ~0ull,
@@ -845,6 +847,32 @@ static void a_handover_may_come_to_leave_the_vm_paused(void **state)
     vc_vm_close(vm);
 }
 
+/* A decision that could not be written was not taken, whatever is noted afterwards. */
+static void a_note_does_not_say_what_could_not_be_written(void **state)
+{
+    struct place *p = *state;
+    struct vc_vm *vm = open_vm(p->store, VC_VM_CREATE);
+    struct vc_handover h = {.state = VC_HANDOVER_ARRIVING}, got;
+    struct rlimit limit, nothing;
+    struct vc_err err;
+
+    assert_int_equal(vc_handover_begin(vm, &h, &err), 0);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    nothing = (struct rlimit){.rlim_cur = 0, .rlim_max = limit.rlim_max};
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &nothing), 0);
+    assert_true(vc_handover_set(vm, VC_HANDOVER_ABOUT_TO_RUN, &err) < 0);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    signal(SIGXFSZ, SIG_DFL);
+    vc_handover_edit(vm)->n_settings = 1;
+    vc_handover_edit(vm)->settings[0].kind = VC_SETTING_PARAMETER;
+    assert_int_equal(vc_handover_note(vm, &err), 0);
+    assert_int_equal(vc_handover_get(vm, &got, &err), 0);
+    assert_int_equal(got.state, VC_HANDOVER_ARRIVING);
+    assert_int_equal(got.n_settings, 1);
+    vc_vm_close(vm);
+}
+
 /* Changes a slot's bytes behind the store's back, with a checksum that is right again. */
 static void rewrite_slot(const char *name, unsigned at, const void *bytes, size_t n)
 {
@@ -881,7 +909,7 @@ static void a_handover_with_an_odd_field_is_damaged(void **state)
         {1629, "\10", 1},
         {1646, "\31", 1},
         {1646, "\1", 1} /* kind 0 */,
-        {1646, "\1\4", 2},
+        {1646, "\1\5", 2},
         {1647, "\1", 1} /* not counted */,
         {3015, "x", 1},
         {4063, "x", 1},
@@ -1084,6 +1112,7 @@ int main(void)
         T(a_log_of_nothing_leaves_nothing),
         T(a_handover_is_remembered),
         T(a_handover_may_come_to_leave_the_vm_paused),
+        T(a_note_does_not_say_what_could_not_be_written),
         T(a_handover_with_an_odd_field_is_damaged),
         T(a_note_outlives_the_process_and_not_more),
         T(a_torn_handover_leaves_the_state_before),
