@@ -79,13 +79,15 @@ static int run_at_destination(struct vc_vm *v, const struct vc_settle_options *o
     struct vc_qmp *q = NULL;
     int rc = 0;
 
-    if (h->state == VC_HANDOVER_ARRIVING && !force)
+    /* About to run, and nobody has said so: others have continued it here, and paused it since. */
+    if ((h->state == VC_HANDOVER_ARRIVING || !h->told) && !force)
         return vc_err_set_hint(err, VC_E_UNSETTLED, FORCE_HINT,
                                "the VM may run at its source '%.100s', which has not said that it "
                                "is this host's",
                                h->peer);
     rc = vc_target_qemu(o->socket_dir, o->vm, h, &q, err);
-    if (!rc && h->state != VC_HANDOVER_ABOUT_TO_RUN) {
+    if (!rc && !(h->state == VC_HANDOVER_ABOUT_TO_RUN && h->told)) {
+        h->told = true;
         h->state = VC_HANDOVER_ABOUT_TO_RUN;
         rc = vc_handover_begin(v, h, err);
     }

@@ -100,6 +100,8 @@ static int apply(struct arrival *a, uint8_t word, char state[VC_RUN_STATE_BYTES]
     if (rc || !is_to_go_on(word, state))
         return rc;
     a->about_to_run = true;
+    if (a->recorded)
+        vc_handover_edit(a->holding.vm)->told = true;
     if (a->recorded && vc_handover_set(a->holding.vm, VC_HANDOVER_ABOUT_TO_RUN, &record))
         vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &record);
     return continue_vm(a->qmp, state, err);
@@ -268,7 +270,11 @@ static int apply_late(struct arrival *a, struct vc_handover *h, uint8_t word,
     if (!rc)
         rc = check_arrived(state, err);
     if (!rc && is_to_go_on(word, state)) {
-        rc = record(a, h, VC_HANDOVER_ABOUT_TO_RUN, err);
+        bool decided = h->state == VC_HANDOVER_ABOUT_TO_RUN && h->told;
+
+        h->told = true;
+        h->state = VC_HANDOVER_ABOUT_TO_RUN;
+        rc = decided ? 0 : vc_handover_begin(a->holding.vm, h, err);
         if (!rc)
             rc = continue_vm(a->qmp, state, err);
     }

@@ -382,7 +382,7 @@ struct vc_handover {
     bool has_counts;       /* source: the destination has reported success, and QEMU was told: */
     uint64_t data_records; /* records of pages with content in the stream ... */
     uint64_t zero_records; /* ... and of zero pages */
-    bool told;             /* source: a decision may have been sent */
+    bool told;             /* KEPT: a decision may have been sent; ABOUT_TO_RUN: one has come */
     bool left_suspended;   /* source: the guest was in ACPI S3 when it left */
     uint32_t n_settings;
     struct vc_handover_setting settings[VC_HANDOVER_MAX_SETTINGS];

@@ -332,6 +332,23 @@ def test_a_third_party_that_continues_the_vm_at_the_destination_has_it_recorded(
     f.check_guest()
 
 
+def test_what_a_third_party_continued_at_the_destination_is_continued_by_nobody_else(gated):
+    f = gated
+    f.gate.hold({SHUT, EOF}, DESTINATION)
+    p = start(f, "--dead-peer", "3")
+    assert f.gate.is_held.wait(90), p.messages()
+    f.dest.qmp.execute("cont")
+    wait_for(lambda: handovers(f)[1] == "about-to-run", 60, "the agent to notice")
+    f.dest.qmp.execute("stop")
+    f.gate.refuse()
+    f.gate.cut()
+    assert p.wait() == 23, p.messages()
+    assert f.qemu.is_running()
+    r = f.vecycles[1].run("resolve", f.vm, "--run")
+    assert r.returncode == 61 and "--force" in r.stderr, r.stderr
+    assert f.dest.status() == "paused" and f.qemu.is_running()
+
+
 def test_a_destination_qemu_that_ran_before_it_died_has_not_never_run(gated):
     f = gated
     f.gate.hold(WORD, SOURCE)
