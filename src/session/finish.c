@@ -13,6 +13,8 @@
 
 /** A QEMU that cannot continue a VM now may do so in a moment; then it is left to the agents. */
 #define LAST_WORDS 4
+/** Time for a process to be gone whose sockets are closed. */
+#define EXIT_TIMEOUT_MS 2000
 #define LAST_WORD_MS 250
 
 /* ---- finish: the word ---- */
@@ -87,16 +89,40 @@ static int exchange(struct vc_migration *m, uint8_t which, uint64_t limit_ms, bo
 static int check_continued(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_err ignored = VC_ERR_INIT;
+    bool is_over;
 
     if (m->orphan) /* its process has ended, and no RESUME was seen since the guest was paused */
         return 0;
     /* Events that came before the end of the connection are taken in all the same. */
-    if (vc_migration_take_events(m, &ignored))
-        vc_log_err(m->o->log, VC_LOG_DEBUG, "QEMU is gone", &ignored);
-    if (!m->continued)
+    is_over = vc_migration_take_events(m, &ignored) != 0;
+    if (m->continued)
+        return vc_err_set(err, VC_E_CANCELLED,
+                          "somebody continued the VM here, before the destination was told to");
+    if (!is_over || vc_qmp_process_ended(m->qmp, EXIT_TIMEOUT_MS))
         return 0;
-    return vc_err_set(err, VC_E_CANCELLED,
-                      "somebody continued the VM here, before the destination was told to");
+    return vc_err_set_hint(err, VC_E_UNSETTLED, "the agent settles it when it can reach QEMU",
+                           "the migration is complete, but whether somebody has continued the VM "
+                           "here is not known: %.120s",
+                           ignored.message);
+}
+
+/* The same while the destination was told: then both may run. */
+static int check_continued_meanwhile(struct vc_migration *m, struct vc_err *err)
+{
+    if (!vc_migration_was_continued(m))
+        return 0;
+    return vc_err_set_hint(err, VC_E_UNSETTLED, "if both run, stop one of the two at once",
+                           "somebody continued the VM here while '%.80s' was told to, and did",
+                           vc_link_peer(m->link));
+}
+
+bool vc_migration_was_continued(struct vc_migration *m)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+
+    if (m->qmp && !m->orphan && vc_migration_take_events(m, &ignored))
+        vc_log_err(m->o->log, VC_LOG_DEBUG, "QEMU is gone", &ignored);
+    return m->continued;
 }
 
 /* The destination's QEMU died before the VM ran there: the one here is the only one. It goes on if
@@ -107,10 +133,10 @@ static int take_back(struct vc_migration *m, const char *why, struct vc_err *err
     char state[VC_RUN_STATE_BYTES];
     int rc = check_continued(m, err);
 
-    if (rc) { /* by somebody, meanwhile */
+    if (rc && m->continued) /* by somebody, meanwhile */
         vc_migration_record(m, VC_HANDOVER_SETTLED);
+    if (rc)
         return rc;
-    }
     rc = goes_on ? vc_qmp_run_state(m->qmp, state, err) : 0;
     if (!rc && goes_on && strcmp(state, "postmigrate") != 0)
         rc = vc_err_set(err, VC_E_QEMU_STATE, "it is in state '%s'", state);
@@ -149,6 +175,8 @@ int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)
                         "the destination could not continue the VM: %.140s", done.text);
         return VC_AGAIN;
     }
+    if (check_continued_meanwhile(m, err))
+        return err->code;
     snprintf(m->result->state, sizeof(m->result->state), "%.31s",
              done.text[0] ? done.text
              : stays      ? ""

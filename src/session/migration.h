@@ -89,6 +89,8 @@ void vc_migration_note_success(struct vc_migration *m, const struct vc_source_st
 void vc_migration_keep_vm(struct vc_migration *m, bool runs);
 /** What a generation's manifest says of this migration. */
 void vc_migration_describe(const struct vc_migration *m, struct vc_txn_note *note);
+/** Whether a RESUME has come since `completed`; looks at what has come since it was asked last. */
+bool vc_migration_was_continued(struct vc_migration *m);
 /** Commits this host's generation, and compares it with the other host's. */
 void vc_migration_commit(struct vc_migration *m);
 /** Records that the VM is the destination's, has it continued there, and records that it was.

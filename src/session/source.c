@@ -399,6 +399,7 @@ static bool see_that_it_runs(struct vc_migration *m)
 static int wind_up(struct vc_migration *m, int rc, struct vc_err *err)
 {
     struct vc_err why = *err;
+    bool keeps;
 
     if (rc == VC_E_POSTCOPY || m->o->recover) { /* the record says already whose the VM is */
         vc_link_fail(m->link, err);
@@ -407,8 +408,11 @@ static int wind_up(struct vc_migration *m, int rc, struct vc_err *err)
     if (rc != VC_E_UNSETTLED && m->unknown)
         rc = vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
                              "whether the migration completed is not known: %.140s", why.message);
-    /* Once it has completed, the record says all. */
-    if (rc != VC_E_UNSETTLED && m->qmp && (!m->completed || m->continued)) {
+    /* Once it has completed, the record says all, but for who continued the VM here since: also
+     * while the answer was waited for. */
+    keeps = rc == VC_E_UNSETTLED ? m->told && vc_migration_was_continued(m)
+                                 : !m->completed || m->continued;
+    if (m->qmp && keeps) {
         if (m->pipeline)
             vc_migration_keep_vm(m, see_that_it_runs(m));
         else

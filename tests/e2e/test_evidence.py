@@ -192,6 +192,34 @@ def test_a_vm_that_both_hosts_run_is_told_and_nobody_touches_it(gated):
     assert f.qemu.status() == "paused"
 
 
+def test_a_vm_that_was_continued_here_while_the_answer_was_waited_for_is_kept(gated):
+    """Its QEMU has ended when the wait is over: only the event tells."""
+    f = gated
+    f.gate.hold(WORD, SOURCE)
+    p = start(f)
+    assert f.gate.is_held.wait(90), p.messages()
+    f.qemu.qmp.execute("cont")
+    f.qemu.process.kill()
+    f.gate.refuse()
+    f.gate.cut()
+    assert p.wait() == 61, p.messages()
+    assert handovers(f)[0] == "kept"
+    f.gate.refuse(False)
+    wait_handovers(f, "settled", "void")
+    assert not f.dest.is_running()
+
+
+def test_a_vm_that_was_continued_here_while_the_destination_continued_it_is_told(gated):
+    f = gated
+    f.gate.hold(WORD_DONE, DESTINATION)
+    p = start(f)
+    assert f.gate.is_held.wait(90), p.messages()
+    f.qemu.qmp.execute("cont")  # by a person
+    f.gate.release()
+    assert p.wait() == 61 and "stop one of the two" in p.messages(), p.messages()
+    assert handovers(f) == ["kept", "settled"]
+
+
 # ---- another migration that QEMU completed ----
 
 def to_a_file(f):
