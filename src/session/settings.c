@@ -178,6 +178,36 @@ static bool starts_by_itself(const struct vc_qmp *q)
            !vc_process_has_option(p->pid, "S", NULL, NULL);
 }
 
+/* 0: the VM has yet to arrive. */
+static int check_waits(struct vc_qmp *q, struct vc_err *err)
+{
+    char state[32];
+    int rc = vc_qmp_run_state(q, state, err);
+
+    if (!rc && strcmp(state, "inmigrate") != 0)
+        rc = vc_err_set(err, VC_E_QEMU_STATE,
+                        "somebody else's migration has come to '%.100s' meanwhile: the VM is '%s'",
+                        vc_qmp_name(q), state);
+    return rc;
+}
+
+/* QEMU: qmp_stop() in inmigrate. In any other state that would pause a guest that runs: another
+ * migration may have come since this QEMU was found waiting. */
+static int stop(struct vc_qmp *q, struct vc_err *err)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+    int rc = check_waits(q, err);
+
+    if (!rc)
+        rc = vc_qmp_simple(q, "stop", err);
+    if (!rc)
+        rc = check_waits(q, err);
+    if (rc == VC_E_QEMU_STATE && vc_qmp_has_run(q) && vc_qmp_simple(q, "cont", &ignored))
+        vc_err_set(err, VC_E_QEMU_STATE, "a VM at '%.80s' was paused by mistake: %.100s",
+                   vc_qmp_name(q), ignored.message);
+    return rc;
+}
+
 int vc_settings_autostart_off(struct vc_settings *s, struct vc_err *err)
 {
     if (starts_by_itself(s->qmp)) {
@@ -188,7 +218,7 @@ int vc_settings_autostart_off(struct vc_settings *s, struct vc_err *err)
         e->set = e->last = 0;
         write_list(s);
     }
-    return vc_qmp_simple(s->qmp, "stop", err); /* QEMU: qmp_stop() in inmigrate */
+    return stop(s->qmp, err);
 }
 
 /* ---- putting back ---- */

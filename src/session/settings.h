@@ -50,7 +50,8 @@ int vc_settings_text(struct vc_settings *s, enum vc_setting_text which,
 /** QEMU's name of it, and what it is set to. */
 const char *vc_setting_text_name(enum vc_setting_text which);
 const char *vc_setting_text_value(enum vc_setting_text which);
-/** A VM that has arrived is not to start by itself (`stop` in state inmigrate). */
+/** A VM that has arrived is not to start by itself (`stop` in state inmigrate). VC_E_QEMU_STATE:
+ *  nothing waits there any more; what runs there runs on. */
 int vc_settings_autostart_off(struct vc_settings *s, struct vc_err *err) VC_NODISCARD;
 
 /** Puts back what can be put back now; the rest stays in the list, and in the record. Trouble is

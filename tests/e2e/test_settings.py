@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from vctest.gate import BATCH, START, WORD, Gate, RefusingQmp
+from vctest.gate import BATCH, START, WORD, Gate, QmpGate, RefusingQmp
 from vctest.proc import wait_for
 
 # Of the source's owner: ours are 5 ms and 1 TiB/s.
@@ -166,6 +166,25 @@ def test_a_vm_that_did_not_come_starts_by_itself_as_before(owned, stopped):
     wait_for(lambda: capabilities(f.dest) == CAPABILITIES, 30, "the destination to be as before")
     assert f.dest.status() == "inmigrate"
     assert arrives_running(f, f.dest) == (not stopped)
+
+
+def test_a_vm_that_somebody_else_has_brought_meanwhile_runs_on(owned):
+    f = owned()
+    name, f.dest.name = f.dest.name, "slow"
+    gate = QmpGate(f.hosts[1].path("slow.qmp"), f.dest.qmp_path)
+    gate.hold("stop")
+    p = start(f)
+    assert gate.is_held.wait(60), p.messages()
+    other = f.new_qemu(0)
+    path = f.hosts[1].path("plain")
+    f.dest.qmp.execute("migrate-incoming", uri=f"unix:{path}")
+    other.migrate_plain(f"unix:{path}", capabilities=[])
+    f.dest.wait_status("running")
+    gate.release()
+    assert p.wait() == 31, p.messages()
+    assert "somebody else's migration" in p.messages()
+    assert f.dest.status() == "running" and f.qemu.status() == "running"
+    gate.close()
 
 
 # ---- kill -9 ----
