@@ -15,7 +15,7 @@
 #define FIRST_PAUSE_S 1
 #define LONGEST_PAUSE_S 60
 /** How often this host's own QEMU is looked at while something is open. */
-#define LOOK_S 1
+#define LOOK_S 1ull
 /** How often an agent that has started tries to put back in QEMU what one that was killed had set:
  * not before the migration has failed there. */
 #define PUT_BACK_TIMES 30
@@ -197,20 +197,23 @@ static bool wait(struct vc_settler *s, bool open, uint64_t wait_s, bool *kicked)
 static void *settler_main(void *arg)
 {
     struct vc_settler *s = arg;
-    uint64_t pause_s = FIRST_PAUSE_S, dial_ns = 0;
+    uint64_t pause_s = FIRST_PAUSE_S, dial_ns = 0, look_s;
     unsigned left = PUT_BACK_TIMES;
     bool kicked = true, open;
 
     do {
-        bool dials = kicked || vc_now_ns() >= dial_ns;
+        uint64_t begin_ns = vc_now_ns();
+        bool dials = kicked || begin_ns >= dial_ns;
 
         left = left && put_back(s) ? left - 1 : 0;
         open = settle_all(s, kicked, dials) || left;
+        /* A look holds the VM's lock: at a QEMU that does not answer, others get their turn. */
+        look_s = VC_MAX(LOOK_S, 2 * (vc_now_ns() - begin_ns) / VC_NS_PER_S);
         if (dials) {
             pause_s = kicked ? FIRST_PAUSE_S : VC_MIN(2 * pause_s, (uint64_t)LONGEST_PAUSE_S);
             dial_ns = vc_now_ns() + pause_s * VC_NS_PER_S;
         }
-    } while (wait(s, open, LOOK_S, &kicked));
+    } while (wait(s, open, look_s, &kicked));
     return NULL;
 }
 

@@ -33,6 +33,8 @@ struct arrival {
     bool is_void;      /* it will never run here */
     bool stopped_late; /* this vecycle is to stop, and waits for the end of a postcopy */
     bool about_to_run; /* it was continued, or is about to be, by us or by somebody */
+    bool end_seen;     /* the end of the QMP connection was noticed ... */
+    bool unwatched; /* ... and QEMU's process did not end with it: somebody may have continued it */
     struct vc_progress progress;
 };
 

@@ -45,6 +45,10 @@ void vc_arrival_watch(struct arrival *a)
     if (!a->qmp || a->word_done || a->about_to_run)
         return;
     vc_arrival_note_events(a);
+    if (vc_qmp_is_gone(a->qmp) && !a->end_seen) {
+        a->end_seen = true;
+        a->unwatched = !vc_qmp_process_ended(a->qmp, EXIT_TIMEOUT_MS);
+    }
     if (!vc_qmp_has_run(a->qmp))
         return;
     a->about_to_run = true;
@@ -126,8 +130,8 @@ static bool never_ran(struct arrival *a)
     if (a->about_to_run || a->open.mode == VC_WIRE_MODE_RECOVER || !vc_qmp_is_gone(a->qmp) ||
         !vc_qmp_process_ended(a->qmp, EXIT_TIMEOUT_MS))
         return false;
-    vc_arrival_note_events(a); /* what it had said before it went */
-    return !vc_qmp_has_run(a->qmp);
+    vc_arrival_watch(a); /* what it had said before it went */
+    return !a->unwatched && !vc_qmp_has_run(a->qmp);
 }
 
 /* The word could not be applied. VC_E_DEST_QEMU: the VM is the source's again, and is told to be.
@@ -154,26 +158,53 @@ static void record_settled(struct arrival *a)
         vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
 }
 
+/* The copy that the source has no use for. Only the QEMU that took the migration is told to end,
+ * and only if it has arrived: one that waits may take the next. */
+static void dismiss(struct arrival *a, const struct vc_process *qemu, const char *name)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+    char state[VC_RUN_STATE_BYTES];
+
+    if (vc_qmp_is_gone(a->qmp) || vc_qmp_run_state(a->qmp, state, &ignored) ||
+        !strcmp(state, "running") || check_arrived(state, &ignored))
+        return;
+    if (!vc_process_equal(vc_qmp_process(a->qmp), qemu))
+        vc_log(
+            a->o->log, VC_LOG_WARNING,
+            "the QEMU at '%.120s' is left over from a migration that the source gave up: quit it",
+            name);
+    else if (vc_qmp_simple(a->qmp, "quit", &ignored) == 0)
+        vc_log(
+            a->o->log, VC_LOG_INFO,
+            "the QEMU at '%.120s' was left over from a migration that the source gave up: it was "
+            "told to quit",
+            name);
+}
+
 /* The VM is the source's. Its copy here is told to quit where the source's was seen to run. */
 static int abandon(struct arrival *a, uint8_t word, struct vc_err *err)
 {
-    struct vc_err ignored = VC_ERR_INIT;
+    struct vc_dest_status st;
 
     vc_arrival_watch(a);
+    vc_dest_status(a->pipeline, &st);
     if (a->about_to_run || a->word_done) {
         answer(a, VC_WIRE_WORD_DONE, VC_E_UNSETTLED, "the VM runs there, or did");
         return vc_err_set_hint(err, VC_E_UNSETTLED, "stop one of the two at once",
                                "the source keeps the VM, and it runs here too");
+    }
+    if (a->unwatched && st.shut && !st.shut_status) {
+        answer(a, VC_WIRE_WORD_DONE, VC_E_UNSETTLED, "its QEMU cannot be asked any more");
+        return vc_err_set(err, VC_E_UNSETTLED,
+                          "the source keeps the VM, and QEMU here cannot be asked whether it runs");
     }
     if (vc_arrival_make_void(a, err)) {
         answer(a, VC_WIRE_WORD_DONE, err->code, err->message);
         return err->code;
     }
     answer(a, VC_WIRE_WORD_DONE, 0, "");
-    if (word == VC_WIRE_WORD_DISMISS && !vc_qmp_is_gone(a->qmp) &&
-        vc_qmp_simple(a->qmp, "quit", &ignored))
-        vc_log_err(a->o->log, VC_LOG_DEBUG, "the QEMU that is left over was not told to quit",
-                   &ignored);
+    if (word == VC_WIRE_WORD_DISMISS)
+        dismiss(a, vc_qmp_process(a->qmp), a->name);
     return vc_err_set(err, VC_E_CANCELLED, "the source gave the migration up");
 }
 
@@ -281,25 +312,6 @@ static int apply_late(struct arrival *a, struct vc_handover *h, uint8_t word,
     return rc ? rc : record(a, h, VC_HANDOVER_SETTLED, err);
 }
 
-/* The copy that the source has no use for. Only the QEMU of the record itself is told. */
-static void dismiss(struct arrival *a, const struct vc_handover *h, char state[VC_RUN_STATE_BYTES])
-{
-    struct vc_err ignored = VC_ERR_INIT;
-
-    if (!vc_process_equal(vc_qmp_process(a->qmp), &h->qemu) ||
-        (strcmp(state, "paused") != 0 && strcmp(state, "inmigrate") != 0))
-        vc_log(
-            a->o->log, VC_LOG_WARNING,
-            "the QEMU at '%.120s' is left over from a migration that the source gave up: quit it",
-            h->socket);
-    else if (vc_qmp_simple(a->qmp, "quit", &ignored) == 0)
-        vc_log(
-            a->o->log, VC_LOG_INFO,
-            "the QEMU at '%.120s' was left over from a migration that the source gave up: it was "
-            "told to quit",
-            h->socket);
-}
-
 /* The VM is the source's: the one that has arrived here must never run. */
 static int abandon_late(struct arrival *a, struct vc_handover *h, uint8_t word, struct vc_err *err)
 {
@@ -316,7 +328,7 @@ static int abandon_late(struct arrival *a, struct vc_handover *h, uint8_t word, 
     if (!rc || gone)
         rc = record(a, h, VC_HANDOVER_VOID, err);
     if (!rc && !gone && word == VC_WIRE_WORD_DISMISS)
-        dismiss(a, h, state);
+        dismiss(a, &h->qemu, h->socket);
     return rc;
 }
 

@@ -19,7 +19,7 @@ def make(fleet):
     def make(extra=(), boot=True):
         f = fleet(namespaces=False)
         if boot:
-            f.boot_selfcheck(end_mib=4, delay=100000, extra=[*PAUSES, *extra])
+            f.boot_selfcheck(end_mib=4, delay=20000, extra=[*PAUSES, *extra])
         else:
             f.ram_mib, f.options = 32, [*PAUSES, *extra]
             f.qemu = f.new_qemu(0, extra=["-S"])
@@ -51,7 +51,8 @@ def stopped_in_the_middle(f, state, letter, *extra):
     p = start(f, *extra)
     assert f.gate.is_held.wait(60), p.messages()
     f.guest.tell(letter)
-    f.qemu.wait_status(state)
+    # With little left to send, the switch follows at once, and hides the state.
+    wait_for(lambda: f.qemu.status() in (state, "finish-migrate", "postmigrate"), 60, f"the VM to be {state}")
     return p
 
 
