@@ -93,10 +93,12 @@ static int apply(struct arrival *a, uint8_t word, char state[VC_RUN_STATE_BYTES]
                  struct vc_err *err)
 {
     struct vc_err record = VC_ERR_INIT;
+    struct vc_dest_status st;
     int rc;
 
     *state = '\0';
-    if (vc_arrival_is_postcopy(a) && word != VC_WIRE_WORD_CONTINUE)
+    vc_dest_status(a->pipeline, &st);
+    if (vc_arrival_is_postcopy(a) && word != VC_WIRE_WORD_CONTINUE && !st.shut)
         return 0; /* it runs, or somebody paused it: QEMU may be too busy to say which */
     rc = vc_qmp_run_state(a->qmp, state, err);
     if (!rc)

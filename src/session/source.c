@@ -9,6 +9,7 @@
 #include "base/thread.h"
 #include "qmp/qmp.h"
 #include "session/capabilities.h"
+#include "session/disks.h"
 #include "session/preempt.h"
 
 /* The source's side of a migration: docs/internals/phases.md has the table of phases and of what
@@ -68,6 +69,8 @@ static int check_qemu(struct vc_migration *m, struct vc_err *err)
     if (!rc && !vc_run_state_may_migrate(state))
         return vc_err_set_hint(err, VC_E_QEMU_STATE, "see query-status in QEMU's documentation",
                                "a VM in state '%s' is not migrated", state);
+    if (!rc)
+        rc = vc_qmp_version(m->qmp, &m->version, err);
     if (!rc)
         snprintf(m->state, sizeof(m->state), "%s", state);
     return rc;
@@ -354,6 +357,8 @@ static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
     if (m->qmp) {
         begin_handover(m);
         rc = set_up_qemu(m, err);
+        if (!rc && !m->o->recover && !vc_migration_goes_on(m))
+            rc = vc_disks_activate(m->qmp, err);
         if (!rc)
             rc = vc_preempt_wanted(m, &preempt, err);
         if (rc)
@@ -381,7 +386,7 @@ static bool see_that_it_runs(struct vc_migration *m)
         return false;
     if (!strcmp(state, "running"))
         return true;
-    if (m->completed || !vc_run_state_goes_on(m->state) || strcmp(state, "postmigrate") != 0 ||
+    if (m->completed || !vc_migration_goes_on(m) || strcmp(state, "postmigrate") != 0 ||
         vc_qmp_migration(m->qmp, &now, &err) ||
         (strcmp(now.status, "failed") != 0 && strcmp(now.status, "cancelled") != 0))
         return false;

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "session/disks.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "base/clock.h"
+
+/* Theory of operation
+ *
+ * No command before QEMU 10.0 says "activate", but a block export does it: a node that is exported
+ * has to be ready (QEMU: block/export/export.c, blk_exp_add()). So each disk is exported for a
+ * moment, read-only, by an NBD server that nobody can find: it listens on an unnamed socket that
+ * QEMU is handed. */
+
+#define EXPORT "vecycle-activate"
+#define FD_NAME "vecycle-nbd"
+#define GONE_TIMEOUT_MS 5000
+
+/* A listening socket with a name that the kernel makes up. */
+static int listen_unnamed(struct vc_err *err)
+{
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    vc_auto_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0 || bind(fd, (struct sockaddr *)&a, sizeof(a.sun_family)) < 0 || listen(fd, 1) < 0)
+        return vc_err_set_errno(err, VC_E_FAILED, "cannot make a socket for QEMU");
+    return vc_steal_fd(&fd);
+}
+
+static int start_server(struct vc_qmp *q, struct vc_err *err)
+{
+    vc_auto_close int fd = listen_unnamed(err);
+    struct json_object *args, *data, *addr;
+    int rc;
+
+    if (fd < 0)
+        return fd;
+    args = json_object_new_object();
+    vc_json_add_str(args, "fdname", FD_NAME);
+    rc = vc_qmp_execute(q, "getfd", args, fd, NULL, err);
+    if (rc)
+        return rc;
+    data = json_object_new_object();
+    vc_json_add_str(data, "str", FD_NAME);
+    addr = json_object_new_object();
+    vc_json_add_str(addr, "type", "fd");
+    json_object_object_add(addr, "data", data);
+    args = json_object_new_object();
+    json_object_object_add(args, "addr", addr);
+    return vc_qmp_execute(q, "nbd-server-start", args, -1, NULL, err);
+}
+
+static bool is_exported(struct vc_qmp *q)
+{
+    vc_auto_json struct json_object *list = NULL;
+    struct vc_err ignored = VC_ERR_INIT;
+
+    if (vc_qmp_execute(q, "query-block-exports", NULL, -1, &list, &ignored) ||
+        !json_object_is_type(list, json_type_array))
+        return false;
+    for (size_t i = 0; i < json_object_array_length(list); i++)
+        if (!strcmp(vc_json_str(json_object_array_get_idx(list, i), "id", ""), EXPORT))
+            return true;
+    return false;
+}
+
+static int activate(struct vc_qmp *q, const char *node, struct vc_err *err)
+{
+    uint64_t deadline = vc_now_ns() + GONE_TIMEOUT_MS * VC_NS_PER_MS;
+    struct json_object *args = json_object_new_object();
+    int rc;
+
+    vc_json_add_str(args, "id", EXPORT);
+    vc_json_add_str(args, "type", "nbd");
+    vc_json_add_str(args, "node-name", node);
+    vc_json_add_bool(args, "writable", false);
+    rc = vc_qmp_execute(q, "block-export-add", args, -1, NULL, err);
+    if (rc)
+        return rc;
+    args = json_object_new_object();
+    vc_json_add_str(args, "id", EXPORT);
+    vc_json_add_str(args, "mode", "hard");
+    rc = vc_qmp_execute(q, "block-export-del", args, -1, NULL, err);
+    while (!rc && is_exported(q) && vc_now_ns() < deadline)
+        poll(NULL, 0, 1);
+    return rc;
+}
+
+/* The disks that devices have. */
+static int activate_all(struct vc_qmp *q, struct vc_err *err)
+{
+    vc_auto_json struct json_object *list = NULL;
+    int rc = vc_qmp_execute(q, "query-block", NULL, -1, &list, err);
+
+    for (size_t i = 0;
+         !rc && json_object_is_type(list, json_type_array) && i < json_object_array_length(list);
+         i++) {
+        struct json_object *medium = vc_json_get(json_object_array_get_idx(list, i), "inserted");
+        const char *node = vc_json_str(medium, "node-name", "");
+
+        if (*node)
+            rc = activate(q, node, err);
+    }
+    return rc;
+}
+
+int vc_disks_activate(struct vc_qmp *q, struct vc_err *err)
+{
+    struct vc_err why = VC_ERR_INIT;
+    unsigned version;
+    bool ours;
+    int rc = vc_qmp_version(q, &version, err);
+
+    if (rc || version >= VC_DISKS_INACTIVE_VERSION)
+        return rc;
+    ours = start_server(q, &why) == 0; /* else there may be one, which does as well */
+    why = VC_ERR_INIT;
+    rc = activate_all(q, &why);
+    if (ours && vc_qmp_simple(q, "nbd-server-stop", err))
+        return err->code;
+    return rc ? vc_err_set_hint(
+                    err, VC_E_QEMU_STATE, "continue the VM once, and try again",
+                    "this QEMU cannot migrate a VM with inactive disks, and they cannot "
+                    "be activated: %.130s",
+                    why.message)
+              : 0;
+}
