@@ -36,8 +36,8 @@ static const char *const allowed[] = {
     /* whether a QEMU that does not answer is gone */
     "pidfd_open",
     /* sockets that are there */
-    "accept4", "connect", "socketpair", "shutdown", "sendmsg", "sendto", "recvmsg", "recvfrom",
-    "setsockopt", "getsockopt", "getsockname", "getpeername",
+    "accept4", "bind", "listen", "connect", "socketpair", "shutdown", "sendmsg", "sendto",
+    "recvmsg", "recvfrom", "setsockopt", "getsockopt", "getsockname", "getpeername",
     /* files */
     "openat", "openat2", "pread64", "preadv", "preadv2", "pwrite64", "pwritev", "ftruncate",
     "fallocate", "fadvise64", "copy_file_range", "fsync", "fdatasync", "sync_file_range", "flock",

@@ -13,27 +13,32 @@
  *
  * No command before QEMU 10.0 says "activate", but a block export does it: a node that is exported
  * has to be ready (QEMU: block/export/export.c, blk_exp_add()). So each disk is exported for a
- * moment, read-only, by an NBD server that nobody can find: it listens on an unnamed socket that
- * QEMU is handed. */
+ * moment, read-only, by an NBD server that takes one client, and that is us: we are connected
+ * before QEMU is handed the socket, so nobody else gets in. */
 
 #define EXPORT "vecycle-activate"
 #define FD_NAME "vecycle-nbd"
 #define GONE_TIMEOUT_MS 5000
 
-/* A listening socket with a name that the kernel makes up. */
-static int listen_unnamed(struct vc_err *err)
+/* A listening socket with a name that the kernel makes up, and the first client of it. */
+static int listen_unnamed(int *client, struct vc_err *err)
 {
     struct sockaddr_un a = {.sun_family = AF_UNIX};
+    socklen_t n = sizeof(a);
     vc_auto_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-    if (fd < 0 || bind(fd, (struct sockaddr *)&a, sizeof(a.sun_family)) < 0 || listen(fd, 1) < 0)
+    *client = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || *client < 0 || bind(fd, (struct sockaddr *)&a, sizeof(a.sun_family)) < 0 ||
+        listen(fd, 1) < 0 || getsockname(fd, (struct sockaddr *)&a, &n) < 0 ||
+        connect(*client, (struct sockaddr *)&a, n) < 0)
         return vc_err_set_errno(err, VC_E_FAILED, "cannot make a socket for QEMU");
     return vc_steal_fd(&fd);
 }
 
-static int start_server(struct vc_qmp *q, struct vc_err *err)
+/* *client: ours, to be closed when the server has ended. */
+static int start_server(struct vc_qmp *q, int *client, struct vc_err *err)
 {
-    vc_auto_close int fd = listen_unnamed(err);
+    vc_auto_close int fd = listen_unnamed(client, err);
     struct json_object *args, *data, *addr;
     int rc;
 
@@ -51,6 +56,7 @@ static int start_server(struct vc_qmp *q, struct vc_err *err)
     json_object_object_add(addr, "data", data);
     args = json_object_new_object();
     json_object_object_add(args, "addr", addr);
+    vc_json_add_u64(args, "max-connections", 1);
     return vc_qmp_execute(q, "nbd-server-start", args, -1, NULL, err);
 }
 
@@ -111,15 +117,20 @@ static int activate_all(struct vc_qmp *q, struct vc_err *err)
 int vc_disks_activate(struct vc_qmp *q, struct vc_err *err)
 {
     struct vc_err why = VC_ERR_INIT;
+    vc_auto_close int client = -1;
     unsigned version;
     bool ours;
     int rc = vc_qmp_version(q, &version, err);
 
     if (rc || version >= VC_DISKS_INACTIVE_VERSION)
         return rc;
-    ours = start_server(q, &why) == 0; /* else there may be one, which does as well */
+    ours = start_server(q, &client, &why) == 0; /* else there may be one, which does as well */
     why = VC_ERR_INIT;
     rc = activate_all(q, &why);
+    /* QEMU waits for its clients when it stops the server; there is nothing left to be had from it.
+     */
+    vc_cleanup_close(&client);
+    client = -1;
     if (ours && vc_qmp_simple(q, "nbd-server-stop", err))
         return err->code;
     return rc ? vc_err_set_hint(

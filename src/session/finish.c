@@ -16,20 +16,12 @@
 /** Time for a process to be gone whose sockets are closed. */
 #define EXIT_TIMEOUT_MS 2000
 #define LAST_WORD_MS 250
-#define KEEPS_SUSPENDED_VERSION 900
 
 /* ---- finish: the word ---- */
 
-/* Until 9.0 QEMU forgets that a guest was suspended, and `cont` would start it. */
-bool vc_migration_goes_on(const struct vc_migration *m)
-{
-    return vc_run_state_goes_on(m->state) &&
-           (m->version >= KEEPS_SUSPENDED_VERSION || strcmp(m->state, "suspended") != 0);
-}
-
 bool vc_migration_stays(const struct vc_migration *m)
 {
-    return m->o->suspend || !vc_migration_goes_on(m);
+    return m->o->suspend || !vc_run_state_goes_on(m->state);
 }
 
 void vc_migration_record(struct vc_migration *m, enum vc_handover_state state)
@@ -137,7 +129,7 @@ bool vc_migration_was_continued(struct vc_migration *m)
  * it ran, and stays as it is otherwise. */
 static int take_back(struct vc_migration *m, const char *why, struct vc_err *err)
 {
-    bool goes_on = vc_migration_goes_on(m);
+    bool goes_on = vc_run_state_goes_on(m->state);
     char state[VC_RUN_STATE_BYTES];
     int rc = check_continued(m, err);
 

@@ -46,7 +46,6 @@ struct vc_migration {
     bool stop_seen;                 /* a STOP event, and nobody has asked why */
     char state[VC_RUN_STATE_BYTES]; /* the guest's, by others' doing than the migration's */
     char event[VC_RUN_STATE_BYTES]; /* the state that the last event told of, or "" */
-    unsigned version;               /* of QEMU, major * 100 + minor */
     bool told;                      /* a decision may have been sent */
     bool noted;                     /* how much was sent is in the record */
     char shutdown[32];              /* why QEMU is about to end (its event SHUTDOWN), or "" */
@@ -81,8 +80,6 @@ int vc_migration_follow(struct vc_migration *m, struct vc_err *err) VC_NODISCARD
  *  waited for: the record says LEAVING then, and an agent that reads it asks QEMU what became of
  * the migration. */
 void vc_migration_record(struct vc_migration *m, enum vc_handover_state state);
-/** Whether the guest went on before the migration stopped it, and is continued afterwards. */
-bool vc_migration_goes_on(const struct vc_migration *m);
 /** Whether the VM stays in the state in which it arrives. */
 bool vc_migration_stays(const struct vc_migration *m);
 /** The destination has reported success: notes how much this migration sent, and lets QEMU know. */

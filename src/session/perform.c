@@ -214,9 +214,9 @@ void vc_migration_wait(struct vc_migration *m)
 int vc_migration_cancelled(const struct vc_migration *m, struct vc_err *err)
 {
     return vc_err_set(err, VC_E_CANCELLED, "cancelled%s",
-                      vc_migration_has_switched(m) ? ""
-                      : vc_migration_goes_on(m)    ? "; the VM runs on here"
-                                                   : "; the VM is still here");
+                      vc_migration_has_switched(m)     ? ""
+                      : vc_run_state_goes_on(m->state) ? "; the VM runs on here"
+                                                       : "; the VM is still here");
 }
 
 /* From the switch to postcopy on there is no way back: the VM would wait for its memory for

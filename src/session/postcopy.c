@@ -54,7 +54,7 @@ static int ask_for_postcopy(struct vc_migration *m, struct vc_err *err)
     is_left = now.rounds > 1 && now.ram_remaining;
     if (is_left || !m->ask_anyway_ns)
         m->ask_anyway_ns = vc_now_ns() + ASK_ANYWAY_MS * VC_NS_PER_MS;
-    if (is_left ? !vc_migration_goes_on(m) : vc_now_ns() < m->ask_anyway_ns) {
+    if (is_left ? !vc_run_state_goes_on(m->state) : vc_now_ns() < m->ask_anyway_ns) {
         m->next_ask_ns = vc_now_ns() + ASK_AGAIN_MS * VC_NS_PER_MS;
         return 0;
     }

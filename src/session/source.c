@@ -70,8 +70,6 @@ static int check_qemu(struct vc_migration *m, struct vc_err *err)
         return vc_err_set_hint(err, VC_E_QEMU_STATE, "see query-status in QEMU's documentation",
                                "a VM in state '%s' is not migrated", state);
     if (!rc)
-        rc = vc_qmp_version(m->qmp, &m->version, err);
-    if (!rc)
         snprintf(m->state, sizeof(m->state), "%s", state);
     return rc;
 }
@@ -357,7 +355,7 @@ static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
     if (m->qmp) {
         begin_handover(m);
         rc = set_up_qemu(m, err);
-        if (!rc && !m->o->recover && !vc_migration_goes_on(m))
+        if (!rc && !m->o->recover && !vc_run_state_goes_on(m->state))
             rc = vc_disks_activate(m->qmp, err);
         if (!rc)
             rc = vc_preempt_wanted(m, &preempt, err);
@@ -386,7 +384,7 @@ static bool see_that_it_runs(struct vc_migration *m)
         return false;
     if (!strcmp(state, "running"))
         return true;
-    if (m->completed || !vc_migration_goes_on(m) || strcmp(state, "postmigrate") != 0 ||
+    if (m->completed || !vc_run_state_goes_on(m->state) || strcmp(state, "postmigrate") != 0 ||
         vc_qmp_migration(m->qmp, &now, &err) ||
         (strcmp(now.status, "failed") != 0 && strcmp(now.status, "cancelled") != 0))
         return false;
