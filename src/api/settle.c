@@ -103,8 +103,10 @@ static bool look_at(struct vc_settler *s, const struct vc_id *vm, struct vc_hand
         return false;
     if (h->state == VC_HANDOVER_LEAVING || h->state == VC_HANDOVER_LEFT)
         rc = vc_session_look_back(&o, h, NULL, &err);
-    if (rc == VC_E_BUSY) /* a migration is under way */
+    if (rc == VC_E_BUSY) { /* a migration is under way, or a person settles it: looked at again */
+        *open = true;
         return false;
+    }
     /* A way through ssh is for whoever has the keys: what is left is to look. */
     has_way = strncmp(h->peer, "ssh:", 4) != 0;
     *open = h->state == VC_HANDOVER_LEAVING || h->state == VC_HANDOVER_LEFT ||
