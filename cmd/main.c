@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <fcntl.h>
 #include <malloc.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -6,6 +7,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "cmd.h"
 
@@ -241,10 +243,23 @@ static void bound_heap(void)
     mallopt(M_ARENA_MAX, 2);
 }
 
+/* Where one of them is closed, a socket would take its place, and be written to. */
+static void have_standard_fds(void)
+{
+    int fd;
+
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        close(fd);
+}
+
 int main(int argc, char **argv)
 {
     struct cmd_common c = {.context = {.log = cmd_log}};
 
+    have_standard_fds();
     c.context.opaque = &c;
     signal(SIGPIPE, SIG_IGN);
     protect_memory();

@@ -32,7 +32,7 @@ const struct cmd cmd_rekey = {
         "                           it does not get the new one\n"
         "      --dead-peer SECONDS  silence after which the other host is dead (default 10)\n"
         "      --insecure           allow tcp://, for a checkpoint that has crossed it "
-        "already\n" CMD_TLS_HELP "      --ssh PROGRAM        the ssh program\n"
+        "already\n" CMD_TLS_HELP "      --ssh COMMAND        the ssh command\n"
         "      --remote COMMAND     what ssh runs there\n",
     .run = run,
 };

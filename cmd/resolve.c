@@ -132,7 +132,7 @@ static const char *const sayings[][3] = {
     {"arriving", "it is arriving, or has arrived, from '%s', and waits for its word",
      "vecycle resolve --retry on the source gives it"},
     {"about-to-run", "it came from '%s', and was about to be continued here",
-     "vecycle resolve --run continues it here"},
+     "vecycle resolve --retry on the source continues it here"},
     {"void", "what arrived from '%s' is the source's, and never runs here", NULL},
 };
 

@@ -145,7 +145,7 @@ static const char *age(uint64_t unix_s)
 /* Somebody, on this host or the other one, has not heard yet what became of it. */
 static bool is_open(const struct vecycle_vm *vm)
 {
-    static const char *const open[] = {"left", "kept", "arriving", "about-to-run"};
+    static const char *const open[] = {"leaving", "left", "kept", "arriving", "about-to-run"};
 
     for (size_t i = 0; i < sizeof(open) / sizeof(open[0]); i++)
         if (!strcmp(vm->handover, open[i]))

@@ -27,10 +27,10 @@ struct vc_settler {
     bool insecure;
     struct vecycle_tls tls;
     struct vc_cancel cancel;
-    struct vc_thread thread;
+    struct vc_thread thread, looker;
     pthread_mutex_t mu;
     pthread_cond_t changed;
-    bool kicked, stop; /* [lock: mu] */
+    bool kicked, looks, stop; /* [lock: mu] something is new; for the looker too */
 };
 
 /* The record as it is, without the lock. False: it cannot be read, or there is none. */
@@ -178,44 +178,53 @@ static bool settle_all(struct vc_settler *s, bool first, bool dials)
 }
 
 /* False: it is time to end. *kicked: there is something new. */
-static bool wait(struct vc_settler *s, bool open, uint64_t wait_s, bool *kicked)
+static bool wait(struct vc_settler *s, bool open, uint64_t wait_s, bool *kick, bool *kicked)
 {
     uint64_t deadline = vc_now_ns() + wait_s * VC_NS_PER_S;
     VC_LOCKED(&s->mu);
 
-    while (!s->stop && !s->kicked) {
+    while (!s->stop && !*kick) {
         if (!open)
             pthread_cond_wait(&s->changed, &s->mu);
         else if (!vc_cond_wait_until(&s->changed, &s->mu, deadline))
             break;
     }
-    *kicked = s->kicked;
-    s->kicked = false;
+    *kicked = *kick;
+    *kick = false;
     return !s->stop;
 }
 
-/* The other host is dialled ever more rarely; this host's own QEMU is looked at each time, so that
- * nobody continues a VM here unnoticed. */
+/* Looks, and tells other hosts what they have to know, ever more rarely. */
 static void *settler_main(void *arg)
 {
     struct vc_settler *s = arg;
-    uint64_t pause_s = FIRST_PAUSE_S, dial_ns = 0, look_s;
+    uint64_t pause_s = FIRST_PAUSE_S;
     unsigned left = PUT_BACK_TIMES;
     bool kicked = true, open;
 
     do {
-        uint64_t begin_ns = vc_now_ns();
-        bool dials = kicked || begin_ns >= dial_ns;
-
         left = left && put_back(s) ? left - 1 : 0;
-        open = settle_all(s, kicked, dials) || left;
+        open = settle_all(s, kicked, true) || left;
+        pause_s = kicked || left ? FIRST_PAUSE_S : VC_MIN(2 * pause_s, (uint64_t)LONGEST_PAUSE_S);
+    } while (wait(s, open, pause_s, &s->kicked, &kicked));
+    return NULL;
+}
+
+/* Looks at this host's own QEMUs, whoever does not answer to the other thread, so that nobody
+ * continues a VM here unnoticed. */
+static void *looker_main(void *arg)
+{
+    struct vc_settler *s = arg;
+    uint64_t look_s = LOOK_S;
+    bool kicked, open = true;
+
+    while (wait(s, open, look_s, &s->looks, &kicked)) {
+        uint64_t begin_ns = vc_now_ns();
+
+        open = kicked || settle_all(s, false, false); /* what is new is the other thread's first */
         /* A look holds the VM's lock: at a QEMU that does not answer, others get their turn. */
         look_s = VC_MAX(LOOK_S, 2 * (vc_now_ns() - begin_ns) / VC_NS_PER_S);
-        if (dials) {
-            pause_s = kicked ? FIRST_PAUSE_S : VC_MIN(2 * pause_s, (uint64_t)LONGEST_PAUSE_S);
-            dial_ns = vc_now_ns() + pause_s * VC_NS_PER_S;
-        }
-    } while (wait(s, open, look_s, &kicked));
+    }
     return NULL;
 }
 
@@ -264,6 +273,8 @@ int vc_settler_start(struct vc_store *store, const char *socket_dir, const struc
         look_back(s);
         rc = vc_thread_start(&s->thread, "vc-settle", settler_main, s, err);
     }
+    if (!rc)
+        rc = vc_thread_start(&s->looker, "vc-look", looker_main, s, err);
     if (rc)
         vc_settler_stop(s);
     else
@@ -275,7 +286,7 @@ void vc_settler_kick(struct vc_settler *s)
 {
     VC_LOCKED(&s->mu);
 
-    s->kicked = true;
+    s->kicked = s->looks = true;
     pthread_cond_broadcast(&s->changed);
 }
 
@@ -291,6 +302,7 @@ void vc_settler_stop(struct vc_settler *s)
     if (s->cancel.fd >= 0)
         vc_cancel_now(&s->cancel);
     vc_thread_join(&s->thread);
+    vc_thread_join(&s->looker);
     vc_cancel_fini(&s->cancel);
     pthread_cond_destroy(&s->changed);
     pthread_mutex_destroy(&s->mu);

@@ -294,8 +294,7 @@ int vecycle_store_remove(const struct vecycle_context *c, const char *vm, bool f
 
     if (!rc)
         rc = open_for_removal(store, &id, &v, &e);
-    if (!rc && !force && vc_handover_get(v, &h, &e) == 0 && h.state != VC_HANDOVER_LEAVING &&
-        is_open(&h))
+    if (!rc && !force && vc_handover_get(v, &h, &e) == 0 && is_open(&h))
         rc = vc_err_set_hint(&e, VC_E_UNSETTLED, "see `vecycle resolve`, or use --force",
                              "a migration of the VM is not settled");
     if (!rc)

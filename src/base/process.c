@@ -85,12 +85,29 @@ static bool read_frame(struct vc_process *p)
     return p->pid_ns && read_boot(&p->boot);
 }
 
+/* Whether /proc shows pids as this process's namespace has them: a container may see another one's
+ * (proc(5): "Pid:" of a pidfd is in the namespace of that mount). */
+static bool is_own_proc(pid_t pid, int pidfd)
+{
+    char path[64], text[1024], *at;
+    ssize_t n;
+
+    snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", pidfd);
+    n = read_file(path, text, sizeof(text) - 1);
+    if (n <= 0)
+        return false;
+    text[n] = 0;
+    at = strstr(text, "Pid:");
+    return at && atoi(at + strlen("Pid:")) == pid;
+}
+
 bool vc_process_read(pid_t pid, struct vc_process *out)
 {
     struct vc_process p = {.pid = pid};
+    vc_auto_close int pidfd = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
 
     *out = (struct vc_process){0};
-    if (pid <= 0 || !read_start(pid, &p.start) || !read_frame(&p))
+    if (pidfd < 0 || !is_own_proc(pid, pidfd) || !read_start(pid, &p.start) || !read_frame(&p))
         return false;
     *out = p;
     return true;
@@ -120,7 +137,7 @@ enum vc_process_life vc_process_look(const struct vc_process *p)
     /* Whichever process the descriptor is of: it is this one, or this one is gone. */
     if (vc_wait_readable(pidfd, 0) > 0)
         return VC_PROCESS_GONE;
-    if (!read_start(p->pid, &start))
+    if (!is_own_proc(p->pid, pidfd) || !read_start(p->pid, &start))
         return VC_PROCESS_IN_DOUBT;
     return start == p->start ? VC_PROCESS_ALIVE : VC_PROCESS_GONE;
 }

@@ -15,6 +15,8 @@
  * may come: they wait in a list until they are asked for. */
 
 #define MAX_EVENTS 256
+/** Lines that are no events and are skipped in one look for the next event. */
+#define MAX_LOOKS 1024
 
 struct vc_qmp {
     int fd;
@@ -161,6 +163,8 @@ static int next_object(struct vc_qmp *q, uint64_t deadline_ns, struct json_objec
 
         if (rc != VC_AGAIN)
             return rc;
+        if (deadline_ns && now >= deadline_ns) /* whatever trickles in */
+            return VC_AGAIN;
         rc = fill(q, now < deadline_ns ? (int)((deadline_ns - now) / VC_NS_PER_MS) + 1 : 0, err);
         if (rc)
             return rc;
@@ -180,9 +184,9 @@ static void keep_event(struct vc_qmp *q, struct json_object *event)
 
 int vc_qmp_event(struct vc_qmp *q, struct json_object **out, struct vc_err *err)
 {
-    while (!q->n_events) {
+    for (unsigned i = 0; !q->n_events; i++) {
         struct json_object *o;
-        int rc = next_object(q, 0, &o, err);
+        int rc = i < MAX_LOOKS ? next_object(q, 0, &o, err) : VC_AGAIN;
 
         if (rc)
             return rc;
@@ -205,7 +209,7 @@ static int await_answer(struct vc_qmp *q, const char *command, uint64_t id,
     for (;;) {
         vc_auto_json struct json_object *o = NULL;
         struct json_object *error;
-        int rc = next_object(q, deadline, &o, err);
+        int rc = vc_now_ns() < deadline ? next_object(q, deadline, &o, err) : VC_AGAIN;
 
         if (rc == VC_AGAIN)
             return vc_err_set_hint(err, VC_E_QMP, "is another client connected to this QMP socket?",

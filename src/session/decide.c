@@ -12,18 +12,28 @@
 #define FORCE_HINT \
     "make certain that the VM does not run, and will not, on the other host; then --run --force"
 
-/* Continues the VM if it waits; anything else is not ours to touch. */
-static int cont_waiting(struct vc_qmp *q, struct vc_err *err)
+/* Whether the VM waits to be continued (0), or runs already (VC_NOT_FOUND). Anything else is not
+ * ours to touch. @left: it may also stand where a migration away from here has left it. */
+static int check_waiting(struct vc_qmp *q, bool left, struct vc_err *err)
 {
+    struct vc_qmp_migration m;
     char state[VC_RUN_STATE_BYTES];
     int rc = vc_qmp_run_state(q, state, err);
 
-    if (rc || !strcmp(state, "running"))
+    if (!rc)
+        rc = vc_qmp_migration(q, &m, err);
+    if (rc)
         return rc;
-    if (strcmp(state, "paused") != 0 && strcmp(state, "postmigrate") != 0 &&
-        strcmp(state, "suspended") != 0)
-        return vc_err_set(err, VC_E_QEMU_STATE, "the VM is in state '%s'", state);
-    return vc_qmp_simple(q, "cont", err);
+    if (!strcmp(state, "running"))
+        return VC_NOT_FOUND;
+    if (vc_qmp_status_is_switched(m.status) && left)
+        return vc_err_set_hint(err, VC_E_QEMU_STATE, "`vecycle migrate --recover` carries the rest",
+                               "the VM has gone by postcopy (it is '%s')", m.status);
+    if (!strcmp(state, "paused") || !strcmp(state, "suspended") ||
+        (left && !strcmp(state, "postmigrate")))
+        return 0;
+    return vc_err_set_hint(err, VC_E_QEMU_STATE, "see query-status in QEMU's documentation",
+                           "the VM is in state '%s', from which it is not continued", state);
 }
 
 /* ---- at the source ---- */
@@ -49,6 +59,7 @@ static int run_at_source(struct vc_vm *v, const struct vc_settle_options *o, str
 {
     struct vc_look l;
     const char *reason;
+    bool runs;
     int rc = 0;
 
     vc_look_at_source(h, o->vm, o->qmp_path, &l);
@@ -60,15 +71,18 @@ static int run_at_source(struct vc_vm *v, const struct vc_settle_options *o, str
         rc = vc_err_set_hint(err, VC_E_QMP_CONNECT, "--qmp PATH says where its socket is now",
                              "the VM's QEMU cannot be reached here: %.120s",
                              l.where == VC_VM_GONE ? "it has ended" : l.why);
-    if (!rc && h->state != VC_HANDOVER_KEPT) {
+    if (!rc)
+        rc = check_waiting(l.qmp, true, err); /* before anything is written */
+    runs = rc == VC_NOT_FOUND;
+    if (rc >= 0 && h->state != VC_HANDOVER_KEPT) {
         h->told = h->state == VC_HANDOVER_LEFT || h->has_counts;
         h->state = VC_HANDOVER_KEPT;
         rc = vc_handover_begin(v, h, err);
     }
-    if (!rc)
-        rc = cont_waiting(l.qmp, err);
+    if (rc >= 0 && !runs)
+        rc = vc_qmp_simple(l.qmp, "cont", err);
     vc_look_end(&l);
-    return rc;
+    return rc < 0 ? rc : 0;
 }
 
 /* ---- at the destination ---- */
@@ -77,24 +91,24 @@ static int run_at_destination(struct vc_vm *v, const struct vc_settle_options *o
                               struct vc_handover *h, bool force, struct vc_err *err)
 {
     struct vc_qmp *q = NULL;
-    int rc = 0;
+    int rc = vc_target_qemu(o->socket_dir, o->vm, h, &q, err);
 
-    /* About to run, and nobody has said so: others have continued it here, and paused it since. */
-    if ((h->state == VC_HANDOVER_ARRIVING || !h->told) && !force)
-        return vc_err_set_hint(err, VC_E_UNSETTLED, FORCE_HINT,
-                               "the VM may run at its source '%.100s', which has not said that it "
-                               "is this host's",
-                               h->peer);
-    rc = vc_target_qemu(o->socket_dir, o->vm, h, &q, err);
-    if (!rc && !(h->state == VC_HANDOVER_ABOUT_TO_RUN && h->told)) {
+    if (!rc)
+        rc = check_waiting(q, false, err);
+    if (!rc && !force)
+        rc = vc_err_set_hint(err, VC_E_UNSETTLED, FORCE_HINT,
+                             "the VM may run at its source '%.100s': what it has decided since is "
+                             "not known here",
+                             h->peer);
+    if (!rc) {
         h->told = true;
         h->state = VC_HANDOVER_ABOUT_TO_RUN;
         rc = vc_handover_begin(v, h, err);
+        if (!rc)
+            rc = vc_qmp_simple(q, "cont", err);
     }
-    if (!rc)
-        rc = cont_waiting(q, err);
     vc_qmp_free(q);
-    if (rc)
+    if (rc < 0)
         return rc;
     h->state = VC_HANDOVER_SETTLED;
     return vc_handover_begin(v, h, err);
@@ -120,11 +134,41 @@ static int run(struct vc_vm *v, const struct vc_settle_options *o, struct vc_han
     }
 }
 
-static int discard(struct vc_vm *v, struct vc_handover *h, struct vc_err *err)
+/* At the destination: the copy here must be known not to run, nor to have run. */
+static int check_discardable(const struct vc_settle_options *o, const struct vc_handover *h,
+                             struct vc_err *err)
 {
+    char state[VC_RUN_STATE_BYTES];
+    struct vc_qmp *q = NULL;
+    int rc;
+
+    if (vc_process_look(&h->qemu) == VC_PROCESS_GONE)
+        return 0;
+    rc = vc_target_qemu(o->socket_dir, o->vm, h, &q, err);
+    if (!rc)
+        rc = vc_qmp_run_state(q, state, err);
+    vc_qmp_free(q);
+    if (rc)
+        return rc;
+    if (h->state == VC_HANDOVER_ABOUT_TO_RUN || !strcmp(state, "running"))
+        return vc_err_set_hint(err, VC_E_UNSETTLED, "quit its QEMU first, if it does not count",
+                               "the VM runs here, or may have (it is in state '%s')", state);
+    return 0;
+}
+
+static int discard(struct vc_vm *v, const struct vc_settle_options *o, struct vc_handover *h,
+                   struct vc_err *err)
+{
+    int rc;
+
     if (h->state == VC_HANDOVER_NONE || h->state == VC_HANDOVER_SETTLED ||
         h->state == VC_HANDOVER_VOID)
         return vc_err_set(err, VC_E_NO_SUCH_VM, "nothing about this VM is open here");
+    if (h->state == VC_HANDOVER_ARRIVING || h->state == VC_HANDOVER_ABOUT_TO_RUN) {
+        rc = check_discardable(o, h, err);
+        if (rc)
+            return rc;
+    }
     h->state = h->state == VC_HANDOVER_ARRIVING ? VC_HANDOVER_VOID : VC_HANDOVER_SETTLED;
     return vc_handover_begin(v, h, err);
 }
@@ -141,7 +185,7 @@ int vc_session_decide(const struct vc_settle_options *o, enum vc_decision what, 
     if (rc == VC_NOT_FOUND)
         rc = vc_err_set(err, VC_E_NO_SUCH_VM, "nothing about this VM is open here");
     if (!rc)
-        rc = what == VC_DECIDE_RUN ? run(v, o, &h, force, err) : discard(v, &h, err);
+        rc = what == VC_DECIDE_RUN ? run(v, o, &h, force, err) : discard(v, o, &h, err);
     vc_vm_close(v);
     return rc;
 }

@@ -57,7 +57,16 @@ static int start_server(struct vc_qmp *q, int *client, struct vc_err *err)
     args = json_object_new_object();
     json_object_object_add(args, "addr", addr);
     vc_json_add_u64(args, "max-connections", 1);
-    return vc_qmp_execute(q, "nbd-server-start", args, -1, NULL, err);
+    rc = vc_qmp_execute(q, "nbd-server-start", args, -1, NULL, err);
+    if (rc) { /* QEMU has the descriptor still */
+        struct vc_err ignored = VC_ERR_INIT;
+
+        args = json_object_new_object();
+        vc_json_add_str(args, "fdname", FD_NAME);
+        if (vc_qmp_execute(q, "closefd", args, -1, NULL, &ignored))
+            return rc;
+    }
+    return rc;
 }
 
 static bool is_exported(struct vc_qmp *q)

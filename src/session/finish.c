@@ -44,10 +44,10 @@ void vc_migration_record(struct vc_migration *m, enum vc_handover_state state)
         vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", &err);
 }
 
-void vc_migration_note_success(struct vc_migration *m, const struct vc_source_status *st)
+int vc_migration_note_success(struct vc_migration *m, const struct vc_source_status *st,
+                              struct vc_err *err)
 {
     struct vc_handover *h = m->recorded ? vc_handover_edit(m->holding.vm) : NULL;
-    struct vc_err err = VC_ERR_INIT;
 
     m->noted = true;
     if (h) {
@@ -57,9 +57,12 @@ void vc_migration_note_success(struct vc_migration *m, const struct vc_source_st
                           : UINT64_MAX; /* equal to nothing */
         h->zero_records = st->pages_zero;
     }
-    if (h && !st->store_stuck && vc_handover_note(m->holding.vm, &err))
-        vc_log_err(m->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
+    /* Without a note, whoever reads the record later would take it that no decision was ever sent:
+     * while QEMU can still be kept from completing, it is. */
+    if (h && !st->store_stuck && vc_handover_note(m->holding.vm, err) && st->success_held)
+        return err->code;
     vc_source_pass_success(m->pipeline);
+    return 0;
 }
 
 /* A word and its answer. 0: *done is filled in; anything else: it is not known what it is. */
@@ -80,6 +83,8 @@ static int exchange(struct vc_migration *m, uint8_t which, uint64_t limit_ms, bo
              : vc_err_set(err, VC_E_PROTOCOL, "%s came where WORD_DONE was expected",
                           vc_wire_type_name(f->type));
     vc_link_frame_free(f);
+    if (!rc && *never_ran && !done->code)
+        rc = vc_err_set(err, VC_E_PROTOCOL, "NEVER_RAN: without a code");
     return rc;
 }
 

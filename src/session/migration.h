@@ -47,7 +47,7 @@ struct vc_migration {
     char state[VC_RUN_STATE_BYTES]; /* the guest's, by others' doing than the migration's */
     char event[VC_RUN_STATE_BYTES]; /* the state that the last event told of, or "" */
     bool told;                      /* a decision may have been sent */
-    bool noted;                     /* how much was sent is in the record */
+    bool noted;                     /* the destination's success was seen, and passed on */
     char shutdown[32];              /* why QEMU is about to end (its event SHUTDOWN), or "" */
     bool continued;                 /* somebody may have continued it here, after `completed` */
     bool postcopy_asked, word_given;
@@ -76,14 +76,16 @@ int vc_migration_follow(struct vc_migration *m, struct vc_err *err) VC_NODISCARD
 
 /* ---- finish.c ---- */
 
-/** Records the state durably, if a record was begun; trouble is logged. A store that hangs is not
- *  waited for: the record says LEAVING then, and an agent that reads it asks QEMU what became of
- * the migration. */
+/** Records the state durably, if a record was begun; trouble is logged. True: it is written, or
+ * none was begun. A store that hangs is not waited for: the record says LEAVING then, and an agent
+ * that reads it asks QEMU what became of the migration. */
 void vc_migration_record(struct vc_migration *m, enum vc_handover_state state);
 /** Whether the VM stays in the state in which it arrives. */
 bool vc_migration_stays(const struct vc_migration *m);
-/** The destination has reported success: notes how much this migration sent, and lets QEMU know. */
-void vc_migration_note_success(struct vc_migration *m, const struct vc_source_status *st);
+/** The destination has reported success: notes how much this migration sent, and lets QEMU know. An
+ *  error: that cannot be noted, and QEMU does not know. */
+int vc_migration_note_success(struct vc_migration *m, const struct vc_source_status *st,
+                              struct vc_err *err) VC_NODISCARD;
 /** The migration failed after its stream had begun: records that the VM is this host's, and tells
  *  the destination. @runs: it was seen to run. */
 void vc_migration_keep_vm(struct vc_migration *m, bool runs);

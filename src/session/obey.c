@@ -42,7 +42,7 @@ void vc_arrival_watch(struct arrival *a)
 {
     struct vc_err err = VC_ERR_INIT;
 
-    if (!a->qmp || a->word_done || a->about_to_run)
+    if (!a->qmp || !a->pipeline || a->word_done || a->about_to_run)
         return;
     vc_arrival_note_events(a);
     if (vc_qmp_is_gone(a->qmp) && !a->end_seen) {
@@ -170,7 +170,7 @@ static void dismiss(struct arrival *a, const struct vc_process *qemu, const char
     if (vc_qmp_is_gone(a->qmp) || vc_qmp_run_state(a->qmp, state, &ignored) ||
         !strcmp(state, "running") || check_arrived(state, &ignored))
         return;
-    if (!vc_process_equal(vc_qmp_process(a->qmp), qemu))
+    if (strcmp(state, "paused") != 0 || !vc_process_equal(vc_qmp_process(a->qmp), qemu))
         vc_log(
             a->o->log, VC_LOG_WARNING,
             "the QEMU at '%.120s' is left over from a migration that the source gave up: quit it",

@@ -384,8 +384,8 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
         int rc;
 
         vc_migration_note(m, &st);
-        if (st.shut && !st.shut_status && !m->noted)
-            vc_migration_note_success(m, &st);
+        if (st.shut && !st.shut_status && !m->noted && vc_migration_note_success(m, &st, err))
+            return give_up(m, err);
         rc = ask_qemu(m, &st, &next_query, err);
         if (rc == VC_EOF)
             return 0;

@@ -134,38 +134,45 @@ static int take_answer(struct vc_link *link, struct answer *a, struct vc_err *er
         return vc_err_set(err, VC_E_PROTOCOL, "%s came where WORD_DONE was expected",
                           vc_wire_type_name(f->type));
     a->never_ran = f->type == VC_WIRE_NEVER_RAN;
-    return vc_wire_status_decode(f->payload, f->bytes, &a->status, err);
+    rc = vc_wire_status_decode(f->payload, f->bytes, &a->status, err);
+    if (!rc && a->never_ran && !a->status.code)
+        rc = vc_err_set(err, VC_E_PROTOCOL, "NEVER_RAN: without a code");
+    return rc;
 }
 
-static int exchange(struct vc_link *link, const struct vc_id *vm, const struct vc_id *session,
-                    uint8_t which, struct answer *a, struct vc_err *err)
+static int open_session(struct vc_link *link, const struct vc_settle_options *o,
+                        const struct vc_handover *h, struct vc_err *err)
 {
-    struct vc_wire_open open = {.session = *session, .vm = *vm, .mode = VC_WIRE_MODE_WORD};
-    struct vc_wire_word_msg word = {.word = which, .session = *session};
+    struct vc_wire_open open = {.session = h->session, .vm = *o->vm, .mode = VC_WIRE_MODE_WORD};
     uint64_t features;
     int rc = vc_link_hello(link, 0, &features, err);
 
-    if (!rc)
-        rc = VC_SESSION_SEND(link, VC_WIRE_OPEN, vc_wire_open_encode, &open, err);
-    if (!rc)
-        rc = VC_SESSION_SEND(link, VC_WIRE_WORD, vc_wire_word_encode, &word, err);
+    return rc ? rc : VC_SESSION_SEND(link, VC_WIRE_OPEN, vc_wire_open_encode, &open, err);
+}
+
+static int exchange(struct vc_link *link, const struct vc_handover *h, uint8_t which,
+                    struct answer *a, struct vc_err *err)
+{
+    struct vc_wire_word_msg word = {.word = which, .session = h->session};
+    int rc = VC_SESSION_SEND(link, VC_WIRE_WORD, vc_wire_word_encode, &word, err);
+
     return rc ? rc : take_answer(link, a, err);
 }
 
-/* Takes the connection. */
-static int ask(struct vc_conn *conn, const struct vc_settle_options *o, const struct vc_handover *h,
-               uint8_t which, struct answer *a, struct vc_err *err)
+/* A session of mode 3. @talk: from OPEN to the answer. Takes the connection. */
+static int with_link(struct vc_conn *conn, const struct vc_settle_options *o,
+                     int (*talk)(struct vc_link *link, void *opaque, struct vc_err *err),
+                     void *opaque, struct vc_err *err)
 {
     struct vc_guard guard;
     struct vc_link *link;
     int rc = vc_link_new(conn, VC_WIRE_SOURCE, 0, &link, err);
 
-    *a = (struct answer){0};
     if (rc)
         return rc;
     rc = vc_guard_start(&guard, link, o->cancel, VC_OPEN_TIMES * VC_LINK_DEAD_PEER_MS, err);
     if (!rc)
-        rc = vc_guard_end(&guard, exchange(link, o->vm, &h->session, which, a, err), err);
+        rc = vc_guard_end(&guard, talk(link, opaque, err), err);
     vc_link_free(link);
     return rc;
 }
@@ -195,59 +202,108 @@ static int take_back(const struct vc_settle_options *o, const struct vc_handover
     return rc;
 }
 
-/* LEFT: the decision once more. */
-static int give(struct vc_conn *conn, const struct vc_settle_options *o,
-                const struct vc_handover *h, struct vc_err *err)
-{
+/* What is settled, and how far it has come. */
+struct round {
+    const struct vc_settle_options *o;
+    struct vc_vm *v;
+    struct vc_handover *h;
+    struct vc_look look; /* of which the QMP connection stays, until the answer has come */
     struct answer a;
-    int rc = ask(conn, o, h, h->suspend ? VC_WIRE_WORD_SUSPEND : VC_WIRE_WORD_CONTINUE, &a, err);
+};
+
+/* The peer is there and waits for the word: looks at the own QEMU, and the decision follows at
+ * once. */
+static int look_and_decide(struct vc_link *link, void *opaque, struct vc_err *err)
+{
+    struct round *r = opaque;
+    int rc = open_session(link, r->o, r->h, err);
 
     if (rc)
         return rc;
-    if (a.never_ran)
-        return take_back(o, h, &a, err);
-    return a.status.code
-               ? vc_err_set(err, VC_E_UNSETTLED,
-                            "the destination could not continue the VM: %.150s", a.status.text)
-               : 0;
-}
-
-/* KEPT: the destination's copy must never run. One that knows nothing of it has none. */
-static int abandon(struct vc_conn *conn, const struct vc_settle_options *o,
-                   const struct vc_handover *h, bool runs, struct vc_err *err)
-{
-    struct answer a;
-    int rc = ask(conn, o, h, runs ? VC_WIRE_WORD_DISMISS : VC_WIRE_WORD_ABANDON, &a, err);
-
-    if (rc == VC_E_NO_SUCH_VM)
-        return 0;
-    if (rc || (!a.status.code && !a.never_ran))
-        return rc;
-    return vc_err_set_hint(err, VC_E_UNSETTLED,
-                           runs ? "if both run, stop one of the two at once" : "see the other host",
-                           "the VM is kept here, and '%.80s' says: %.120s", h->peer, a.status.text);
-}
-
-/* Looks at the own QEMU; the decision follows at once. */
-static int settle(struct vc_vm *v, const struct vc_settle_options *o, struct vc_handover *h,
-                  struct vc_conn *conn, struct vc_err *err)
-{
-    struct vc_look l;
-    int rc;
-
-    vc_look_at_source(h, o->vm, o->qmp_path, &l);
-    rc = update_source(v, o, h, &l, err);
-    if (!rc && h->state == VC_HANDOVER_LEFT && l.where == VC_VM_IN_DOUBT)
+    vc_look_at_source(r->h, r->o->vm, r->o->qmp_path, &r->look);
+    rc = update_source(r->v, r->o, r->h, &r->look, err);
+    if (!rc && r->h->state == VC_HANDOVER_LEFT && r->look.where == VC_VM_IN_DOUBT)
         rc =
             vc_err_set_hint(err, VC_E_UNSETTLED,
                             "resolve --qmp PATH, if QEMU's socket has moved; else a person decides",
-                            "whether the VM was continued here is not known: %.150s", l.why);
-    vc_qmp_free(vc_steal_ptr(l.qmp));
+                            "whether the VM was continued here is not known: %.150s", r->look.why);
     if (rc)
-        vc_conn_close(conn);
-    else
-        rc =
-            h->state == VC_HANDOVER_KEPT ? abandon(conn, o, h, l.runs, err) : give(conn, o, h, err);
+        return rc;
+    if (r->h->state == VC_HANDOVER_KEPT)
+        return exchange(link, r->h, r->look.runs ? VC_WIRE_WORD_DISMISS : VC_WIRE_WORD_ABANDON,
+                        &r->a, err);
+    return exchange(link, r->h, r->h->suspend ? VC_WIRE_WORD_SUSPEND : VC_WIRE_WORD_CONTINUE, &r->a,
+                    err);
+}
+
+/* LEFT: somebody may have continued the VM here while the answer was on its way. */
+static int check_still_left(struct round *r, struct vc_err *err)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+    struct json_object *e;
+    int rc;
+
+    if (!r->look.qmp)
+        return 0;
+    while (vc_qmp_event(r->look.qmp, &e, &ignored) == 0)
+        json_object_put(e);
+    if (!vc_qmp_has_run(r->look.qmp))
+        return 0;
+    r->h->told = true;
+    r->h->state = VC_HANDOVER_KEPT;
+    rc = vc_handover_begin(r->v, r->h, err);
+    return rc ? rc
+              : vc_err_set_hint(err, VC_E_UNSETTLED, "if both run, stop one of the two at once",
+                                "somebody continued the VM here while '%.100s' was told to",
+                                r->h->peer);
+}
+
+/* LEFT: what the answer to the decision comes to. */
+static int heard(struct round *r, struct vc_err *err)
+{
+    int rc = check_still_left(r, err);
+
+    if (rc)
+        return rc;
+    vc_look_end(&r->look);
+    if (r->a.never_ran)
+        return take_back(r->o, r->h, &r->a, err);
+    return r->a.status.code
+               ? vc_err_set(err, VC_E_UNSETTLED,
+                            "the destination could not continue the VM: %.150s", r->a.status.text)
+               : 0;
+}
+
+/* KEPT: the destination's copy must never run. One that knows nothing of the migration has none,
+ * unless it was told to run it and has moved it on. */
+static int confirmed(struct round *r, int rc, struct vc_err *err)
+{
+    if (rc == VC_E_NO_SUCH_VM && !r->h->told)
+        return 0;
+    if (rc == VC_E_NO_SUCH_VM)
+        return vc_err_set_hint(err, VC_E_UNSETTLED, "look where the VM runs, then --discard",
+                               "'%.100s' may have been told to run the VM, and knows nothing of "
+                               "the migration any more",
+                               r->h->peer);
+    if (rc || (!r->a.status.code && !r->a.never_ran))
+        return rc;
+    return vc_err_set_hint(
+        err, VC_E_UNSETTLED,
+        r->look.runs ? "if both run, stop one of the two at once" : "see the other host",
+        "the VM is kept here, and '%.80s' says: %.120s", r->h->peer, r->a.status.text);
+}
+
+static int settle(struct vc_vm *v, const struct vc_settle_options *o, struct vc_handover *h,
+                  struct vc_conn *conn, struct vc_err *err)
+{
+    struct round r = {.o = o, .v = v, .h = h};
+    int rc = with_link(conn, o, look_and_decide, &r, err);
+
+    if (h->state == VC_HANDOVER_KEPT)
+        rc = confirmed(&r, rc, err);
+    else if (!rc)
+        rc = heard(&r, err);
+    vc_look_end(&r.look);
     if (rc)
         return rc;
     h->state = VC_HANDOVER_SETTLED;
@@ -273,12 +329,20 @@ int vc_session_repeat_word(const struct vc_settle_options *o, struct vc_conn *co
     return rc;
 }
 
+static int just_ask(struct vc_link *link, void *opaque, struct vc_err *err)
+{
+    struct round *r = opaque;
+    int rc = open_session(link, r->o, r->h, err);
+
+    return rc ? rc : exchange(link, r->h, VC_WIRE_WORD_ASK, &r->a, err);
+}
+
 int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn, char text[VC_WHY_BYTES],
                    struct vc_err *err)
 {
     struct vc_vm *v = NULL;
     struct vc_handover h;
-    struct answer a;
+    struct round r = {.o = o, .h = &h};
     int rc = vc_vm_open(o->store, o->vm, VC_VM_READ, &v, err);
 
     if (!rc)
@@ -288,8 +352,8 @@ int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn, char
         vc_conn_close(conn);
         return rc;
     }
-    rc = ask(conn, o, &h, VC_WIRE_WORD_ASK, &a, err);
+    rc = with_link(conn, o, just_ask, &r, err);
     if (!rc)
-        snprintf(text, VC_WHY_BYTES, "%s", a.status.text);
+        snprintf(text, VC_WHY_BYTES, "%s", r.a.status.text);
     return rc;
 }

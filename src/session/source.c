@@ -143,6 +143,16 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
         snprintf(m->state, sizeof(m->state), "paused");
     m->recorded = m->owes_word && vc_holding_record(&m->holding, &h); /* to be settled by us */
     take_over_settings(m, &h);
+    if ((h.state == VC_HANDOVER_ARRIVING ||
+         (h.state == VC_HANDOVER_ABOUT_TO_RUN && !vc_run_state_goes_on(m->state))) &&
+        !m->o->recover && vc_process_look(&h.qemu) != VC_PROCESS_GONE &&
+        (!vc_process_is_known(&h.qemu) || !vc_process_is_known(vc_qmp_process(m->qmp)) ||
+         vc_process_equal(&h.qemu, vc_qmp_process(m->qmp))) &&
+        strcmp(m->state, "running") != 0)
+        return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
+                               "the VM has arrived from '%.100s', and whether it is this host's is "
+                               "not known",
+                               h.peer);
     if (h.state == VC_HANDOVER_LEFT && !m->o->recover)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
                                "an earlier migration of the VM to '%.100s' is not settled", h.peer);

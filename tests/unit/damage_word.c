@@ -30,7 +30,9 @@ static size_t attack_word(struct filter *f, bool to_dest, uint8_t *frame, size_t
     struct word_attack *a = f->opaque;
     unsigned bits;
 
-    if (to_dest != a->to_dest || a->done || frame_type(frame) != a->type)
+    if (to_dest != a->to_dest || a->done ||
+        (frame_type(frame) != a->type &&
+         (a->type != VC_WIRE_WORD_DONE || frame_type(frame) != VC_WIRE_NEVER_RAN)))
         return n;
     a->done = true;
     if (a->cut)

@@ -22,7 +22,7 @@ except ImportError as e:
 
 FRAMES = 500  # at once; test_vectors.c takes 512
 ROUNDS = 4
-WITH_TEXT = ("HELLO", "OPEN", "BLOCKS", "ANNOUNCE_BLOCKS", "STREAM_FAILED", "WORD_DONE", "ERROR")
+WITH_TEXT = ("HELLO", "OPEN", "BLOCKS", "ANNOUNCE_BLOCKS", "STREAM_FAILED", "WORD_DONE", "NEVER_RAN", "ERROR")
 BATCH = vcwire.BY_NAME["BATCH"].number
 
 
