@@ -95,7 +95,7 @@ static int run_at_destination(struct vc_vm *v, const struct vc_settle_options *o
 
     if (!rc)
         rc = check_waiting(q, false, err);
-    if (!rc && !force)
+    if (!force && rc != VC_NOT_FOUND)
         rc = vc_err_set_hint(err, VC_E_UNSETTLED, FORCE_HINT,
                              "the VM may run at its source '%.100s': what it has decided since is "
                              "not known here",

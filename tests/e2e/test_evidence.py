@@ -4,9 +4,10 @@ import os
 
 import pytest
 from vctest.elsewhere import OWN_MOUNTS, Elsewhere, can_have_own_mounts, hide
-from vctest.gate import EOF, SHUT, WORD, WORD_DONE, Gate, QmpGate
+from vctest.gate import BATCH, EOF, HELLO, SHUT, WORD, WORD_DONE, Gate, QmpGate
 from vctest.proc import wait_for
 from vctest.qemu import Qemu, new_uuid
+from vctest.vecycle import BINARY
 
 SOURCE, DESTINATION = True, False
 
@@ -15,7 +16,7 @@ SOURCE, DESTINATION = True, False
 def gated(fleet):
     """Two hosts with a gate between them, a guest on the first, a QEMU that waits on the second."""
     f = fleet(namespaces=False)
-    f.boot_selfcheck(end_mib=4, delay=100000)
+    f.boot_selfcheck(end_mib=4, delay=100000, extra=["-action", "reboot=reset"])
     f.dest = f.incoming(1)
     f.gate = Gate(f.hosts[1].path("gate"), f.vecycles[1].address)
     yield f
@@ -223,6 +224,8 @@ def test_a_vm_that_was_continued_here_while_the_destination_continued_it_is_told
 # ---- another migration that QEMU completed ----
 
 def to_a_file(f):
+    """As whoever knows nothing of vecycle does it; what a killed agent has left set is put right."""
+    f.qemu.qmp.execute("migrate-set-capabilities", capabilities=[{"capability": "return-path", "state": False}])
     f.qemu.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 40, downtime_limit=60000)
     f.qemu.qmp.execute("migrate", uri=f"exec:cat >{f.hosts[0].path('saved')}")
     f.qemu.wait_migrated()
@@ -402,3 +405,68 @@ def test_a_qmp_socket_that_is_relayed_names_no_qemu(gated):
     f.gate.release()
     assert p.wait() == 61, p.messages()
     assert f.qemu.status() == "postmigrate" and f.dest.status() == "paused"
+
+
+# ---- what a person decides is looked at ----
+
+def test_a_vm_that_is_continued_while_the_peer_says_hello_is_not_given_away(gated):
+    """The look comes after the peer's HELLO, right before the decision."""
+    f = gated
+    word_lost(f)
+    f.vecycles[0].agent.kill()
+    f.gate.hold(HELLO, DESTINATION)
+    f.gate.refuse(False)
+    v = f.vecycles[0]
+    p = f.hosts[0].start([BINARY, "resolve", *v.common(), f.vm, "--retry", "--insecure"],
+                         log=f.hosts[0].dir / "retry.log")
+    assert f.gate.is_held.wait(60)
+    f.qemu.qmp.execute("cont")
+    f.gate.release()
+    assert p.wait() == 0, p.messages()
+    wait_handovers(f, "settled", "void")
+    assert f.qemu.is_running() and not f.dest.is_running()
+
+
+def test_a_copy_that_runs_is_not_discarded(gated):
+    f = gated
+    word_lost(f)
+    f.dest.qmp.execute("cont")
+    r = f.vecycles[1].run("resolve", f.vm, "--discard", "--socket-dir", f.hosts[1].sockets)
+    assert r.returncode == 61, r.stderr
+    f.gate.refuse(False)
+    wait_handovers(f, "settled", "settled")
+    assert f.qemu.status() == "postmigrate" and f.dest.is_running()
+
+
+def test_a_decision_that_cannot_be_carried_out_leaves_the_record_as_it_was(gated):
+    f = gated
+    word_lost(f)
+    f.vecycles[0].agent.kill()
+    f.qemu.qmp.execute("system_reset")
+    wait_for(lambda: f.qemu.status() == "prelaunch", 60, "the reset")
+    r = f.vecycles[0].run("resolve", f.vm, "--run", "--force")
+    assert r.returncode == 12 and "prelaunch" in r.stderr, r.stderr
+    assert handovers(f) == ["left", "arriving"]
+
+
+def test_a_vm_whose_arrival_is_in_doubt_is_not_migrated_on(gated):
+    f = gated
+    word_lost(f)
+    back = f.incoming(0)
+    r = f.vecycles[1].migrate(f.dest, f.vecycles[0].address, back.name, ok=False)
+    assert r["status"] == 61, r
+    assert handovers(f) == ["left", "arriving"]
+    f.gate.refuse(False)
+    wait_handovers(f, "settled", "settled")
+
+
+def test_a_record_that_is_open_is_not_removed(gated):
+    f = gated
+    f.gate.hold(BATCH, SOURCE)
+    p = start(f)
+    assert f.gate.is_held.wait(60), p.messages()
+    f.vecycles[0].agent.kill()
+    f.gate.cut()
+    p.wait()
+    assert f.vecycles[0].run("rm", f.vm).returncode == 61
+    assert f.vecycles[0].run("rm", f.vm, "--force").returncode == 0

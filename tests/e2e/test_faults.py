@@ -111,7 +111,7 @@ def test_an_unsettled_vm_is_not_migrated_again(fleet):
     dest = f.incoming(1)
     r = f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name, ok=False)
     assert r["status"] == 61 and "resolve" in r["messages"]
-    assert f.vecycle().run("resolve", f.vm, "--run").returncode == 0
+    assert f.vecycle().run("resolve", f.vm, "--run", "--force").returncode == 0
     f.still_runs_here()
     f.qemu.qmp.execute("query-status")
     r = f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name)

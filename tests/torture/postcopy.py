@@ -91,7 +91,7 @@ class PostcopyTorture(Torture):
                 return "by hand" if by_hand else "ran on"
             # Only if there is nobody who knows whether its user had paused it.
             if kind == "kill source agent" and now == "failed" and f.qemu.status() == "postmigrate":
-                by_hand = f.vecycle().run("resolve", f.vm, "--run").returncode == 0
+                by_hand = f.vecycle().run("resolve", f.vm, "--run", "--force").returncode == 0
             if now == "completed" and self.running() == [dest] and \
                     self.migration(dest) == "completed":
                 return outcome

@@ -305,7 +305,7 @@ class Torture:
         alive = dest.process.alive() and dest.status() == "paused"
         if not alive or record != "arriving":
             return "died with QEMU"
-        r = f.vecycles[1 - f.at].run("resolve", f.vm, "--run", "--socket-dir",
+        r = f.vecycles[1 - f.at].run("resolve", f.vm, "--run", "--force", "--socket-dir",
                                      f.hosts[1 - f.at].sockets)
         if not wait_running(10):
             raise Breach(f"a VM that has arrived cannot be continued: {r.stderr.strip()}")
