@@ -70,8 +70,8 @@ def test_a_link_lost_before_the_vm_has_arrived_leaves_it_here(gated, frame, side
     f = gated
     cut_at(f, frame, side, behind=frame == BATCH)
     f.still_runs_here()
-    assert not f.dest.process.alive() or f.dest.status() != "running"
-    assert handover(f, 0) == "settled"
+    assert not f.dest.is_running()
+    wait_for(lambda: handover(f, 0) == "settled", 60, "the destination to be told")
     f.dest.stop()
     f.dest = f.incoming(1)
     migrates_into(f, f.dest)
