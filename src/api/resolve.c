@@ -142,10 +142,9 @@ int vecycle_resolve_show(const struct vecycle_context *c, const char *vm,
     *out = (struct vecycle_doubt){0};
     if (!rc)
         rc = vc_session_look_back(&r.settle, &h, out->here, &e);
-    if (rc == VC_NOT_FOUND) {
-        h.state = VC_HANDOVER_NONE;
-        rc = 0;
-    }
+    if (rc == VC_NOT_FOUND)
+        rc = vc_err_set_hint(&e, VC_E_NO_SUCH_VM, "`vecycle ls` lists them",
+                             "the store has no such VM");
     if (!rc && is_of_source(&h))
         ask_there(&r, &h, out->there);
     vc_store_close(r.store);

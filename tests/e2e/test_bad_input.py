@@ -106,12 +106,6 @@ def test_a_vm_without_uuid(running):
             words=["UUID", "-uuid"])
 
 
-def test_a_vm_that_is_paused(running):
-    running.qemu.qmp.execute("stop")
-    refused(running, 12, "migrate", "--qmp", running.qemu.qmp_path, running.vecycles[1].address,
-            words=["paused"])
-
-
 def test_an_unreachable_host(running):
     migrate(running, 20, "unix:/nonexistent/agent", words=["/nonexistent/agent"])
     migrate(running, 20, "tcp://127.0.0.1:9", "--insecure", words=["127.0.0.1"])
