@@ -12,6 +12,7 @@ import vcwire
 import zstandard
 from vcbatch import INVALIDATE, OPAQUE, RECENT, ZERO, ZSTD, Batch, Run, Seals, encode_batch
 from vcwire import frame
+from vctest.gate import hello
 from vctest.proc import wait_for
 
 MIB = 1 << 20
@@ -321,6 +322,16 @@ ANNOUNCEMENTS = {
 }
 
 
+def answer_probe(server):
+    """A proxy looks whether somebody is there before it listens."""
+    c, _ = server.accept()
+    with c:
+        c.recv(64)
+        c.sendall(hello(2))
+        while c.recv(4096):
+            pass
+
+
 @pytest.mark.parametrize("what", ANNOUNCEMENTS)
 def test_no_destination_makes_the_source_hold_much(fleet, what):
     f = fleet(1, namespaces=False, agents=False)
@@ -330,7 +341,10 @@ def test_no_destination_makes_the_source_hold_much(fleet, what):
     server.bind(path)
     server.listen(1)
     v.control = "none"
+    probe = threading.Thread(target=answer_probe, args=(server,), daemon=True)
+    probe.start()
     proxy, _ = v.start_proxy(listen, str(uuid.uuid4()), f"unix:{path}")
+    probe.join()
     qemu = socket.socket(socket.AF_UNIX)
     qemu.connect(listen)
     peer = Peer(server.accept()[0], announces(announce_blocks, ANNOUNCEMENTS[what]))
