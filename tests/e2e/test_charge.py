@@ -12,7 +12,7 @@ import vcwire
 import zstandard
 from vcbatch import INVALIDATE, OPAQUE, RECENT, ZERO, ZSTD, Batch, Run, Seals, encode_batch
 from vcwire import frame
-from vctest.gate import hello
+from vctest import gate
 from vctest.proc import wait_for
 
 MIB = 1 << 20
@@ -327,7 +327,7 @@ def answer_probe(server):
     c, _ = server.accept()
     with c:
         c.recv(64)
-        c.sendall(hello(2))
+        c.sendall(gate.hello(2))
         while c.recv(4096):
             pass
 
