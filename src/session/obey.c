@@ -44,6 +44,8 @@ void vc_arrival_watch(struct arrival *a)
 
     if (!a->qmp || !a->pipeline || a->word_done || a->about_to_run)
         return;
+    if (a->open.mode == VC_WIRE_MODE_RECOVER && !a->recorded) /* it was continued before, by us */
+        return;
     vc_arrival_note_events(a);
     if (vc_qmp_is_gone(a->qmp) && !a->end_seen) {
         a->end_seen = true;

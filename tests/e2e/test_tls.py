@@ -211,7 +211,7 @@ def test_agents_settle_a_lost_word_over_tls(secure, tmp_path, name, resolve):
     source, lib, trigger = f.vecycles[0], tmp_path / "die.so", tmp_path / "trigger"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", lib, DIE, "-ldl"], check=True)
     source.wrapper = ["env", f"LD_PRELOAD={lib}", f"VC_DIE_TRIGGER={trigger}",
-                      "VC_DIE_WRITE=2"]  # LEAVING, LEFT
+                      "VC_DIE_STATE=2"]  # LEFT
     if name:
         secure.init(name)
     secure.start(0)

@@ -58,7 +58,7 @@ def test_a_bit_that_flips_on_the_wire_costs_time_and_no_vm(fleet):
     assert whole > 80 << 10, whole
     for n, kilobyte in enumerate(kilobytes):
         for v in f.vecycles:  # so that all of it crosses the wire again
-            wait_for(lambda: v.run("rm", f.vm).returncode in (0, 30), 30, "the session to end")
+            wait_for(lambda: v.run("rm", "--force", f.vm).returncode in (0, 30), 30, "the session to end")
         at, bit = (kilobyte << 10) + rng.randrange(1024), rng.randrange(8)
         r, dest = flipped(f, n, at, bit)
         print(f"bit {bit} of byte {at}: status {r['status']}")
