@@ -2,6 +2,7 @@
 """Real migrations and real stores, read by the decoders that were written from docs/formats alone."""
 import json
 import shutil
+import socket
 import uuid
 
 import pytest
@@ -15,11 +16,31 @@ from vcwire import DEST, SOURCE
 
 
 class Recorder(Relay):
-    """Keeps what passes in the order in which it came: an answer stands behind its question."""
+    """Keeps what passes in the order in which it came: an answer stands behind its question. Of
+    several connections it keeps the last: a proxy asks whether anyone answers before its session."""
 
     def __init__(self, listen, to):
         self.log = []
         super().__init__(listen, to)
+
+    def _serve(self):
+        while True:
+            try:
+                a, _ = self.server.accept()
+            except OSError:
+                return
+            b = socket.socket(socket.AF_UNIX)
+            b.connect(self.to)
+            self.sockets = [a, b]
+            self.log = []
+            self._start(self._carry, b, a, self.backward)
+            back = self.threads[-1]
+            self._carry(a, b, self.forward)
+            back.join()
+
+    def close(self):
+        self.server.shutdown(socket.SHUT_RDWR)  # ends accept()
+        super().close()
 
     def passes(self, data, kept):
         self.log.append((SOURCE if kept is self.forward else DEST, data))
