@@ -276,19 +276,12 @@ static int verify_run(struct verify *v, uint32_t block, uint64_t page, size_t n,
 
 static int verify_block(struct verify *v, uint32_t block, struct vc_err *err)
 {
-    uint64_t pages = vc_ram_block_pages(&v->g->index.ram, block);
-    const uint8_t *state = v->g->index.state + v->g->index.first[block];
+    for (uint64_t p = 0, n; (n = vc_index_held(&v->g->index, block, &p, VERIFY_PAGES)) > 0;
+         p += n) {
+        int rc = verify_run(v, block, p, n, err);
 
-    for (uint64_t p = 0; p < pages;) {
-        size_t n = 0;
-        int rc;
-
-        while (n < VERIFY_PAGES && p + n < pages && state[p + n] == VC_PAGE_HELD)
-            n++;
-        rc = n ? verify_run(v, block, p, n, err) : 0;
         if (rc)
             return rc;
-        p += n ? n : 1;
     }
     return 0;
 }

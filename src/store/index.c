@@ -155,6 +155,18 @@ void vc_index_normalize(struct vc_index *ix)
     }
 }
 
+uint64_t vc_index_held(const struct vc_index *ix, uint32_t block, uint64_t *page, uint64_t max)
+{
+    const uint8_t *state = ix->state + ix->first[block];
+    uint64_t pages = vc_ram_block_pages(&ix->ram, block), n = 0;
+
+    while (*page < pages && state[*page] != VC_PAGE_HELD)
+        ++*page;
+    while (n < max && *page + n < pages && state[*page + n] == VC_PAGE_HELD)
+        n++;
+    return n;
+}
+
 /* ---- root ---- */
 
 static void hash_block(struct vc_sha256 *s, const struct vc_index *ix, uint32_t block)
@@ -164,14 +176,8 @@ static void hash_block(struct vc_sha256 *s, const struct vc_index *ix, uint32_t 
     uint64_t pages = vc_ram_block_pages(&ix->ram, block);
 
     vc_sha256_update(s, state, pages);
-    for (uint64_t i = 0; i < pages;) {
-        uint64_t n = 0;
-
-        while (i + n < pages && state[i + n] == VC_PAGE_HELD)
-            n++;
+    for (uint64_t i = 0, n; (n = vc_index_held(ix, block, &i, pages)) > 0; i += n)
         vc_sha256_update(s, digest + i * VC_DIGEST_BYTES, n * VC_DIGEST_BYTES);
-        i += n ? n : 1;
-    }
 }
 
 int vc_index_root(const struct vc_index *ix, uint8_t root[VC_ROOT_BYTES], struct vc_err *err)

@@ -141,6 +141,9 @@ bool vc_manifest_lists_index(const struct vc_manifest *m, const struct vc_id *in
 
 void vc_index_number(struct vc_index *ix);    /* first[] and n_pages from ix->ram */
 uint64_t vc_index_place(struct vc_index *ix); /* places of the blocks; length of an image */
+/* Moves *@page to the next held page of the block; how many follow each other there, at most @max.
+ * 0: no more. */
+uint64_t vc_index_held(const struct vc_index *ix, uint32_t block, uint64_t *page, uint64_t max);
 int vc_index_root(const struct vc_index *ix, uint8_t root[VC_ROOT_BYTES],
                   struct vc_err *err) VC_NODISCARD;
 /* A peer names the RAM, and so the size of an index. What all that are being made in this process

@@ -240,23 +240,13 @@ static int digest_chunk(struct vc_rekey *r, struct digesters *d, uint32_t block,
 static int digest_block(struct vc_rekey *r, struct digesters *d, uint32_t block, uint64_t *done,
                         vc_rekey_go_on fn, void *opaque, struct vc_err *err)
 {
-    uint64_t pages = vc_ram_block_pages(&r->gen->index.ram, block);
-    const uint8_t *state = r->gen->index.state + r->gen->index.first[block];
+    const struct vc_index *ix = &r->gen->index;
 
-    for (uint64_t p = 0; p < pages;) {
-        size_t n = 0;
-        int rc;
+    for (uint64_t p = 0, n; (n = vc_index_held(ix, block, &p, CHUNK_PAGES)) > 0; p += n) {
+        int rc = digest_chunk(r, d, block, p, n, err);
 
-        while (n < CHUNK_PAGES && p + n < pages && state[p + n] == VC_PAGE_HELD)
-            n++;
-        if (!n) {
-            p++;
-            continue;
-        }
-        rc = digest_chunk(r, d, block, p, n, err);
         if (rc)
             return rc;
-        p += n;
         *done += n;
         if (fn && !fn(opaque, *done, r->gen->info.held_pages))
             return VC_AGAIN;
