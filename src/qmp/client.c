@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -8,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/fdio.h"
+#include "base/thread.h"
 #include "base/units.h"
 #include "qmp/qmp.h"
 
@@ -23,9 +25,11 @@ struct vc_qmp {
     pid_t pid;                 /* of the process that called listen(), or 0 */
     int pidfd;                 /* of it, or -1 */
     struct vc_process process; /* the same once it is shown to be this VM's QEMU, else unknown */
-    bool gone;
-    bool ran;       /* the VM was seen to run, or to be continued */
     char name[160]; /* any legal name of a socket (session/target.c), or the start of a path */
+    pthread_mutex_t
+        mu;           /* from a command to its answer: of what follows, and of reading the socket */
+    atomic_bool gone; /* [atomic] */
+    atomic_bool ran;  /* [atomic] the VM was seen to run, or to be continued */
     char *buf;
     size_t have, cap;
     struct json_object *events[MAX_EVENTS]; /* oldest first */
@@ -83,6 +87,7 @@ void vc_qmp_free(struct vc_qmp *q)
     close(q->fd);
     if (q->pidfd >= 0)
         close(q->pidfd);
+    pthread_mutex_destroy(&q->mu);
     free(q->buf);
     free(q);
 }
@@ -182,7 +187,7 @@ static void keep_event(struct vc_qmp *q, struct json_object *event)
     q->events[q->n_events++] = event;
 }
 
-int vc_qmp_event(struct vc_qmp *q, struct json_object **out, struct vc_err *err)
+static int take_event(struct vc_qmp *q, struct json_object **out, struct vc_err *err)
 {
     for (unsigned i = 0; !q->n_events; i++) {
         struct json_object *o;
@@ -198,6 +203,17 @@ int vc_qmp_event(struct vc_qmp *q, struct json_object **out, struct vc_err *err)
     *out = q->events[0];
     memmove(q->events, q->events + 1, --q->n_events * sizeof(q->events[0]));
     return 0;
+}
+
+int vc_qmp_event(struct vc_qmp *q, struct json_object **out, struct vc_err *err)
+{
+    int rc;
+
+    if (pthread_mutex_trylock(&q->mu)) /* another thread's command keeps the events, too */
+        return VC_AGAIN;
+    rc = take_event(q, out, err);
+    pthread_mutex_unlock(&q->mu);
+    return rc;
 }
 
 /* Waits for the answer with that id; events are kept. */
@@ -297,9 +313,11 @@ static int execute(struct vc_qmp *q, const char *how, const char *command, struc
 {
     vc_auto_json struct json_object *o = json_object_new_object();
     vc_auto_free char *line = NULL;
-    uint64_t id = ++q->next_id;
+    uint64_t id;
     int n;
+    VC_LOCKED(&q->mu);
 
+    id = ++q->next_id;
     if (!o) {
         json_object_put(args);
         return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
@@ -383,6 +401,7 @@ static int from_fd(int fd, const char *name, bool oob, struct vc_qmp **out, stru
         close(fd);
         return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
     }
+    pthread_mutex_init(&q->mu, NULL);
     q->fd = fd;
     q->pid = listener_of(fd);
     q->pidfd = q->pid ? (int)syscall(SYS_pidfd_open, q->pid, 0) : -1;

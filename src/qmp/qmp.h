@@ -13,7 +13,8 @@
 /* A client of QEMU's machine protocol (QEMU: docs/interop/qmp-spec.rst), and the few commands that
  * a migration needs.
  *
- * Thread rule: one thread at a time; vc_qmp_shutdown() from any. */
+ * Thread rule: any thread, until one frees it; a command waits for the answer to another thread's.
+ * vc_qmp_identify() before it is shared. */
 
 struct vc_qmp;
 
@@ -61,8 +62,8 @@ int vc_qmp_execute_oob(struct vc_qmp *q, const char *command, struct json_object
 int vc_qmp_execute(struct vc_qmp *q, const char *command, struct json_object *args, int fd,
                    struct json_object **ret_out, struct vc_err *err) VC_NODISCARD;
 
-/** The next event that came, without waiting: 0 (*out is the caller's), VC_AGAIN: none now;
- * VC_E_QMP: QEMU is gone. */
+/** The next event that came, without waiting: 0 (*out is the caller's); VC_AGAIN: none now, or
+ *  another thread waits for an answer; VC_E_QMP: QEMU is gone. */
 int vc_qmp_event(struct vc_qmp *q, struct json_object **out, struct vc_err *err) VC_NODISCARD;
 
 /* ---- commands.c ---- */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -506,6 +507,62 @@ static void a_stream_that_qemu_refuses_leaves_no_descriptor(void **state)
     end(&s, q);
 }
 
+/* ---- threads ---- */
+
+#define COMMANDS 2000
+
+/* Answers whatever it is asked, with an event before each answer. */
+static void *answer_all(void *arg)
+{
+    const struct step greeting = {NULL, GREETING, 0};
+    const struct step each = {NULL, "{\"event\": \"STOP\"}\n{\"return\": {}, \"id\": #}\n", 0};
+    struct server *s = arg;
+    char line[4096];
+
+    say(s, &greeting, NULL);
+    while (read_request(s, line, sizeof(line)))
+        say(s, &each, line);
+    return NULL;
+}
+
+struct listener {
+    struct vc_qmp *q;
+    atomic_bool stop;
+    struct vc_thread thread;
+};
+
+static void *listen_for_events(void *arg)
+{
+    struct listener *l = arg;
+    struct json_object *e;
+    struct vc_err err;
+
+    while (!l->stop)
+        if (vc_qmp_event(l->q, &e, &err) == 0)
+            json_object_put(e);
+    return NULL;
+}
+
+static void a_thread_that_takes_events_takes_no_answer(void **state)
+{
+    struct server s = {.passed_fd = -1};
+    struct listener l = {0};
+    struct vc_err err = VC_ERR_INIT;
+    int pair[2];
+
+    (void)state;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    s.fd = pair[0];
+    assert_int_equal(vc_thread_start(&s.thread, "qmp-server", answer_all, &s, &err), 0);
+    assert_int_equal(vc_qmp_from_fd(pair[1], "the socket", &l.q, &err), 0);
+    assert_int_equal(vc_thread_start(&l.thread, "qmp-events", listen_for_events, &l, &err), 0);
+    for (int i = 0; i < COMMANDS; i++)
+        assert_int_equal(vc_qmp_simple(l.q, "stop", &err), 0);
+    l.stop = true;
+    vc_thread_join(&l.thread);
+    end(&s, l.q);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -526,6 +583,7 @@ int main(void)
         cmocka_unit_test(what_is_missing_has_a_meaning),
         cmocka_unit_test(qemu_gets_the_other_end_of_the_stream),
         cmocka_unit_test(a_stream_that_qemu_refuses_leaves_no_descriptor),
+        cmocka_unit_test(a_thread_that_takes_events_takes_no_answer),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
