@@ -74,8 +74,11 @@ static int run_at_source(struct vc_vm *v, const struct vc_settle_options *o, str
     if (!rc)
         rc = check_waiting(l.qmp, true, err); /* before anything is written */
     runs = rc == VC_NOT_FOUND;
-    if (rc >= 0 && h->state != VC_HANDOVER_KEPT) {
-        h->told = h->state == VC_HANDOVER_LEFT || h->has_counts;
+    if (rc >= 0) {
+        if (h->state != VC_HANDOVER_KEPT)
+            h->told = h->state == VC_HANDOVER_LEFT || h->has_counts;
+        if (force) /* the person answers for the other host */
+            h->told = false;
         h->state = VC_HANDOVER_KEPT;
         rc = vc_handover_begin(v, h, err);
     }

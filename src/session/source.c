@@ -153,7 +153,7 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
                                "the VM has arrived from '%.100s', and whether it is this host's is "
                                "not known",
                                h.peer);
-    if (h.state == VC_HANDOVER_LEFT && !m->o->recover)
+    if ((h.state == VC_HANDOVER_LEFT || (h.state == VC_HANDOVER_KEPT && h.told)) && !m->o->recover)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
                                "an earlier migration of the VM to '%.100s' is not settled", h.peer);
     return 0;
