@@ -94,7 +94,6 @@ static int continue_vm(struct vc_qmp *q, char state[VC_RUN_STATE_BYTES], struct 
 static int apply(struct arrival *a, uint8_t word, char state[VC_RUN_STATE_BYTES],
                  struct vc_err *err)
 {
-    struct vc_err record = VC_ERR_INIT;
     struct vc_dest_status st;
     int rc;
 
@@ -107,11 +106,13 @@ static int apply(struct arrival *a, uint8_t word, char state[VC_RUN_STATE_BYTES]
         rc = check_arrived(state, err);
     if (rc || !is_to_go_on(word, state))
         return rc;
-    a->about_to_run = true;
-    if (a->recorded)
+    if (a->recorded) {
         vc_handover_edit(a->holding.vm)->told = true;
-    if (a->recorded && vc_handover_set(a->holding.vm, VC_HANDOVER_ABOUT_TO_RUN, &record))
-        vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &record);
+        rc = vc_handover_set(a->holding.vm, VC_HANDOVER_ABOUT_TO_RUN, err);
+        if (rc)
+            return rc;
+    }
+    a->about_to_run = true;
     return continue_vm(a->qmp, state, err);
 }
 

@@ -224,6 +224,43 @@ def test_the_word_waits_for_a_disk_that_hangs_at_the_record(gated, tmp_path, cal
     wait_handovers(f, "settled", "settled")
 
 
+def restart_refusing(vecycle, tmp_path):
+    """Its agent, whose writes to a record fail as long as that file exists."""
+    trigger = tmp_path / "trigger"
+    restart_with(vecycle, tmp_path, "refuse_handover", VC_REFUSE_TRIGGER=str(trigger))
+    return trigger
+
+
+def test_a_vm_does_not_run_at_the_destination_before_that_is_recorded(gated, tmp_path):
+    f = gated()
+    trigger = restart_refusing(f.vecycles[1], tmp_path)
+    p = held(f, WORD, SOURCE)
+    trigger.touch()
+    f.gate.release()
+    assert p.wait() == 61, p.messages()
+    assert f.dest.status() == "paused" and f.qemu.status() == "postmigrate"
+    assert handovers(f) == ["left", "arriving"]
+    trigger.unlink()
+    runs_there(f)
+    wait_handovers(f, "settled", "settled")
+
+
+def test_a_success_that_cannot_be_noted_does_not_reach_the_source_qemu(gated, tmp_path):
+    """Later nobody could tell whether QEMU completed this migration; so its guest goes on."""
+    f = gated()
+    trigger = restart_refusing(f.vecycles[0], tmp_path)
+    p = held(f, SHUT, DESTINATION)
+    trigger.touch()
+    f.gate.release()
+    assert p.wait() == 40, p.messages()
+    f.still_runs_here()
+    assert not f.dest.is_running()
+    trigger.unlink()
+    wait_handovers(f, "settled", "void")
+    runs_here(f)
+    and_migrates_again(f)
+
+
 def test_a_vm_that_is_continued_here_before_its_word_is_never_given_away(gated, tmp_path):
     """While the record is written somebody finds the VM paused, and continues it."""
     f = gated()
