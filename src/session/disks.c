@@ -83,9 +83,32 @@ static bool is_exported(struct vc_qmp *q)
     return false;
 }
 
-static int activate(struct vc_qmp *q, const char *node, struct vc_err *err)
+static int end_export(struct vc_qmp *q, struct vc_err *err)
 {
     uint64_t deadline = vc_now_ns() + GONE_TIMEOUT_MS * VC_NS_PER_MS;
+    struct json_object *args = json_object_new_object();
+    int rc;
+
+    vc_json_add_str(args, "id", EXPORT);
+    vc_json_add_str(args, "mode", "hard");
+    rc = vc_qmp_execute(q, "block-export-del", args, -1, NULL, err);
+    while (!rc && is_exported(q) && vc_now_ns() < deadline)
+        poll(NULL, 0, 1);
+    return rc;
+}
+
+/* Somebody was killed in the middle of this. */
+static int end_leftover(struct vc_qmp *q, struct vc_err *err)
+{
+    int rc = is_exported(q) ? end_export(q, err) : VC_NOT_FOUND;
+
+    if (rc)
+        return rc == VC_NOT_FOUND ? 0 : rc;
+    return vc_qmp_simple(q, "nbd-server-stop", err);
+}
+
+static int activate(struct vc_qmp *q, const char *node, struct vc_err *err)
+{
     struct json_object *args = json_object_new_object();
     int rc;
 
@@ -94,15 +117,7 @@ static int activate(struct vc_qmp *q, const char *node, struct vc_err *err)
     vc_json_add_str(args, "node-name", node);
     vc_json_add_bool(args, "writable", false);
     rc = vc_qmp_execute(q, "block-export-add", args, -1, NULL, err);
-    if (rc)
-        return rc;
-    args = json_object_new_object();
-    vc_json_add_str(args, "id", EXPORT);
-    vc_json_add_str(args, "mode", "hard");
-    rc = vc_qmp_execute(q, "block-export-del", args, -1, NULL, err);
-    while (!rc && is_exported(q) && vc_now_ns() < deadline)
-        poll(NULL, 0, 1);
-    return rc;
+    return rc ? rc : end_export(q, err);
 }
 
 /* The disks that devices have. */
@@ -132,6 +147,9 @@ int vc_disks_activate(struct vc_qmp *q, struct vc_err *err)
     int rc = vc_qmp_version(q, &version, err);
 
     if (rc || version >= VC_DISKS_INACTIVE_VERSION)
+        return rc;
+    rc = end_leftover(q, err);
+    if (rc)
         return rc;
     ours = start_server(q, &client, &why) == 0; /* else there may be one, which does as well */
     why = VC_ERR_INIT;

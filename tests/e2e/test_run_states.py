@@ -200,6 +200,21 @@ def test_a_vm_that_waits_for_a_migration_is_not_migrated(fleet):
     assert r["status"] == 12 and "inmigrate" in r["messages"], r
 
 
+def test_the_export_that_a_killed_migration_has_left_does_not_stay(fleet):
+    """session/disks.c exports each disk for a moment, which activates it."""
+    f = fleet(namespaces=False)
+    f.boot_selfcheck(end_mib=4, delay=20000, disk=True)
+    f.qemu.qmp.execute("stop")
+    version = f.qemu.qmp.execute("query-version")["qemu"]["major"]
+    if version >= 10:
+        pytest.skip("QEMU 10.0 and later migrate inactive disks; none is exported")
+    node, *_ = [b["inserted"]["node-name"] for b in f.qemu.qmp.execute("query-block") if "inserted" in b]
+    f.qemu.qmp.execute("nbd-server-start", addr={"type": "unix", "data": {"path": f.hosts[0].path("nbd")}})
+    f.qemu.qmp.execute("block-export-add", id="vecycle-activate", type="nbd", node_name=node)
+    dest = f.incoming(1)
+    assert f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name)["state"] == "paused"
+
+
 def test_the_summary_says_that_a_vm_which_is_not_continued_has_inactive_disks(make):
     f = make()
     f.qemu.qmp.execute("stop")
