@@ -48,6 +48,12 @@ const struct vc_ram *vc_qs_ram(const struct vc_qs_parser *p)
     return &p->ram;
 }
 
+void vc_qs_records(const struct vc_qs_parser *p, uint64_t *data, uint64_t *zero)
+{
+    *data = p->data_records;
+    *zero = p->zero_records;
+}
+
 bool vc_qs_is_qemu(const struct vc_qs_parser *p)
 {
     return p->is_qemu;

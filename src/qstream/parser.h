@@ -145,6 +145,7 @@ struct vc_qs_parser {
     unsigned pending;     /* events of the next item */
     int block;            /* of the last record (CONTINUE means this one), or -1 */
     uint64_t block_bytes; /* its length; 0 if there is none */
+    uint64_t data_records, zero_records; /* vc_qs_records() */
 
     /* The field being gathered. */
     enum vc_qs_state state;

@@ -77,6 +77,9 @@ void vc_qs_next(struct vc_qs_parser *p, const uint8_t *data, size_t len, bool fl
 
 /** The RAM blocks, valid after EV_RAM; belongs to the parser. */
 const struct vc_ram *vc_qs_ram(const struct vc_qs_parser *p);
+/** RAM records so far, of pages with content and of zero pages, with the one that is being read:
+ *  what QEMU calls ram.normal and ram.duplicate (query-migrate). */
+void vc_qs_records(const struct vc_qs_parser *p, uint64_t *data, uint64_t *zero);
 /** Whether the first bytes were those of a QEMU main channel ("QEVM", version 3). Meaningful after
  *  8 bytes were parsed. */
 bool vc_qs_is_qemu(const struct vc_qs_parser *p);

@@ -86,9 +86,17 @@ static bool need(bool flush, size_t len, struct vc_qs_item *item)
     return true;
 }
 
+/* As QEMU counts them (ram.normal, ram.duplicate), whatever becomes of them here. */
+static void count(struct vc_qs_parser *p, unsigned kind)
+{
+    p->data_records += kind == RAM_FLAG_PAGE;
+    p->zero_records += kind == RAM_FLAG_ZERO;
+}
+
 static void found(struct vc_qs_parser *p, const struct record *r, size_t body, const uint8_t *data,
                   struct vc_qs_item *item)
 {
+    count(p, r->kind);
     item->events = p->pending;
     p->pending = 0;
     vc_qs_set_block(p, r->block);
@@ -182,6 +190,7 @@ static void page_record(struct vc_qs_parser *p)
         vc_qs_lose(p, false, "a RAM record has an impossible offset");
         return;
     }
+    count(p, p->record_flags & ~RAM_FLAG_CONTINUE);
     if (known) {
         vc_qs_raise(p, VC_QS_EV_UNKNOWN | (p->quiet ? VC_QS_EV_RESUMED : 0u));
         p->quiet = false;

@@ -52,10 +52,8 @@ int vc_migration_note_success(struct vc_migration *m, const struct vc_source_sta
     m->noted = true;
     if (h) {
         h->has_counts = true;
-        h->data_records =
-            st->knows_all ? st->pages_same + st->pages_moved + st->pages_data + st->pages_unknown
-                          : UINT64_MAX; /* equal to nothing */
-        h->zero_records = st->pages_zero;
+        h->data_records = st->knows_all ? st->data_records : UINT64_MAX; /* equal to nothing */
+        h->zero_records = st->zero_records;
     }
     /* Without a note, whoever reads the record later would take it that no decision was ever sent:
      * while QEMU can still be kept from completing, it is. */
@@ -88,6 +86,14 @@ static int exchange(struct vc_migration *m, uint8_t which, uint64_t limit_ms, bo
     return rc;
 }
 
+/* Who settles what stays open. */
+static const char *settler(const struct vc_migration *m)
+{
+    return strncmp(m->o->to, "ssh:", 4)
+               ? "the agent settles it when it can, or `vecycle resolve --retry`"
+               : "`vecycle resolve --retry` settles it"; /* who has the keys for ssh */
+}
+
 /* Somebody has continued the VM here, or QEMU cannot say that nobody has: the destination's must
  * not be told to run. QEMU lets nobody do that before it has completed. Nothing comes between this
  * look and the decision. */
@@ -105,7 +111,7 @@ static int check_continued(struct vc_migration *m, struct vc_err *err)
                           "somebody continued the VM here, before the destination was told to");
     if (!is_over || vc_qmp_process_ended(m->qmp, EXIT_TIMEOUT_MS))
         return 0;
-    return vc_err_set_hint(err, VC_E_UNSETTLED, "the agent settles it when it can reach QEMU",
+    return vc_err_set_hint(err, VC_E_UNSETTLED, settler(m),
                            "the migration is complete, but whether somebody has continued the VM "
                            "here is not known: %.120s",
                            ignored.message);
@@ -169,7 +175,7 @@ int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)
     if (exchange(m, stays ? VC_WIRE_WORD_SUSPEND : VC_WIRE_WORD_CONTINUE,
                  VC_ANSWER_TIMES * (uint64_t)vc_link_dead_peer_ms(m->link), &never_ran, &done, err))
         return vc_err_set_hint(
-            err, VC_E_UNSETTLED, "the agent settles it when it can, or `vecycle resolve --retry`",
+            err, VC_E_UNSETTLED, settler(m),
             "the migration is complete, but '%.80s' was lost before it confirmed "
             "that the VM runs",
             vc_link_peer(m->link));

@@ -59,12 +59,16 @@ static void classify(struct vc_look *l, const struct vc_handover *h,
     else if (completed && !strcmp(l->state, "postmigrate") && is_ours(m, h))
         l->where = VC_VM_LEFT;
     else {
-        char why[sizeof(l->why)];
+        char why[sizeof(l->why)], noted[64] = "";
 
+        if (h->has_counts)
+            snprintf(noted, sizeof(noted), " (it had %llu and %llu pages)",
+                     (unsigned long long)h->data_records, (unsigned long long)h->zero_records);
         snprintf(why, sizeof(why),
-                 "its QEMU is in state '%s', and its last migration, '%s', is not known to be this "
-                 "one",
-                 l->state, m->status);
+                 "its QEMU is in state '%s', and its last migration, '%s' after %llu and %llu "
+                 "pages, is not known to be this one%s",
+                 l->state, m->status, (unsigned long long)m->data_records,
+                 (unsigned long long)m->zero_records, noted);
         in_doubt(l, why);
     }
 }

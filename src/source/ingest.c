@@ -187,6 +187,16 @@ static int events(struct vc_ingest *in, const struct vc_qs_item *item)
     return rc;
 }
 
+/* Before they go on: whoever hears that all has arrived finds all counted. */
+static void note_records(struct vc_ingest *in)
+{
+    uint64_t data, zero;
+
+    vc_qs_records(in->parser, &data, &zero);
+    atomic_store_explicit(&in->s->n.data_records, data, memory_order_relaxed);
+    atomic_store_explicit(&in->s->n.zero_records, zero, memory_order_relaxed);
+}
+
 /* Parses what was read and not parsed yet; with `flush` nothing is left. */
 static int parse(struct vc_ingest *in, bool flush)
 {
@@ -198,6 +208,7 @@ static int parse(struct vc_ingest *in, bool flush)
         vc_qs_next(in->parser, p, in->used - in->parsed, flush, &item);
         if (item.kind == VC_QS_NEED)
             break;
+        note_records(in);
         in->parsed += item.bytes;
         if (item.kind == VC_QS_OPAQUE || item.events)
             rc = process_group(in);

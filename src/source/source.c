@@ -90,6 +90,8 @@ void vc_source_status(struct vc_source *s, struct vc_source_status *out)
         .pages_zero = atomic_load(&s->n.pages_zero),
         .pages_data = atomic_load(&s->n.pages_data),
         .pages_unknown = atomic_load(&s->n.pages_unknown),
+        .data_records = atomic_load(&s->n.data_records),
+        .zero_records = atomic_load(&s->n.zero_records),
         .data_bytes = atomic_load(&s->n.data_bytes),
         .first_pass_left_bytes = atomic_load(&s->n.first_pass_left),
         .batches = atomic_load(&s->n.batches),

@@ -57,9 +57,10 @@ struct vc_source_status {
     uint64_t stream_bytes; /* taken in from QEMU */
     uint64_t return_bytes; /* carried back to it */
     uint64_t pages_same, pages_moved, pages_zero, pages_data, pages_unknown;
-    uint64_t data_bytes;            /* contents of data pages before compression */
-    uint64_t ram_bytes;             /* 0 until known */
-    uint64_t first_pass_left_bytes; /* RAM not mentioned yet */
+    uint64_t data_records, zero_records; /* vc_qs_records() of what was taken in */
+    uint64_t data_bytes;                 /* contents of data pages before compression */
+    uint64_t ram_bytes;                  /* 0 until known */
+    uint64_t first_pass_left_bytes;      /* RAM not mentioned yet */
     uint64_t batches, acked_batches, repaired_pages, resent_batches;
     double wire_rate; /* what crosses the wire, bytes/s; 0 while unknown */
     double data_rate; /* new pages before compression, bytes/s; 0 while unknown */
