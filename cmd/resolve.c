@@ -184,6 +184,21 @@ static int show(struct cmd_common *c, const char *uuid, const struct vecycle_res
     return 0;
 }
 
+/* What became of it: --run at the source leaves it open until the other host has confirmed. */
+static void print_outcome(struct cmd_common *c, const char *uuid)
+{
+    struct vecycle_error ignored;
+    struct vecycle_vm vm;
+
+    if (c->verbose < 0 || c->json)
+        return;
+    if (vecycle_store_show(&c->context, uuid, &vm, &ignored) == 0 && !strcmp(vm.handover, "kept"))
+        printf("%s: it runs here; '%s' is still to be told (vecycle resolve --retry)\n", uuid,
+               vm.handover_peer);
+    else
+        printf("%s: settled\n", uuid);
+}
+
 static int run(struct cmd_common *c, int argc, char **argv)
 {
     struct request r = {0};
@@ -196,7 +211,6 @@ static int run(struct cmd_common *c, int argc, char **argv)
         return show(c, argv[optind], &r.o);
     if (vecycle_resolve(&c->context, argv[optind], (enum vecycle_resolution)r.how, &r.o, &err))
         return cmd_fail(c, &err);
-    if (c->verbose >= 0 && !c->json)
-        printf("%s: settled\n", argv[optind]);
+    print_outcome(c, argv[optind]);
     return 0;
 }

@@ -178,6 +178,12 @@ int vecycle_store_list(const struct vecycle_context *c, struct vecycle_vm **vms,
         else
             k++;
     }
+    if (!rc && !store) {
+        struct vc_log log = vc_public_log(c);
+
+        vc_log(&log, VC_LOG_WARNING, "there is no store at '%s' yet",
+               c->store ? c->store : vecycle_default_store());
+    }
     vc_store_close(store);
     if (rc) {
         free(list);

@@ -71,7 +71,7 @@ int vc_durable_write_file_as(const struct vc_io *io, int dirfd, const char *tmp,
     int rc;
 
     /* What an interrupted write left. It may have another name, too: it is not written into. */
-    if (vc_durable_clear(io, dirfd, tmp) < 0)
+    if (vc_durable_clear(io, dirfd, tmp) < 0 && errno != EROFS) /* creating tells that better */
         return vc_err_set_errno(err, code(), "cannot remove '%s'", tmp);
     fd = io->open(io, dirfd, tmp, O_WRONLY | O_CREAT | O_EXCL);
     if (fd < 0)

@@ -29,7 +29,7 @@ struct question {
 };
 
 struct answer {
-    int rc;
+    int rc, system_errno; /* of EAI_SYSTEM */
     unsigned n;
     struct {
         int family, socktype, protocol;
@@ -48,6 +48,7 @@ static void look_up(const struct question *q, struct answer *out)
 
     memset(out, 0, sizeof(*out));
     out->rc = getaddrinfo(q->no_host ? NULL : q->host, q->port, &want, &list);
+    out->system_errno = errno;
     if (out->rc)
         return;
     for (const struct addrinfo *i = list; i && out->n < MOST_ADDRESSES; i = i->ai_next) {
@@ -192,6 +193,7 @@ static int ask(const struct question *q, struct addrinfo **out)
     if (vc_wait_readable(mine, LOOKUP_MS) <= 0 ||
         recv(mine, in, sizeof(*in), 0) != (ssize_t)sizeof(*in))
         return EAI_AGAIN;
+    errno = in->system_errno;
     return in->rc ? in->rc : unpack(in, out);
 }
 

@@ -195,15 +195,15 @@ static int explain_status(struct vc_ssh *s, int status, const char *said, struct
                         sep, said);
     else if (status == 126)
         vc_err_set_hint(err, VC_E_UNREACHABLE, "is it executable, and for that machine?",
-                        "'%.60s' cannot be run at '%.60s' (status 126)%s%.80s", s->remote, s->name,
+                        "'%.60s' cannot be run at '%.60s' (status 126)%s%s", s->remote, s->name,
                         sep, said);
     else if (!strncmp(said, "vecycle: ", 9) && status &&
              strcmp(vc_err_name(-status), "unknown") != 0)
         return explain_recv(s, status, said, err); /* which may pass or not, as its code says */
     else
         vc_err_set_hint(err, VC_E_PEER_LOST, "may that user log in, and run vecycle there?",
-                        "'%.60s' ended at '%.60s' before vecycle began (status %d)%s%.80s",
-                        s->remote, s->name, status, sep, said);
+                        "'%.60s' ended at '%.60s' before vecycle began (status %d)%s%s", s->remote,
+                        s->name, status, sep, said);
     err->lasts = true;
     return err->code;
 }
@@ -223,12 +223,12 @@ int vc_ssh_explain(struct vc_ssh *s, const char *noise, struct vc_err *err)
     if (WIFSIGNALED(s->status) && WTERMSIG(s->status) == SIGINT)
         return vc_err_set(err, VC_E_CANCELLED, "cancelled while connecting to '%s'", s->name);
     if (WIFSIGNALED(s->status))
-        return vc_err_set(err, VC_E_UNREACHABLE, "ssh to '%.80s' was ended by signal %d%s%.80s",
+        return vc_err_set(err, VC_E_UNREACHABLE, "ssh to '%.80s' was ended by signal %d%s%s",
                           s->name, WTERMSIG(s->status), *said ? ": " : "", said);
     if (WEXITSTATUS(s->status) != 255)
         return explain_status(s, WEXITSTATUS(s->status), said, err);
     hint = advise(words, &lasts);
-    vc_err_set_hint(err, VC_E_UNREACHABLE, hint, "ssh cannot reach '%.80s' (status 255)%s%.120s",
+    vc_err_set_hint(err, VC_E_UNREACHABLE, hint, "ssh cannot reach '%.80s' (status 255)%s%s",
                     s->name, *said ? ": " : "", said);
     err->lasts = lasts;
     return err->code;
@@ -247,7 +247,7 @@ void vc_ssh_blame(struct vc_ssh *s, struct vc_err *err)
         vc_ssh_last_words(s, words);
         hint = advise(words, &lasts);
         vc_err_set_hint(err, VC_E_PEER_LOST, before.hint[0] ? before.hint : hint,
-                        "%.110s; ssh %s %d%s%.80s", before.message,
+                        "%.110s; ssh %s %d%s%s", before.message,
                         WIFSIGNALED(s->status) ? "was ended by signal" : "ended with status",
                         WIFSIGNALED(s->status) ? WTERMSIG(s->status) : WEXITSTATUS(s->status),
                         *words ? ": " : "", words);

@@ -256,13 +256,17 @@ bool vc_holding_record(struct vc_holding *h, const struct vc_handover *record)
 struct verdict {
     const struct vc_id *uuid;
     bool goes;
+    enum vc_gc_why why;
 };
 
 static void on_forgotten(void *opaque, const struct vc_gc_item *item)
 {
     struct verdict *v = opaque;
 
-    v->goes |= vc_id_equal(&item->vm, v->uuid);
+    if (!vc_id_equal(&item->vm, v->uuid))
+        return;
+    v->goes = true;
+    v->why = item->why;
 }
 
 bool vc_holding_stays(struct vc_holding *h)
@@ -276,8 +280,9 @@ bool vc_holding_stays(struct vc_holding *h)
     /* Where nobody can tell now, it is not told either that it goes. */
     if (vc_store_gc(h->store, &o, &r, &err) || !v.goes)
         return true;
-    vc_log(h->log, VC_LOG_WARNING,
-           "no checkpoint is kept here: the limits of the store ('vecycle gc') do not admit it");
+    vc_log(h->log, VC_LOG_WARNING, "no checkpoint is kept here: %s",
+           v.why == VC_GC_POLICY ? "the VM's policy became 'never' meanwhile"
+                                 : "the limits of the store ('vecycle gc') do not admit it");
     return false; /* whoever runs this session forgets it behind it */
 }
 
