@@ -205,6 +205,19 @@ def test_a_silent_network_counts_as_a_dead_peer(fleet, namespaces):
     f.still_runs_here()
 
 
+def test_a_migration_whose_standard_descriptors_are_closed(fleet):
+    """As a daemon may start it: none of its sockets takes their place."""
+    f = fleet(namespaces=False)
+    f.boot_linux(96, 8)
+    dest = f.incoming(1)
+    f.vecycle().control = "none"
+    argv = f.vecycle().migrate_argv(f.qemu, f.vecycles[1].address, dest.name)
+    r = f.hosts[0].run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *argv])
+    assert r.returncode == 0 and not r.stdout and not r.stderr
+    f.arrived(1, dest)
+    f.check_guest()
+
+
 def test_a_stream_not_understood_passes_as_it_is(fleet):
     f = fleet()
     f.boot_linux(192, 40)

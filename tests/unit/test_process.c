@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -153,6 +154,41 @@ static void what_cannot_be_told_is_in_doubt(void **state)
     assert_int_equal(vc_process_look(&p), VC_PROCESS_IN_DOUBT);
 }
 
+/* In a PID namespace of its own, with the /proc of the one above: pid 1 is the child, /proc/1 is
+ * not. Exit status 0: it was seen. */
+static void look_through_another_proc(void)
+{
+    struct vc_process p;
+    int status;
+    pid_t pid;
+
+    if (unshare(CLONE_NEWPID) < 0)
+        _exit(77);
+    pid = fork();
+    if (!pid)
+        _exit(getpid() != 1 || vc_process_read(getpid(), &p) || vc_process_is_known(&p));
+    _exit(pid < 0 || waitpid(pid, &status, 0) != pid || !WIFEXITED(status) ? 2
+                                                                           : WEXITSTATUS(status));
+}
+
+static void the_proc_of_another_pid_namespace_tells_nothing(void **state)
+{
+    pid_t pid = fork();
+    int status;
+
+    (void)state;
+    assert_true(pid >= 0);
+    if (!pid)
+        look_through_another_proc();
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77) { /* not root */
+        print_message("needs CAP_SYS_ADMIN for a PID namespace\n");
+        skip();
+    }
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 static bool is_right(void *opaque, const char *text)
 {
     return !strcmp(text, opaque);
@@ -186,6 +222,7 @@ int main(void)
         cmocka_unit_test(a_pid_that_is_used_again_is_another_process),
         cmocka_unit_test(another_boot_has_ended_all_processes),
         cmocka_unit_test(what_cannot_be_told_is_in_doubt),
+        cmocka_unit_test(the_proc_of_another_pid_namespace_tells_nothing),
         cmocka_unit_test(an_option_is_found_with_its_value),
     };
 

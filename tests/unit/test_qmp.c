@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -492,7 +493,8 @@ static void a_stream_that_qemu_refuses_leaves_no_descriptor(void **state)
 {
     struct server s = {{AGREED,
                         {"getfd", "{\"id\": #, \"return\": {}}\n", 0},
-                        {"\"migrate\"", "{\"id\": #, \"error\": {\"desc\": \"no\"}}\n", 0}}};
+                        {"\"migrate\"", "{\"id\": #, \"error\": {\"desc\": \"no\"}}\n", 0},
+                        {"closefd", "{\"id\": #, \"return\": {}}\n", 0}}};
     struct vc_err err = VC_ERR_INIT;
     struct vc_qmp *q;
     int fd = -1;
@@ -504,6 +506,36 @@ static void a_stream_that_qemu_refuses_leaves_no_descriptor(void **state)
     assert_int_equal(fd, -1);
     vc_thread_join(&s.thread);
     assert_int_equal(vc_read_full(s.passed_fd, &c, 1), 0); /* ours is closed */
+    end(&s, q);
+}
+
+/* ---- time ---- */
+
+/* A byte now and then, which never comes to an answer. */
+static void *trickle(void *arg)
+{
+    const struct step greeting = {NULL, GREETING, 0};
+    struct server *s = arg;
+
+    say(s, &greeting, NULL);
+    while (vc_write_full(s->fd, " ", 1) == 0)
+        poll(NULL, 0, 20);
+    return NULL;
+}
+
+static void a_server_that_trickles_is_given_up(void **state)
+{
+    struct server s = {.passed_fd = -1};
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_qmp *q = NULL;
+    int pair[2];
+
+    (void)state;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    s.fd = pair[0];
+    assert_int_equal(vc_thread_start(&s.thread, "qmp-server", trickle, &s, &err), 0);
+    assert_int_equal(vc_qmp_from_fd(pair[1], "the socket", &q, &err), VC_E_QMP);
+    assert_non_null(strstr(err.message, "did not answer qmp_capabilities within 15 s"));
     end(&s, q);
 }
 
@@ -583,6 +615,7 @@ int main(void)
         cmocka_unit_test(what_is_missing_has_a_meaning),
         cmocka_unit_test(qemu_gets_the_other_end_of_the_stream),
         cmocka_unit_test(a_stream_that_qemu_refuses_leaves_no_descriptor),
+        cmocka_unit_test(a_server_that_trickles_is_given_up),
         cmocka_unit_test(a_thread_that_takes_events_takes_no_answer),
     };
 
