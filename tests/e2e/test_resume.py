@@ -103,8 +103,8 @@ def test_a_source_agent_that_was_killed_costs_the_other_host_nothing(fleet):
     f.still_runs_here()
     wait_for(lambda: f.vecycles[1].json("show", f.vm)["partial"], 20, "the attempt to be kept")
     f.vecycle().start_agent([f.vecycle().address])
-    # Its QEMU is asked, and the other host told.
-    wait_for(lambda: f.vecycle().json("show", f.vm)["handover"] == "settled", 20, "what is open to be settled")
+    # Its QEMU is asked; where the other host was, nobody is any more.
+    wait_for(lambda: f.vecycle().json("show", f.vm)["handover"] == "kept", 20, "the record to be looked at")
     r = f.migrate(1, AGAIN)
     assert r["base"] == 2 and r["confirmed"]
     assert_rest(r, whole)
