@@ -56,7 +56,7 @@ class Host:
 
     def stop(self):
         for p in reversed(self.processes):
-            p.stop()
+            p.kill() if p.may_be_killed else p.stop()
         self.processes.clear()
 
     def sent_bytes(self):

@@ -71,6 +71,7 @@ class Process:
     def __init__(self, argv, log, **kw):
         self.argv = [str(a) for a in argv]
         self.log = log
+        self.may_be_killed = False  # at the end of a test: it leaves nothing that anybody looks at
         with open(log, "ab") as err:
             self.popen = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stderr=err, **kw)
 

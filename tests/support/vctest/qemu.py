@@ -39,6 +39,7 @@ class Qemu:
         if incoming:
             argv += ["-incoming", incoming]
         self.process = host.start(argv, log=host.dir / f"{name}.log")
+        self.process.may_be_killed = True  # one whose postcopy is paused does not end by itself
         self.qmp = Qmp(test_path)
         # Before anything migrates in: a UART that arrives in the middle of a retry and finds nobody
         # connected never sends again.
