@@ -244,19 +244,24 @@ def newer_qemu(build_dir, suite):
     return r.stdout.strip()
 
 
+def which(length, alone, newer):
+    """The marks of the tests of a run, as pytest's -m takes them."""
+    if not newer:
+        return f"{length} and {alone}"
+    length = "(long or newer_is_long)" if length == "long" else "not long and not newer_is_long"
+    return f"{length} and {alone} and newer_qemu"
+
+
 def end_to_end(build_dir, parts, length, extra, shards):
     qemus = [(None, None)] if "e2e" in parts else []
     if "newer-qemu" in parts:
         qemus += [(q, suite) for suite in NEWER if (q := newer_qemu(build_dir, suite))]
 
-    def marks(item, alone):
-        return f"{length} and {alone}" + (" and newer_qemu" if item.suite else "")
     for alone, n in ("not alone", shards), ("alone", 1):
         items = []
         for qemu, suite in qemus:
-            items += collect(build_dir, f"{length} and {alone}" + (" and newer_qemu" if suite else ""),
-                             extra, qemu, suite)
-        run_items(items, build_dir, lambda item: marks(item, alone), extra, n)
+            items += collect(build_dir, which(length, alone, suite), extra, qemu, suite)
+        run_items(items, build_dir, lambda item: which(length, alone, item.suite), extra, n)
 
 
 # ---- all ----

@@ -13,6 +13,7 @@ from vctest.pair import Fleet  # noqa: E402
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "newer_qemu: is run once more with newer QEMUs")
+    config.addinivalue_line("markers", "newer_is_long: with these, by `make check-long`")
     config.addinivalue_line("markers", "long: is left to `make check-long`")
     config.addinivalue_line("markers", "alone: while no other end-to-end test runs")
 

@@ -7,7 +7,7 @@ import pytest
 from vctest.gate import BATCH, EOF, SHUT, WORD, WORD_DONE, Gate
 from vctest.proc import wait_for
 
-pytestmark = pytest.mark.newer_qemu
+pytestmark = [pytest.mark.newer_qemu, pytest.mark.newer_is_long]
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import pytest
 from vctest.gate import BATCH, RETURN, WORD, Gate, LateQmp, RefusingQmp
 from vctest.proc import wait_for
 
+pytestmark = pytest.mark.newer_is_long
+
 POSTCOPY = ("return-path", "events", "postcopy-ram")
 PREEMPT = (*POSTCOPY, "postcopy-preempt")
 
