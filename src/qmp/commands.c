@@ -187,11 +187,14 @@ int vc_qmp_migrate_unix(struct vc_qmp *q, enum vc_qmp_stream kind, const char *p
 /* A QEMU that refuses to migrate has not taken it out of its list. */
 static void forget_fd(struct vc_qmp *q)
 {
-    struct json_object *args = json_object_new_object();
     struct vc_err ignored = VC_ERR_INIT;
+    struct json_object *args;
 
+    if (vc_qmp_is_gone(q))
+        return;
+    args = json_object_new_object();
     vc_json_add_str(args, "fdname", "vecycle");
-    if (vc_qmp_is_gone(q) || vc_qmp_execute(q, "closefd", args, -1, NULL, &ignored))
+    if (vc_qmp_execute(q, "closefd", args, -1, NULL, &ignored))
         return;
 }
 

@@ -281,6 +281,12 @@ class Torture:
             outcome = self.orphan(dest, wait_running)
             if outcome == "died with QEMU":
                 return outcome
+        elif not dest.process.alive() and self.about_to_run():
+            # Its QEMU died behind that record: only a person can say that it never ran.
+            f.vecycle().run("resolve", f.vm, "--run", "--force")
+            if not wait_running(10):
+                raise Breach(f"a VM that died before it ran cannot be continued: {self.records()}")
+            outcome = "by hand"
         else:
             r = f.vecycle().run("resolve", f.vm, "--retry", "--insecure")
             if not wait_running(10):
@@ -293,6 +299,10 @@ class Torture:
             return outcome or "moved"
         dest.stop()
         return outcome or "ran on"
+
+    def about_to_run(self):
+        f = self.f
+        return f.vecycles[1 - f.at].json("show", f.vm)["handover"] == "about-to-run"
 
     def died_running(self, dest):
         watch = self.f.watches[dest]
