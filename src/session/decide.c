@@ -27,7 +27,9 @@ static int check_waiting(struct vc_qmp *q, bool left, struct vc_err *err)
     if (!strcmp(state, "running"))
         return VC_NOT_FOUND;
     if (vc_qmp_status_is_switched(m.status) && left)
-        return vc_err_set_hint(err, VC_E_QEMU_STATE, "`vecycle migrate --recover` carries the rest",
+        return vc_err_set_hint(err, VC_E_QEMU_STATE,
+                               "`vecycle migrate --recover` carries the rest; if the destination's "
+                               "QEMU has ended, the VM is lost, as with plain QEMU",
                                "the VM has gone by postcopy (it is '%s')", m.status);
     if (!strcmp(state, "paused") || !strcmp(state, "suspended") ||
         (left && !strcmp(state, "postmigrate")))
@@ -43,10 +45,14 @@ static const char *may_run_elsewhere(const struct vc_handover *h, const struct v
 {
     if (l->runs)
         return NULL; /* there is nothing to continue */
+    if (l->qmp && vc_qmp_status_is_switched(l->status))
+        return "it has switched to postcopy";
     if (h->state == VC_HANDOVER_LEFT || l->where == VC_VM_LEFT)
         return "its migration completed";
     if (h->state == VC_HANDOVER_KEPT && h->told)
         return "the destination may have been told to run it, and has not said that it does not";
+    if (h->state == VC_HANDOVER_KEPT && l->qmp && strcmp(l->status, "completed") != 0)
+        return NULL; /* whatever stopped it since */
     if (vc_look_left_otherwise(l, h))
         return "its QEMU completed another migration";
     if (l->where == VC_VM_IN_DOUBT)
@@ -137,42 +143,49 @@ static int run(struct vc_vm *v, const struct vc_settle_options *o, struct vc_han
     }
 }
 
-/* At the destination: the copy here must be known not to run, nor to have run. */
+/* At the destination: whether the copy here has run nobody can tell; that it runs, its QEMU. */
 static int check_discardable(const struct vc_settle_options *o, const struct vc_handover *h,
-                             struct vc_err *err)
+                             bool force, struct vc_err *err)
 {
     char state[VC_RUN_STATE_BYTES];
     struct vc_qmp *q = NULL;
     int rc;
 
-    if (vc_process_look(&h->qemu) == VC_PROCESS_GONE)
-        return 0;
-    rc = vc_target_qemu(o->socket_dir, o->vm, h, &q, err);
-    if (!rc)
-        rc = vc_qmp_run_state(q, state, err);
-    vc_qmp_free(q);
-    if (rc)
-        return rc;
-    if (h->state == VC_HANDOVER_ABOUT_TO_RUN || !strcmp(state, "running"))
-        return vc_err_set_hint(err, VC_E_UNSETTLED, "quit its QEMU first, if it does not count",
-                               "the VM runs here, or may have (it is in state '%s')", state);
+    if (vc_process_look(&h->qemu) != VC_PROCESS_GONE) {
+        rc = vc_target_qemu(o->socket_dir, o->vm, h, &q, err);
+        if (!rc)
+            rc = vc_qmp_run_state(q, state, err);
+        vc_qmp_free(q);
+        if (rc)
+            return rc;
+        if (h->state == VC_HANDOVER_ABOUT_TO_RUN || vc_run_state_shows_run(state))
+            return vc_err_set_hint(err, VC_E_UNSETTLED, "quit its QEMU first, if it does not count",
+                                   "the VM runs here, or may have (it is in state '%s')", state);
+    }
+    if (!force)
+        return vc_err_set_hint(err, VC_E_UNSETTLED,
+                               "make certain that it has not run here; then --discard --force",
+                               "the source ('%.80s') will continue its own VM, which is older "
+                               "than this one if this one has run",
+                               h->peer);
     return 0;
 }
 
 static int discard(struct vc_vm *v, const struct vc_settle_options *o, struct vc_handover *h,
-                   struct vc_err *err)
+                   bool force, struct vc_err *err)
 {
+    bool arrived = h->state == VC_HANDOVER_ARRIVING || h->state == VC_HANDOVER_ABOUT_TO_RUN;
     int rc;
 
     if (h->state == VC_HANDOVER_NONE || h->state == VC_HANDOVER_SETTLED ||
         h->state == VC_HANDOVER_VOID)
         return vc_err_set(err, VC_E_NO_SUCH_VM, "nothing about this VM is open here");
-    if (h->state == VC_HANDOVER_ARRIVING || h->state == VC_HANDOVER_ABOUT_TO_RUN) {
-        rc = check_discardable(o, h, err);
+    if (arrived) {
+        rc = check_discardable(o, h, force, err);
         if (rc)
             return rc;
     }
-    h->state = h->state == VC_HANDOVER_ARRIVING ? VC_HANDOVER_VOID : VC_HANDOVER_SETTLED;
+    h->state = arrived ? VC_HANDOVER_VOID : VC_HANDOVER_SETTLED;
     return vc_handover_begin(v, h, err);
 }
 
@@ -188,7 +201,7 @@ int vc_session_decide(const struct vc_settle_options *o, enum vc_decision what, 
     if (rc == VC_NOT_FOUND)
         rc = vc_err_set(err, VC_E_NO_SUCH_VM, "nothing about this VM is open here");
     if (!rc)
-        rc = what == VC_DECIDE_RUN ? run(v, o, &h, force, err) : discard(v, o, &h, err);
+        rc = what == VC_DECIDE_RUN ? run(v, o, &h, force, err) : discard(v, o, &h, force, err);
     vc_vm_close(v);
     return rc;
 }

@@ -24,45 +24,6 @@ bool vc_migration_stays(const struct vc_migration *m)
     return m->o->suspend || !vc_run_state_goes_on(m->state);
 }
 
-void vc_migration_record(struct vc_migration *m, enum vc_handover_state state)
-{
-    struct vc_err err = VC_ERR_INIT;
-    struct vc_source_status st = {0};
-    struct vc_handover *h;
-
-    if (!m->recorded)
-        return;
-    if (m->pipeline) /* not yet, where QEMU refuses to migrate */
-        vc_source_status(m->pipeline, &st);
-    h = vc_handover_edit(m->holding.vm);
-    h->suspend |= vc_migration_stays(m);
-    h->left_suspended = !strcmp(m->state, "suspended");
-    h->told = m->told;
-    if (st.store_stuck)
-        vc_log(m->o->log, VC_LOG_ERROR, "the handover is not recorded: the store hangs");
-    else if (vc_handover_set(m->holding.vm, state, &err))
-        vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", &err);
-}
-
-int vc_migration_note_success(struct vc_migration *m, const struct vc_source_status *st,
-                              struct vc_err *err)
-{
-    struct vc_handover *h = m->recorded ? vc_handover_edit(m->holding.vm) : NULL;
-
-    m->noted = true;
-    if (h) {
-        h->has_counts = true;
-        h->data_records = st->knows_all ? st->data_records : UINT64_MAX; /* equal to nothing */
-        h->zero_records = st->zero_records;
-    }
-    /* Without a note, whoever reads the record later would take it that no decision was ever sent:
-     * while QEMU can still be kept from completing, it is. */
-    if (h && !st->store_stuck && vc_handover_note(m->holding.vm, err) && st->success_held)
-        return err->code;
-    vc_source_pass_success(m->pipeline);
-    return 0;
-}
-
 /* A word and its answer. 0: *done is filled in; anything else: it is not known what it is. */
 static int exchange(struct vc_migration *m, uint8_t which, uint64_t limit_ms, bool *never_ran,
                     struct vc_wire_status *done, struct vc_err *err)
@@ -169,6 +130,7 @@ int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)
     struct vc_wire_status done = {0};
 
     vc_migration_record(m, VC_HANDOVER_LEFT); /* if not, the counts stand for it */
+    vc_source_pass_success(m->pipeline);      /* postcopy: before it has come */
     if (check_continued(m, err))
         return err->code;
     m->told = true;
@@ -207,13 +169,12 @@ void vc_migration_keep_vm(struct vc_migration *m, bool runs)
 {
     struct vc_wire_status done = {0};
     struct vc_err ignored = VC_ERR_INIT;
-    bool never_ran;
+    bool never_ran, kept = vc_migration_record(m, VC_HANDOVER_KEPT);
 
-    vc_migration_record(m, VC_HANDOVER_KEPT);
-    if (exchange(m, runs ? VC_WIRE_WORD_DISMISS : VC_WIRE_WORD_ABANDON,
+    if (exchange(m, runs && kept ? VC_WIRE_WORD_DISMISS : VC_WIRE_WORD_ABANDON,
                  vc_link_dead_peer_ms(m->link), &never_ran, &done, &ignored))
-        vc_log(m->o->log, VC_LOG_DEBUG,
-               "the destination has not confirmed that it gives the VM up");
+        vc_log(m->o->log, VC_LOG_WARNING,
+               "the destination has not confirmed that it gives the VM up (%s)", settler(m));
     else if (done.code && !never_ran)
         vc_log(m->o->log, VC_LOG_ERROR, "the VM is kept here, and '%s' says: %s",
                vc_link_peer(m->link), done.text);

@@ -31,25 +31,34 @@ struct vc_migration {
     uint64_t old_limit;          /* QEMU's downtime limit before */
     bool recorded;               /* a handover was begun */
     bool completed;              /* QEMU said so, or cannot any more and nothing is missing */
+    bool has_begun, is_over;     /* events: QEMU began it; it ended otherwise, or another began */
+    bool says_completed;         /* an event: QEMU completed one, and was not asked since */
     bool unknown;                /* whether it completed is not known */
     bool orphan;                 /* the source QEMU is gone for certain; the guest was paused */
     bool guest_paused;           /* as far as events tell */
     struct vc_progress progress;
     uint64_t rate_bytes, rate_ns; /* last sample of the intake */
     double intake_rate;
-    int stream_fd;                  /* proxy: until the pipeline has it */
-    int listen_fd;                  /* the same; -1: none */
-    uint64_t limit_ms;              /* what QEMU has now */
-    bool limit_is_theirs;           /* somebody else has set it meanwhile */
-    uint64_t paused_ns;             /* when the guest stopped here */
-    char status[32];                /* what QEMU says of the migration */
-    bool stop_seen;                 /* a STOP event, and nobody has asked why */
-    char state[VC_RUN_STATE_BYTES]; /* the guest's, by others' doing than the migration's */
-    char event[VC_RUN_STATE_BYTES]; /* the state that the last event told of, or "" */
-    bool told;                      /* a decision may have been sent */
-    bool noted;                     /* the destination's success was seen, and passed on */
-    char shutdown[32];              /* why QEMU is about to end (its event SHUTDOWN), or "" */
-    bool continued;                 /* somebody may have continued it here, after `completed` */
+    int stream_fd;                     /* proxy: until the pipeline has it */
+    int listen_fd;                     /* the same; -1: none */
+    uint64_t limit_ms;                 /* what QEMU has now */
+    bool limit_is_theirs;              /* somebody else has set it meanwhile */
+    uint64_t paused_ns;                /* when the guest stopped here */
+    char status[32];                   /* what QEMU says of the migration */
+    bool stop_seen;                    /* a STOP event, and nobody has asked why */
+    char state[VC_RUN_STATE_BYTES];    /* the guest's, by others' doing than the migration's */
+    char event[VC_RUN_STATE_BYTES];    /* the state that the last event told of, or "" */
+    bool told;                         /* a decision may have been sent */
+    bool noted;                        /* the destination's success was seen, and passed on */
+    enum vc_handover_state owed_state; /* to be recorded once the store answers; 0: none */
+    struct {                           /* a note in a store that hangs elsewhere */
+        struct vc_thread thread;
+        int done_fd; /* 0: none */
+        int rc;
+        struct vc_err err;
+    } noting;
+    char shutdown[32]; /* why QEMU is about to end (its event SHUTDOWN), or "" */
+    bool continued;    /* somebody may have continued it here, after `completed` */
     bool postcopy_asked, word_given;
     uint64_t next_ask_ns;   /* when QEMU is asked whether there is anything left for postcopy ... */
     uint64_t ask_anyway_ns; /* ... and when it is told to switch although it knows of nothing */
@@ -74,18 +83,22 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
 /** The same for a proxy, which is told by the stream alone. */
 int vc_migration_follow(struct vc_migration *m, struct vc_err *err) VC_NODISCARD;
 
-/* ---- finish.c ---- */
+/* ---- source_record.c ---- */
 
 /** Records the state durably, if a record was begun; trouble is logged. True: it is written, or
- * none was begun. A store that hangs is not waited for: the record says LEAVING then, and an agent
- * that reads it asks QEMU what became of the migration. */
-void vc_migration_record(struct vc_migration *m, enum vc_handover_state state);
-/** Whether the VM stays in the state in which it arrives. */
-bool vc_migration_stays(const struct vc_migration *m);
+ *  none was begun. A store that hangs is not waited for: vc_migration_record_owed() does. */
+bool vc_migration_record(struct vc_migration *m, enum vc_handover_state state);
+/** The last state that was not recorded because the store hung. Waits for the store. */
+void vc_migration_record_owed(struct vc_migration *m);
 /** The destination has reported success: notes how much this migration sent, and lets QEMU know. An
  *  error: that cannot be noted, and QEMU does not know. */
 int vc_migration_note_success(struct vc_migration *m, const struct vc_source_status *st,
                               struct vc_err *err) VC_NODISCARD;
+
+/* ---- finish.c ---- */
+
+/** Whether the VM stays in the state in which it arrives. */
+bool vc_migration_stays(const struct vc_migration *m);
 /** The migration failed after its stream had begun: records that the VM is this host's, and tells
  *  the destination. @runs: it was seen to run. */
 void vc_migration_keep_vm(struct vc_migration *m, bool runs);

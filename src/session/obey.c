@@ -104,8 +104,10 @@ static int apply(struct arrival *a, uint8_t word, char state[VC_RUN_STATE_BYTES]
     rc = vc_qmp_run_state(a->qmp, state, err);
     if (!rc)
         rc = check_arrived(state, err);
-    if (rc || !is_to_go_on(word, state))
-        return rc;
+    if (rc || !is_to_go_on(word, state) || a->found == VC_HANDOVER_SETTLED)
+        return rc; /* whatever became of the VM since it was continued is its own affair */
+    if (a->found == VC_HANDOVER_VOID)
+        return vc_err_set(err, VC_E_UNSETTLED, "the VM is the source's, and never runs there");
     if (a->recorded) {
         vc_handover_edit(a->holding.vm)->told = true;
         rc = vc_handover_set(a->holding.vm, VC_HANDOVER_ABOUT_TO_RUN, err);
@@ -349,16 +351,23 @@ static void tell(struct arrival *a, const struct vc_handover *h, char *text, siz
     const char *what = h->state < VC_ARRAY_LEN(says) && says[h->state]
                            ? says[h->state]
                            : "it is leaving, or has left";
+    bool is_open = h->state == VC_HANDOVER_ARRIVING || h->state == VC_HANDOVER_ABOUT_TO_RUN;
     char state[VC_RUN_STATE_BYTES];
     struct vc_err err = VC_ERR_INIT;
     int rc = find_arrived(a, h, &err);
 
+    if (rc == VC_NOT_FOUND && is_open) {
+        snprintf(text, n, "its QEMU has ended there, and whether the VM ran is not known");
+        return;
+    }
     if (!rc)
         rc = vc_qmp_run_state(a->qmp, state, &err);
-    if (rc)
+    if (!rc)
+        snprintf(text, n, "%s; its QEMU is in state '%s'", what, state);
+    else if (is_open)
         snprintf(text, n, "%s; %.150s", what, err.message);
     else
-        snprintf(text, n, "%s; its QEMU is in state '%s'", what, state);
+        snprintf(text, n, "%s", what);
 }
 
 /* Applies the word to the migration of that record. *text: of the answer. */

@@ -256,6 +256,7 @@ static void keep_record(struct arrival *a)
         vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
         return;
     }
+    a->found = h.state;
     a->recorded = (h.state == VC_HANDOVER_ARRIVING || h.state == VC_HANDOVER_ABOUT_TO_RUN) &&
                   vc_holding_record(&a->holding, &h);
     a->about_to_run = a->recorded && h.state == VC_HANDOVER_ABOUT_TO_RUN;

@@ -100,6 +100,21 @@ static void on_shutdown(struct vc_migration *m, struct json_object *e)
         m->event[0] = '\0';
 }
 
+/* QEMU tells each state of each migration. Whoever cancels this one may start another: what follows
+ * is that one's. */
+static void on_status(struct vc_migration *m, const char *status)
+{
+    if (!strcmp(status, "setup")) {
+        m->is_over |= m->has_begun;
+        m->has_begun = true;
+    } else if (!strcmp(status, "cancelling") || !strcmp(status, "cancelled") ||
+               !strcmp(status, "failed")) {
+        m->is_over |= m->has_begun;
+    } else if (!strcmp(status, "completed")) {
+        m->says_completed = true;
+    }
+}
+
 static void on_event(struct vc_migration *m, struct json_object *e)
 {
     const char *name = vc_json_str(e, "event", "");
@@ -115,7 +130,7 @@ static void on_event(struct vc_migration *m, struct json_object *e)
         m->guest_paused = false;
         m->event[0] = m->shutdown[0] = '\0';
         snprintf(m->state, sizeof(m->state), "running");
-        m->continued |= m->completed;
+        m->continued |= m->completed || m->says_completed;
         m->result->phase = VC_PHASE_FIRST_PASS; /* or the rounds: as far as it was */
     } else if (!strcmp(name, "SHUTDOWN")) {
         on_shutdown(m, e);
@@ -123,10 +138,7 @@ static void on_event(struct vc_migration *m, struct json_object *e)
         snprintf(m->state, sizeof(m->state), "%s", m->event);
         m->event[0] = '\0';
     } else if (!strcmp(name, "MIGRATION")) {
-        const char *status = vc_json_str(vc_json_get(e, "data"), "status", "");
-
-        if (!strcmp(status, "completed"))
-            m->completed = true;
+        on_status(m, vc_json_str(vc_json_get(e, "data"), "status", ""));
     }
 }
 
@@ -167,6 +179,25 @@ static int who_stopped_it(struct vc_migration *m, struct vc_err *err)
     return 0;
 }
 
+/* QEMU says that it completed a migration. This one cannot complete before QEMU has the
+ * destination's SHUT(0), which the pipeline sees first; and it has not been cancelled before. */
+static int check_own(struct vc_migration *m, struct vc_err *err)
+{
+    struct vc_source_status st;
+    struct vc_err ignored = VC_ERR_INIT;
+    bool may_have;
+
+    if (vc_migration_take_events(m, &ignored))
+        vc_log_err(m->o->log, VC_LOG_DEBUG, "QEMU is gone", &ignored);
+    vc_source_status(m->pipeline, &st);
+    may_have = st.shut && !st.shut_status && !st.success_held;
+    if (may_have && !m->is_over)
+        return 0;
+    m->unknown = may_have; /* the cancellation may have been the earlier, and the later one */
+    return vc_err_set(err, VC_E_CANCELLED,
+                      "this migration was cancelled in QEMU, which has completed another since");
+}
+
 /* 0: goes on; VC_EOF: completed; an error: failed or cancelled, and the guest goes on here. */
 static int check_migration(struct vc_migration *m, struct vc_err *err)
 {
@@ -179,6 +210,9 @@ static int check_migration(struct vc_migration *m, struct vc_err *err)
     m->result->rounds = now.rounds;
     m->result->remaining_bytes = now.ram_remaining;
     if (!strcmp(now.status, "completed")) {
+        rc = check_own(m, err);
+        if (rc)
+            return rc;
         m->completed = true;
         m->result->downtime_ms = now.downtime_ms;
         m->result->remaining_bytes = 0;
@@ -260,7 +294,7 @@ static int give_up(struct vc_migration *m, struct vc_err *err)
     /* Only somebody else's migrate_cancel ends so: that was the reason for all that broke. */
     if (rc == VC_E_CANCELLED && err->code != VC_E_CANCELLED)
         *err = end;
-    m->unknown = rc == 0 || rc == VC_E_QMP;
+    m->unknown |= rc == 0 || rc == VC_E_QMP;
     return err->code;
 }
 
@@ -357,7 +391,7 @@ static int ask_qemu(struct vc_migration *m, const struct vc_source_status *st, u
     rc = vc_migration_take_events(m, err);
     if (!rc)
         rc = who_stopped_it(m, err);
-    if (!rc && (m->completed || vc_now_ns() >= *next_query)) {
+    if (!rc && (m->completed || m->says_completed || vc_now_ns() >= *next_query)) {
         rc = check_migration(m, err);
         /* A QEMU that resumes has connected, and says so only once it has its other connection. */
         if (rc == VC_E_POSTCOPY && m->o->recover && !m->resumed) {

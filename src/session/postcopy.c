@@ -21,7 +21,7 @@
  */
 bool vc_migration_has_switched(const struct vc_migration *m)
 {
-    return m->word_given || m->o->recover || vc_qmp_status_is_switched(m->status);
+    return m->word_given || m->o->recover || (vc_qmp_status_is_switched(m->status) && !m->is_over);
 }
 
 /* A destination QEMU that cannot continue the VM now may do so in a moment, and meanwhile the rest

@@ -281,7 +281,12 @@ static int put_text(struct vc_qmp *q, const struct vc_handover_setting *e, struc
  * (QEMU: qmp_cont() in inmigrate). */
 static int put_autostart(struct vc_qmp *q, const struct present *now, struct vc_err *err)
 {
-    return now->waits && now->same && starts_by_itself(q) ? vc_qmp_simple(q, "cont", err) : 0;
+    struct present again = {0};
+    int rc = 0;
+
+    if (now->waits && now->same && starts_by_itself(q))
+        rc = ask(q, &again, err); /* the last look: another VM may arrive at any time */
+    return !rc && again.waits ? vc_qmp_simple(q, "cont", err) : rc;
 }
 
 /* Capabilities that depend on each other go in one command; if QEMU does not take it, one by one.

@@ -188,7 +188,12 @@ static int take_back(const struct vc_settle_options *o, const struct vc_handover
     int rc = 0;
 
     vc_look_at_source(h, o->vm, o->qmp_path, &l);
-    if (l.where == VC_VM_IN_DOUBT || l.where == VC_VM_GONE)
+    if (l.qmp && vc_qmp_status_is_switched(l.status))
+        rc = vc_err_set_hint(err, VC_E_UNSETTLED, "start it anew, then --discard",
+                             "the VM is lost, as with plain QEMU: it had switched to postcopy, and "
+                             "its QEMU at '%.80s' ended before it ran",
+                             h->peer);
+    else if (l.where == VC_VM_IN_DOUBT || l.where == VC_VM_GONE)
         rc = vc_err_set_hint(err, VC_E_UNSETTLED, "look at both hosts, then --run or --discard",
                              "the VM is not at '%.60s' (%.60s), and not known to be here: %.80s",
                              h->peer, a->status.text,
@@ -258,11 +263,22 @@ static int check_still_left(struct round *r, struct vc_err *err)
                                 r->h->peer);
 }
 
-/* LEFT: what the answer to the decision comes to. */
-static int heard(struct round *r, struct vc_err *err)
+/* The destination was told, and has no record of it any more. */
+static int knows_nothing(const struct round *r, struct vc_err *err)
 {
-    int rc = check_still_left(r, err);
+    return vc_err_set_hint(err, VC_E_UNSETTLED, "look where the VM runs, then --discard",
+                           "'%.100s' may have been told to run the VM, and knows nothing of "
+                           "the migration any more",
+                           r->h->peer);
+}
 
+/* LEFT: what the answer to the decision comes to. */
+static int heard(struct round *r, int rc, struct vc_err *err)
+{
+    if (rc == VC_E_NO_SUCH_VM)
+        return knows_nothing(r, err);
+    if (!rc)
+        rc = check_still_left(r, err);
     if (rc)
         return rc;
     vc_look_end(&r->look);
@@ -281,10 +297,7 @@ static int confirmed(struct round *r, int rc, struct vc_err *err)
     if (rc == VC_E_NO_SUCH_VM && !r->h->told)
         return 0;
     if (rc == VC_E_NO_SUCH_VM)
-        return vc_err_set_hint(err, VC_E_UNSETTLED, "look where the VM runs, then --discard",
-                               "'%.100s' may have been told to run the VM, and knows nothing of "
-                               "the migration any more",
-                               r->h->peer);
+        return knows_nothing(r, err);
     if (rc || (!r->a.status.code && !r->a.never_ran))
         return rc;
     return vc_err_set_hint(
@@ -301,8 +314,8 @@ static int settle(struct vc_vm *v, const struct vc_settle_options *o, struct vc_
 
     if (h->state == VC_HANDOVER_KEPT)
         rc = confirmed(&r, rc, err);
-    else if (!rc)
-        rc = heard(&r, err);
+    else
+        rc = heard(&r, rc, err);
     vc_look_end(&r.look);
     if (rc)
         return rc;

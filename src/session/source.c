@@ -153,7 +153,9 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
                                "the VM has arrived from '%.100s', and whether it is this host's is "
                                "not known",
                                h.peer);
-    if ((h.state == VC_HANDOVER_LEFT || (h.state == VC_HANDOVER_KEPT && h.told)) && !m->o->recover)
+    if (!m->o->recover &&
+        (h.state == VC_HANDOVER_LEFT || (h.state == VC_HANDOVER_KEPT && h.told) ||
+         (h.state == VC_HANDOVER_LEAVING && h.has_counts))) /* which stand for LEFT */
         return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
                                "an earlier migration of the VM to '%.100s' is not settled", h.peer);
     return 0;
@@ -295,7 +297,7 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
         .shared_gen = m->base == VC_WIRE_BASE_PING_PONG ? m->holding.gen : NULL,
         .local_gen = vc_holding_best(&m->holding, 0),
         .needs_return_path = true,
-        .holds_success = m->recorded && !m->o->postcopy && !m->o->recover,
+        .holds_success = m->recorded && !m->o->recover,
         .log = m->o->log,
         .on_frame = vc_inbox_put,
         .opaque = &m->inbox,
@@ -369,8 +371,11 @@ static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
             rc = vc_disks_activate(m->qmp, err);
         if (!rc)
             rc = vc_preempt_wanted(m, &preempt, err);
+        if (!rc)
+            rc = vc_migration_take_events(m, err);
         if (rc)
             return rc;
+        m->has_begun = m->is_over = m->says_completed = false; /* of others' before this one */
         if (preempt)
             return vc_preempt_migrate(m, fd_out, err);
         vc_cleanup_close(&m->listen_fd);
@@ -544,7 +549,8 @@ int vc_session_source(const struct vc_source_session *o, struct vc_session_resul
         if (rc && rc != VC_E_SEAL)
             keep(&m, err);
     }
-    vc_source_free(m.pipeline);
+    vc_source_free(vc_steal_ptr(m.pipeline));
+    vc_migration_record_owed(&m);
     vc_cleanup_close(&m.stream_fd);
     vc_cleanup_close(&m.listen_fd);
     if (rc == VC_E_SEAL)

@@ -61,14 +61,15 @@ static void classify(struct vc_look *l, const struct vc_handover *h,
     else {
         char why[sizeof(l->why)], noted[64] = "";
 
-        if (h->has_counts)
-            snprintf(noted, sizeof(noted), " (it had %llu and %llu pages)",
+        if (h->has_counts && h->data_records != UINT64_MAX)
+            snprintf(noted, sizeof(noted), ", of %llu and %llu",
                      (unsigned long long)h->data_records, (unsigned long long)h->zero_records);
-        snprintf(why, sizeof(why),
-                 "its QEMU is in state '%s', and its last migration, '%s' after %llu and %llu "
-                 "pages, is not known to be this one%s",
-                 l->state, m->status, (unsigned long long)m->data_records,
-                 (unsigned long long)m->zero_records, noted);
+        snprintf(
+            why, sizeof(why),
+            "its QEMU is in state '%s', and its last migration, '%s' (%llu and %llu pages), is "
+            "not known to be this one%s",
+            l->state, m->status, (unsigned long long)m->data_records,
+            (unsigned long long)m->zero_records, noted);
         in_doubt(l, why);
     }
 }

@@ -7,6 +7,7 @@ from vctest.elsewhere import OWN_MOUNTS, Elsewhere, can_have_own_mounts, hide
 from vctest.gate import BATCH, EOF, HELLO, SHUT, WORD, WORD_DONE, Gate, QmpGate
 from vctest.proc import wait_for
 from vctest.qemu import Qemu, new_uuid
+from vctest.qmp import QmpError
 from vctest.vecycle import BINARY
 
 SOURCE, DESTINATION = True, False
@@ -425,6 +426,67 @@ def test_a_vm_that_is_continued_while_the_peer_says_hello_is_not_given_away(gate
     assert p.wait() == 0, p.messages()
     wait_handovers(f, "settled", "void")
     assert f.qemu.is_running() and not f.dest.is_running()
+
+
+def test_another_migration_that_completes_meanwhile_is_not_taken_for_this_one(gated):
+    """An operator cancels it in QEMU and at once migrates the VM to a third host, by plain QEMU, while
+    the destination's report of success is on its way."""
+    f = gated
+    uri = f"unix:{f.hosts[1].path('plain')}"
+    third = f.new_qemu(1, uri)
+    f.gate.hold(SHUT, DESTINATION)
+    p = start(f)
+    assert f.gate.is_held.wait(90), p.messages()
+    f.qemu.qmp.execute("migrate_cancel")
+
+    def migrates():
+        try:
+            f.qemu.qmp.execute("migrate", uri=uri)
+        except QmpError:  # until it is cancelled
+            return False
+        return True
+    wait_for(migrates, 30, "the other migration to begin", step=0.002)
+    f.qemu.wait_migrated()
+    assert p.wait() == 60, p.messages()
+    f.gate.release()
+    wait_for(lambda: handovers(f)[0] in ("kept", "settled"), 60, "the record to say so")
+    assert handovers(f)[1] in ("arriving", "void")
+    assert third.is_running() and not f.dest.is_running() and not f.qemu.is_running()
+
+
+def test_a_vm_that_was_kept_and_paused_since_is_continued_by_run(gated):
+    f = gated
+    f.gate.hold({SHUT, EOF}, DESTINATION)
+    p = start(f, "--dead-peer", "3")
+    assert f.gate.is_held.wait(90), p.messages()
+    f.gate.refuse()
+    f.gate.cut()
+    assert p.wait() == 23, p.messages()
+    wait_for(lambda: handovers(f)[0] == "kept", 60, "the record")
+    f.qemu.qmp.execute("stop")
+    r = f.vecycles[0].run("resolve", f.vm, "--run")
+    assert r.returncode == 0 and f.qemu.is_running(), r.stderr
+    assert not f.dest.is_running()
+
+
+@pytest.mark.parametrize("since", ["ended", "paused", "shutdown"])
+def test_what_may_have_run_is_discarded_by_force_alone(gated, since):
+    """Without --discard the source continues its own, which is older if this one has run."""
+    f = gated
+    word_lost(f)
+    f.dest.qmp.execute("cont")
+    f.dest.wait_status("running")
+    if since == "ended":
+        f.dest.process.kill()
+    elif since == "paused":
+        f.dest.qmp.execute("stop")
+    else:
+        f.guest.qemu, f.qemu = f.dest, f.dest
+        f.guest.tell(f.guest.POWER_OFF)
+        f.qemu = f.guest.qemu
+    r = f.vecycles[1].run("resolve", f.vm, "--discard", "--socket-dir", f.hosts[1].sockets)
+    assert r.returncode == 61, r.stderr
+    assert handovers(f) == ["left", "arriving"]
 
 
 def test_a_copy_that_runs_is_not_discarded(gated):

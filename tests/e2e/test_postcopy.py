@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from vctest.gate import BATCH, RETURN, WORD, Gate, LateQmp, RefusingQmp
+from vctest.gate import BATCH, RETURN, WORD, WORD_DONE, Gate, LateQmp, QmpGate, RefusingQmp
 from vctest.proc import wait_for
 
 pytestmark = pytest.mark.newer_is_long
@@ -470,3 +470,38 @@ def test_there_is_nothing_to_recover(fleet):
     r = f.vecycle().migrate(f.qemu, f.vecycles[1].address, dest.name, ["--recover"], ok=False)
     assert r["status"] == 12 and "no interrupted postcopy" in r["messages"], r
     f.still_runs_here()
+
+
+def test_a_recovery_leaves_a_vm_alone_that_was_continued_before(slow):
+    """The destination continued it, its answer was lost, and an operator has paused it since."""
+    f = slow
+    f.gate.hold(WORD_DONE, False)
+    p = start_slow(f)
+    assert f.gate.is_held.wait(60)
+    wait_for(lambda: handovers(f)[1] == "settled", 60, "the destination's record")
+    f.dest.qmp.execute("stop")
+    f.gate.cut()
+    assert p.wait() == 62, p.messages()
+    recovers(f, "paused")
+
+
+def test_a_postcopy_that_ended_unseen_can_be_continued_by_a_person(slow):
+    """QEMU completes while its agent waits for an answer, and the agent is killed before the word."""
+    f = slow
+    qmp = QmpGate(f.hosts[0].path("gate.qmp"), f.qemu.qmp_path)
+    f.qemu.qmp_path = qmp.listen
+    qmp.hold("migrate-start-postcopy")
+    p = start_slow(f)
+    assert qmp.is_held.wait(60)
+    f.qemu.qmp.execute("migrate-set-parameters", max_postcopy_bandwidth=0)
+    qmp.hold("query-migrate")  # and the switch is asked for
+    wait_for(lambda: migration(f.dest) == "completed", 60, "all of the VM to arrive")
+    f.vecycles[0].agent.kill()
+    qmp.cut()
+    f.gate.cut()
+    p.wait()
+    f.vecycles[0].start_agent([f.vecycles[0].address])
+    assert not f.dest.is_running() and handovers(f)[1] == "arriving", "nobody gave the word"
+    r = f.vecycles[1].run("resolve", f.vm, "--run", "--force", "--socket-dir", f.hosts[1].sockets)
+    assert r.returncode == 0 and f.dest.is_running(), r.stderr
+    assert not f.qemu.is_running()

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from vctest.gate import EOF, SHUT, WORD, WORD_DONE, Gate, hello, ping
+from vctest.gate import BATCH, EOF, SHUT, WORD, WORD_DONE, Gate, hello, ping
 from vctest.proc import wait_for
 
 PRELOAD = Path(__file__).resolve().parents[1] / "support" / "preload"
@@ -222,6 +222,50 @@ def test_the_word_waits_for_a_disk_that_hangs_at_the_record(gated, tmp_path, cal
     assert p.wait() == 0, p.messages()
     runs_there(f)
     wait_handovers(f, "settled", "settled")
+
+
+@pytest.mark.parametrize("frame,side", [(WORD, SOURCE), (WORD_DONE, DESTINATION), (None, None)])
+def test_a_store_that_hangs_at_a_checkpoint_keeps_the_record_right(gated, tmp_path, frame, side):
+    """How much was sent is noted all the same, and the rest once the disk answers."""
+    f = gated()
+    trigger, fifo = tmp_path / "trigger", tmp_path / "disk"
+    os.mkfifo(fifo)
+    restart_with(f.vecycles[0], tmp_path, "hang_at_handover", VC_HANG_TRIGGER=str(trigger),
+                 VC_HANG_FIFO=str(fifo), VC_HANG_IN="other")
+    f.gate.hold(BATCH, SOURCE)
+    p = start(f, "--dead-peer", "30")
+    assert f.gate.is_held.wait(60), p.messages()
+    trigger.touch()
+    f.gate.hold(SHUT, DESTINATION)
+    assert f.gate.is_held.wait(60), p.messages()
+    wait_for(lambda: "has not taken a write" in p.messages(), 60, "the disk to be found hanging")
+    if frame:
+        f.gate.hold(frame, side)
+        assert f.gate.is_held.wait(60), p.messages()
+        f.gate.refuse()
+        f.gate.cut()
+    else:
+        f.gate.release()
+        f.dest.wait_status("running")
+    os.close(os.open(fifo, os.O_WRONLY))
+    assert p.wait() == (61 if frame else 0), p.messages()
+    f.gate.refuse(False)
+    wait_handovers(f, "settled", "settled")
+    runs_there(f)
+
+
+def test_a_destination_is_not_told_to_quit_before_that_is_recorded(gated, tmp_path):
+    f = gated()
+    trigger = restart_refusing(f.vecycles[0], tmp_path)
+    p = held(f, SHUT, DESTINATION)
+    trigger.touch()
+    f.qemu.qmp.execute("migrate_cancel")
+    assert p.wait() == 60, p.messages()
+    f.gate.release()
+    f.still_runs_here()
+    trigger.unlink()
+    wait_handovers(f, "settled", "void")
+    assert "told to quit" not in f.vecycles[1].log.read_text().split("the source gave the migration up")[0]
 
 
 def restart_refusing(vecycle, tmp_path):

@@ -241,37 +241,38 @@ extern const enum actor transition_actors[N_TRANSITIONS];
 
 /* Each is a rule of the design turned into what the text says; the explorer must find what comes of
  * it. */
-#define MODEL_RULES(X)                                                                            \
-    X(ERRNO_IS_GONE, "source: a socket that cannot be reached means that QEMU is gone")           \
-    X(ERRNO_IS_NEVER_RAN, "destination: the same, for a decision that is repeated")               \
-    X(ANY_ERROR_IS_NEVER_RAN,                                                                     \
-      "source: whatever the destination did not do means that the VM never ran")                  \
-    X(RUN_UNGUARDED, "resolve --run at the destination while it is arriving")                     \
-    X(OTHERS_ARE_OURS, "completed means this migration, whichever it was")                        \
-    X(OTHERS_ARE_OURS_LEFT, "the same, once the record says left")                                \
-    X(DIAL_BEFORE_KEPT, "continued here: told before it is written")                              \
-    X(NO_ABOUT_TO_RUN, "cont at the destination without a record of it")                          \
-    X(ANY_PID, "the pid of whoever called listen() is QEMU's")                                    \
-    X(SETTLED_NOT_KEPT,                                                                           \
-      "a failure past START, or a VM that was continued here, is settled at once")                \
-    X(PRELAUNCH_IS_RUN, "prelaunch shows that the VM was continued here")                         \
-    X(COUNTS_ARE_RUN, "other counts show that the VM was continued here")                         \
-    X(KEPT_FORGETS_TOLD, "kept does not remember that a decision may have been sent")             \
-    X(NO_QUERY_MIGRATE, "cont at the source without a look at query-migrate")                     \
-    X(RESUME_IGNORED, "RESUME after completed means nothing")                                     \
-    X(LATE_RESUME_IGNORED, "RESUME means nothing while the answer to the decision is waited for") \
-    X(LOOK_BEFORE_LEFT, "the look comes before left is durable, not behind it")                   \
-    X(KEPT_BEFORE_CONT, "after NEVER_RAN the record says kept before cont")                       \
-    X(INMIGRATE_SETTLES, "a decision for a QEMU that waits is settled")                           \
-    X(ABANDON_UNSEEN, "abandon without a look at the destination's QEMU")                         \
-    X(QUIT_ANYBODY, "quit without proof who that QEMU is")                                        \
-    X(SUSPEND_TOLD_FIRST, "WORD_DONE before settled, where the VM stays as it is")                \
-    X(NO_WATCH, "nobody looks at the source's QEMU while left is open")                           \
-    X(SHUT_BEFORE_NOTE, "the counts are noted after QEMU could complete")                         \
-    X(CONNECTION_OPTIONAL, "NEVER_RAN over a connection that was made later")                     \
-    X(BROKEN_IS_UNBROKEN, "the end of a QMP connection is the end of its QEMU")                   \
-    X(VOID_AFTER_NEVER_RAN, "void is written behind NEVER_RAN")                                   \
-    X(WATCH_IS_DECISION, "resolve --run at the destination because others had continued it there")
+#define MODEL_RULES(X)                                                                             \
+    X(ERRNO_IS_GONE, "source: a socket that cannot be reached means that QEMU is gone")            \
+    X(ERRNO_IS_NEVER_RAN, "destination: the same, for a decision that is repeated")                \
+    X(ANY_ERROR_IS_NEVER_RAN,                                                                      \
+      "source: whatever the destination did not do means that the VM never ran")                   \
+    X(RUN_UNGUARDED, "resolve --run at the destination while it is arriving")                      \
+    X(OTHERS_ARE_OURS, "completed means this migration, whichever it was")                         \
+    X(OTHERS_ARE_OURS_LEFT, "the same, once the record says left")                                 \
+    X(DIAL_BEFORE_KEPT, "continued here: told before it is written")                               \
+    X(NO_ABOUT_TO_RUN, "cont at the destination without a record of it")                           \
+    X(ANY_PID, "the pid of whoever called listen() is QEMU's")                                     \
+    X(SETTLED_NOT_KEPT,                                                                            \
+      "a failure past START, or a VM that was continued here, is settled at once")                 \
+    X(PRELAUNCH_IS_RUN, "prelaunch shows that the VM was continued here")                          \
+    X(COUNTS_ARE_RUN, "other counts show that the VM was continued here")                          \
+    X(KEPT_FORGETS_TOLD, "kept does not remember that a decision may have been sent")              \
+    X(NO_QUERY_MIGRATE, "cont at the source without a look at query-migrate")                      \
+    X(RESUME_IGNORED, "RESUME after completed means nothing")                                      \
+    X(LATE_RESUME_IGNORED, "RESUME means nothing while the answer to the decision is waited for")  \
+    X(LOOK_BEFORE_LEFT, "the look comes before left is durable, not behind it")                    \
+    X(KEPT_BEFORE_CONT, "after NEVER_RAN the record says kept before cont")                        \
+    X(INMIGRATE_SETTLES, "a decision for a QEMU that waits is settled")                            \
+    X(ABANDON_UNSEEN, "abandon without a look at the destination's QEMU")                          \
+    X(QUIT_ANYBODY, "quit without proof who that QEMU is")                                         \
+    X(SUSPEND_TOLD_FIRST, "WORD_DONE before settled, where the VM stays as it is")                 \
+    X(NO_WATCH, "nobody looks at the source's QEMU while left is open")                            \
+    X(SHUT_BEFORE_NOTE, "the counts are noted after QEMU could complete")                          \
+    X(CONNECTION_OPTIONAL, "NEVER_RAN over a connection that was made later")                      \
+    X(BROKEN_IS_UNBROKEN, "the end of a QMP connection is the end of its QEMU")                    \
+    X(VOID_AFTER_NEVER_RAN, "void is written behind NEVER_RAN")                                    \
+    X(WATCH_IS_DECISION, "resolve --run at the destination because others had continued it there") \
+    X(OTHERS_ARE_OURS_LIVE, "completed means this migration, while its session is there")
 
 enum broken {
 #define X(id, text) id,

@@ -199,7 +199,8 @@ static void take_verdict(struct steps *out, const struct state *s)
             else
                 to->sat = S_KEEP;
         }
-    } else if (s->mig == MIG_OURS) {
+    } else if (s->mig == MIG_OURS ||
+               (s->mig == MIG_OTHER && is_broken(out, OTHERS_ARE_OURS_LIVE))) {
         step(out, s, T_S_COMPLETED)->sat = S_DONE;
     } else if (s->mig == MIG_FAILED || s->mig == MIG_OTHER) {
         to = step(out, s, T_S_FAILED);

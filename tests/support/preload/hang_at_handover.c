@@ -9,11 +9,13 @@
 #include <unistd.h>
 
 /* Preloaded into vecycle: the first write to a VM's handover record (VC_HANG_IN=write), or sync of
- * it (sync), that finds the file VC_HANG_TRIGGER removes that file, and waits until somebody opens
- * the FIFO VC_HANG_FIFO for writing. Then it is done as if nothing had been. VC_HANG_AFTER: so many
- * that find it are let pass before. */
+ * it (sync), or write to another file of the VM's in the store (other), that finds the file
+ * VC_HANG_TRIGGER removes that file, and waits until somebody opens the FIFO VC_HANG_FIFO for
+ * writing. Then it is done as if nothing had been. VC_HANG_AFTER: so many that find it are let pass
+ * before. */
 
-static int is_record(int fd)
+/* 1: a handover record; 2: another file of a VM in the store. */
+static int kind_of(int fd)
 {
     char link[64], path[512];
     const char *name;
@@ -25,7 +27,7 @@ static int is_record(int fd)
         return 0;
     path[n] = '\0';
     name = strrchr(path, '/');
-    return name && !strcmp(name, "/handover");
+    return name && !strcmp(name, "/handover") ? 1 : strstr(path, "/store/vms/") ? 2 : 0;
 }
 
 static void perhaps_hang(int fd, const char *call)
@@ -36,7 +38,8 @@ static void perhaps_hang(int fd, const char *call)
     static int passed;
     const char *after = getenv("VC_HANG_AFTER");
 
-    if (!in || !trigger || !fifo || strcmp(in, call) != 0 || !is_record(fd) ||
+    if (!in || !trigger || !fifo ||
+        (strcmp(in, "other") ? kind_of(fd) != 1 || strcmp(in, call) : kind_of(fd) != 2) ||
         access(trigger, F_OK) != 0 || passed++ < (after ? atoi(after) : 0) ||
         unlinkat(AT_FDCWD, trigger, 0) < 0)
         return;
