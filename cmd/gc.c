@@ -8,6 +8,9 @@
 
 #include "cmd.h"
 
+/** A smaller limit is a unit that was forgotten. */
+#define LEAST_LIMIT_BYTES (1u << 20)
+
 /* gc and policy: what the store forgets. */
 
 static int run_gc(struct cmd_common *c, int argc, char **argv);
@@ -85,6 +88,9 @@ static int take_size(const struct cmd *cmd, uint64_t zero, uint64_t *out)
 {
     if (!parse_limit(optarg, out))
         return cmd_usage(cmd, "'%s' is not a size", optarg);
+    if (*out && *out < LEAST_LIMIT_BYTES)
+        return cmd_usage(cmd, "'%s' is less than 1M, and 0 means no room: is there a unit missing?",
+                         optarg);
     if (*out == 0)
         *out = zero;
     return -1;
@@ -264,9 +270,9 @@ static int run_policy(struct cmd_common *c, int argc, char **argv)
         if (strcmp(argv[optind + 1], vecycle_policy_name((enum vecycle_policy)p)) != 0)
             continue;
         cmd_become_owner(c);
-        return vecycle_store_set_policy(&c->context, argv[optind], (enum vecycle_policy)p, &err)
-                   ? cmd_fail(c, &err)
-                   : 0;
+        if (vecycle_store_set_policy(&c->context, argv[optind], (enum vecycle_policy)p, &err))
+            return cmd_fail(c, &err);
+        return c->json ? show_policy(c, argv[optind]) : 0;
     }
     return cmd_usage(&cmd_policy, "'%s' is not a policy", argv[optind + 1]);
 }

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
 #include <signal.h>
@@ -255,6 +256,18 @@ static void have_standard_fds(void)
         close(fd);
 }
 
+/* What a command printed, and could not: on a full disk, for example. Whoever closed the pipe does
+ * not want it. */
+static int end(int status, bool must_print)
+{
+    if ((fflush(stdout) || ferror(stdout)) && errno != EPIPE) {
+        fprintf(stderr, "vecycle: cannot write to standard output: %s\n", strerror(errno));
+        if (!status && must_print)
+            return -VECYCLE_E_FAILED;
+    }
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     struct cmd_common c = {.context = {.log = cmd_log}};
@@ -270,7 +283,7 @@ int main(int argc, char **argv)
     }
     if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         help(stdout);
-        return 0;
+        return end(0, true);
     }
     if (!strcmp(argv[1], "--version")) {
         printf("vecycle %s\n", vecycle_version());
@@ -278,7 +291,8 @@ int main(int argc, char **argv)
     }
     for (size_t i = 0; i < N_COMMANDS; i++)
         if (!strcmp(argv[1], commands[i]->name))
-            return commands[i]->run(&c, argc - 1, argv + 1);
+            return end(commands[i]->run(&c, argc - 1, argv + 1),
+                       commands[i] != &cmd_migrate && commands[i] != &cmd_proxy);
     fprintf(stderr, "vecycle: no command '%s' (try 'vecycle --help')\n", argv[1]);
     return -VECYCLE_E_USAGE;
 }

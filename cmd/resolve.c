@@ -23,7 +23,8 @@ const struct cmd cmd_resolve = {
         "      --to DESTINATION     where the other host is, if not where it was\n"
         "      --run                continue the VM on this host\n"
         "      --force              with --run: although it may run on the other host, as far as\n"
-        "                           this one knows. Make certain first that it does not\n"
+        "                           this one knows; with --discard at a destination: although\n"
+        "                           it may have run here. Make certain first that it does not\n"
         "      --discard            this host's VM does not count\n"
         "      --qmp PATH           source: the VM's QMP socket, if it has moved\n"
         "      --socket-dir DIR     where QEMU's sockets are (default /run/vecycle)\n"
@@ -115,8 +116,9 @@ static int parse(struct cmd_common *c, struct request *r, int argc, char **argv)
         status = cmd_check_words(&cmd_resolve, argc - optind, 1, 1);
     if (status < 0 && asked > 1)
         status = cmd_usage(&cmd_resolve, "--retry, --run and --discard exclude each other");
-    if (status < 0 && r->o.force && r->how != VECYCLE_RESOLVE_RUN)
-        status = cmd_usage(&cmd_resolve, "--force goes with --run");
+    if (status < 0 && r->o.force && r->how != VECYCLE_RESOLVE_RUN &&
+        r->how != VECYCLE_RESOLVE_DISCARD)
+        status = cmd_usage(&cmd_resolve, "--force goes with --run or --discard");
     return status < 0 ? cmd_find_store(c) : status;
 }
 
@@ -127,7 +129,8 @@ static const char *const sayings[][3] = {
      "vecycle resolve --retry looks again, and tells the other host"},
     {"left", "it has left to '%s', which has not confirmed that it runs",
      "vecycle resolve --retry tells the other host again"},
-    {"kept", "it stays here: '%s' is to be told, or has not confirmed, that its copy never runs",
+    {"kept",
+     "it is this host's: '%s' is to be told, or has not confirmed, that its copy never runs",
      "vecycle resolve --retry tells it"},
     {"arriving", "it is arriving, or has arrived, from '%s', and waits for its word",
      "vecycle resolve --retry on the source gives it"},
@@ -190,9 +193,21 @@ static void print_outcome(struct cmd_common *c, const char *uuid)
     struct vecycle_error ignored;
     struct vecycle_vm vm;
 
-    if (c->verbose < 0 || c->json)
+    bool known = vecycle_store_show(&c->context, uuid, &vm, &ignored) == 0;
+
+    if (c->json) {
+        struct json_object *o = json_object_new_object();
+
+        json_object_object_add(o, "vm", json_object_new_string(uuid));
+        json_object_object_add(o, "handover", json_object_new_string(known ? vm.handover : "none"));
+        json_object_object_add(o, "peer", json_object_new_string(known ? vm.handover_peer : ""));
+        puts(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN));
+        json_object_put(o);
         return;
-    if (vecycle_store_show(&c->context, uuid, &vm, &ignored) == 0 && !strcmp(vm.handover, "kept"))
+    }
+    if (c->verbose < 0)
+        return;
+    if (known && !strcmp(vm.handover, "kept"))
         printf("%s: it runs here; '%s' is still to be told (vecycle resolve --retry)\n", uuid,
                vm.handover_peer);
     else

@@ -244,7 +244,7 @@ static void show_text(const struct vecycle_vm *vm)
     if (is_open(vm))
         printf("unsettled    %s '%s' since %s ago: see `vecycle resolve`\n",
                !strcmp(vm->handover, "left")   ? "it left to"
-               : !strcmp(vm->handover, "kept") ? "it stays here, and was leaving to"
+               : !strcmp(vm->handover, "kept") ? "it is this host's, and was leaving to"
                                                : "it arrived from",
                vm->handover_peer, age(vm->handover_unix));
 }
@@ -302,6 +302,7 @@ static int run_verify(struct cmd_common *c, int argc, char **argv)
 static int run_rm(struct cmd_common *c, int argc, char **argv)
 {
     struct vecycle_error err;
+    struct json_object *removed, *o;
     bool force = false;
     int status = parse(c, &cmd_rm, rm_options, &force, argc, argv, 1, 1000);
 
@@ -311,5 +312,13 @@ static int run_rm(struct cmd_common *c, int argc, char **argv)
     for (int i = optind; i < argc; i++)
         if (vecycle_store_remove(&c->context, argv[i], force, &err))
             return cmd_fail(c, &err);
+    if (!c->json)
+        return 0;
+    o = json_object_new_object();
+    removed = json_object_new_array();
+    for (int i = optind; i < argc; i++)
+        json_object_array_add(removed, json_object_new_string(argv[i]));
+    json_object_object_add(o, "removed", removed);
+    print_json(o);
     return 0;
 }

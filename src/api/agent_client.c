@@ -106,7 +106,8 @@ static int follow(struct call *c, struct vc_cancel *cancel)
                 return vc_err_set_errno(c->err, VC_E_FAILED, "cannot tell the agent to cancel");
         }
         if (p[0].revents && !read_lines(c))
-            return vc_err_set_hint(c->err, VC_E_FAILED, "see its log; `vecycle resolve` may help",
+            return vc_err_set_hint(c->err, VC_E_FAILED,
+                                   "`vecycle resolve` tells where the VM is, the agent's log why",
                                    "the agent ended before the migration did");
     }
     return c->rc;

@@ -141,6 +141,8 @@ int vecycle_resolve_show(const struct vecycle_context *c, const char *vm,
 
     *out = (struct vecycle_doubt){0};
     if (!rc)
+        put_back(&r);
+    if (!rc)
         rc = vc_session_look_back(&r.settle, &h, out->here, &e);
     if (rc == VC_NOT_FOUND)
         rc = vc_err_set_hint(&e, VC_E_NO_SUCH_VM, "`vecycle ls` lists them",

@@ -132,7 +132,9 @@ static int explain_alert(int alert, const char *peer, struct vc_err *err)
     case SSL_AD_UNKNOWN_CA:
     case SSL_AD_ACCESS_DENIED:
     case SSL_AD_CERTIFICATE_REQUIRED:
-        return vc_err_set_hint(err, VC_E_REFUSED, "both hosts need certificates of one authority",
+        return vc_err_set_hint(err, VC_E_REFUSED,
+                               "both hosts need certificates of one authority, for the names "
+                               "by which they are called",
                                "'%s' does not take this host's certificate: %s", peer,
                                SSL_alert_desc_string_long(alert));
     case SSL_AD_PROTOCOL_VERSION:

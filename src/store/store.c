@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/durable.h"
 #include "store/internal.h"
@@ -183,15 +184,43 @@ static int check_owner(int fd, const char *path, struct vc_err *err)
     return 0;
 }
 
+/* Whether a directory without a format may become a store: nothing is in it but what others who
+ * make the same one have begun. */
+static bool may_become_store(int root_fd)
+{
+    int fd = openat(root_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    const struct dirent *e;
+    bool may = d != NULL;
+
+    while (may && (e = readdir(d))) {
+        const char *end = strstr(e->d_name, ".format.new");
+
+        may = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") ||
+              !strcmp(e->d_name, "lost+found") || !strcmp(e->d_name, "format") ||
+              !strcmp(e->d_name, "vms") || (end && !end[strlen(".format.new")]);
+    }
+    if (d)
+        closedir(d);
+    else if (fd >= 0)
+        close(fd);
+    return may;
+}
+
 static int check_format(const struct vc_io *io, int root_fd, bool create, const char *root,
                         struct vc_err *err)
 {
     char text[sizeof(format_text)] = "";
     vc_auto_close int fd = io->open(io, root_fd, "format", O_RDONLY);
+    bool is_new = fd < 0 && errno == ENOENT && create;
     char path[VC_PATH_BYTES];
     int rc;
 
-    if (fd < 0 && errno == ENOENT && create)
+    if (is_new && !may_become_store(root_fd))
+        return vc_err_set_hint(err, VC_E_STORE,
+                               "name an empty directory with --store, or a new one",
+                               "'%s' is no store, and there is something else in it", root);
+    if (is_new)
         return write_format(io, root_fd, err);
     if (fd < 0) {
         rc = errno;

@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import struct
+import subprocess
 import threading
 
 import pytest
@@ -360,3 +361,30 @@ def test_unknown_vms(running):
 def test_wrong_arguments(hosts, argv):
     r = hosts[0].run([BINARY, *argv])
     assert r.returncode == 2 and r.stderr
+
+
+def test_a_directory_with_something_else_in_it_is_no_store(running):
+    other = running.hosts[0].dir / "other"
+    other.mkdir(0o700)
+    (other / "passwd").touch()
+    running.vecycle().store, running.vecycle().control = other, "none"
+    refused(running, 40, "policy", running.vm, "pinned", words=[str(other), "something else"])
+    dest = running.incoming(1)
+    migrate(running, 40, running.vecycles[1].address, "--name", dest.name, words=[str(other)])
+    assert os.listdir(other) == ["passwd"]
+
+
+def test_what_cannot_be_printed_is_told(running):
+    with open("/dev/full", "w") as full:
+        r = subprocess.run([BINARY, "ls", "--json", *map(str, running.vecycle().common())], stdout=full,
+                           stderr=subprocess.PIPE, text=True)
+    assert r.returncode == 1 and "standard output" in one_line(r.stderr)
+
+
+def test_each_command_prints_json(running):
+    v = running.vecycle()
+    assert v.json("policy", running.vm, "pinned") == {"policy": "pinned"}
+    running.migrate(1)
+    assert v.json("resolve", running.vm)["handover"] == "settled"
+    assert v.json("resolve", running.vm, "--retry")["handover"] == "settled"
+    assert v.json("rm", running.vm) == {"removed": [running.vm]}

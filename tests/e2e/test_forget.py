@@ -50,7 +50,7 @@ def test_the_text_of_gc_and_policy(fleet):
     assert home.run("policy", f.vm).stdout == "pinned\n"
     assert "pinned" in home.run("ls").stdout
     assert home.json("show", f.vm)["policy"] == "pinned"
-    for bad, status in (["gc", "--quota", "much"], 2), (["gc", "--max-age", "old"], 2), \
+    for bad, status in (["gc", "--quota", "much"], 2), (["gc", "--quota", "10"], 2), (["gc", "--max-age", "old"], 2), \
             (["policy", f.vm, "perhaps"], 2), (["policy", "vm1"], 30), (["policy"], 2):
         r = home.run(*bad)
         assert r.returncode == status and r.stderr, bad
