@@ -50,7 +50,7 @@ static void request(struct json_object *o)
     fuzz_check_error(rc, &err);
     if (rc)
         return;
-    FUZZ_ASSERT(j.kind >= VC_JOB_MIGRATE && j.kind <= VC_JOB_RECEIVE);
+    FUZZ_ASSERT(j.kind >= VC_JOB_MIGRATE && j.kind <= VC_JOB_ABOUT);
     FUZZ_ASSERT(j.security <= VC_CONN_PLAINTEXT);
     check_text(j.peer, sizeof(j.peer));
     check_text(j.name, sizeof(j.name));
