@@ -47,12 +47,17 @@ static int exchange(struct vc_migration *m, uint8_t which, uint64_t limit_ms, bo
     return rc;
 }
 
+/* A way through ssh is for whoever has the keys. */
+static bool agent_can_settle(const struct vc_migration *m)
+{
+    return strncmp(m->o->to, "ssh:", 4) != 0;
+}
+
 /* Who settles what stays open. */
 static const char *settler(const struct vc_migration *m)
 {
-    return strncmp(m->o->to, "ssh:", 4)
-               ? "the agent settles it when it can, or `vecycle resolve --retry`"
-               : "`vecycle resolve --retry` settles it"; /* who has the keys for ssh */
+    return agent_can_settle(m) ? "the agent settles it when it can, or `vecycle resolve --retry`"
+                               : "`vecycle resolve --retry` settles it";
 }
 
 /* Somebody has continued the VM here, or QEMU cannot say that nobody has: the destination's must
@@ -173,7 +178,7 @@ void vc_migration_keep_vm(struct vc_migration *m, bool runs)
 
     if (exchange(m, runs && kept ? VC_WIRE_WORD_DISMISS : VC_WIRE_WORD_ABANDON,
                  vc_link_dead_peer_ms(m->link), &never_ran, &done, &ignored))
-        vc_log(m->o->log, VC_LOG_WARNING,
+        vc_log(m->o->log, agent_can_settle(m) ? VC_LOG_DEBUG : VC_LOG_WARNING,
                "the destination has not confirmed that it gives the VM up (%s)", settler(m));
     else if (done.code && !never_ran)
         vc_log(m->o->log, VC_LOG_ERROR, "the VM is kept here, and '%s' says: %s",
