@@ -98,6 +98,7 @@ static bool look_at(struct vc_settler *s, const struct vc_id *vm, struct vc_hand
     bool has_way;
     int rc = 0;
 
+    o.at_once = true; /* or one VM that is being migrated would hold up the look at all others */
     *open = false;
     if (!read_record(s, vm, h))
         return false;

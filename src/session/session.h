@@ -136,6 +136,7 @@ struct vc_settle_options {
     const struct vc_id *vm;
     const char *socket_dir;   /* of the destination's QEMUs; NULL: leave them */
     const char *qmp_path;     /* source: QEMU's QMP socket, if not where it was; or NULL */
+    bool at_once;             /* vc_session_look_back(): a VM that is in use is not waited for */
     struct vc_cancel *cancel; /* may be NULL */
     const struct vc_log *log;
 };

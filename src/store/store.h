@@ -62,6 +62,7 @@ enum vc_vm_open {
     VC_VM_READ,   /* no lock; VC_NOT_FOUND if there is no such VM */
     VC_VM_WRITE,  /* locked; VC_NOT_FOUND if there is no such VM; VC_E_BUSY if it stays locked */
     VC_VM_CREATE, /* as WRITE, and made if missing */
+    VC_VM_TRY,    /* as WRITE; VC_E_BUSY at once */
 };
 
 /** Opens a VM. WRITE and CREATE recover first: what an interrupted migration had logged becomes the

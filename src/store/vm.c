@@ -46,9 +46,9 @@ static int open_lock(struct vc_vm *vm)
 }
 
 /* 0, VC_E_BUSY, VC_E_CORRUPT, VC_E_STORE; VC_NOT_FOUND: the directory was removed meanwhile. */
-static int lock(struct vc_vm *vm, const char *name, struct vc_err *err)
+static int lock(struct vc_vm *vm, const char *name, uint64_t wait_ms, struct vc_err *err)
 {
-    uint64_t deadline = vc_now_ns() + LOCK_WAIT_MS * VC_NS_PER_MS;
+    uint64_t deadline = vc_now_ns() + wait_ms * VC_NS_PER_MS;
     char path[VC_PATH_BYTES];
     struct stat st;
 
@@ -140,7 +140,7 @@ int vc_vm_open(struct vc_store *s, const struct vc_id *uuid, enum vc_vm_open mod
         close_fds(vm);
         rc = open_dir(vm, mode, name, err);
         if (!rc && mode != VC_VM_READ)
-            rc = lock(vm, name, err);
+            rc = lock(vm, name, mode == VC_VM_TRY ? 0 : LOCK_WAIT_MS, err);
     } while (rc == VC_NOT_FOUND && mode == VC_VM_CREATE);
     if (!rc)
         rc = load(vm, mode, err);

@@ -465,6 +465,7 @@ static void a_locked_vm_is_busy_for_writers_alone(void **state)
     assert_int_equal(vc_vm_open(p->store, &vm_id, VC_VM_READ, &vm, &err), VC_NOT_FOUND);
     vm = open_vm(p->store, VC_VM_CREATE);
     commit_random(vm, NULL, NULL, 10, &m);
+    assert_int_equal(vc_vm_open(p->store, &vm_id, VC_VM_TRY, &other, &err), VC_E_BUSY);
     assert_int_equal(vc_vm_open(p->store, &vm_id, VC_VM_WRITE, &other, &err), VC_E_BUSY);
     assert_int_equal(vc_vm_open(p->store, &vm_id, VC_VM_CREATE, &other, &err), VC_E_BUSY);
     t = begin(vm, NULL, &m);
