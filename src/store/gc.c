@@ -95,6 +95,10 @@ static void look_at_age(struct gc *g, struct candidate *c, int dir_fd, uint64_t 
     bool have = vc_age_read(dir_fd, &noted) == 0, in_use;
     vc_auto_close int lock = -1;
 
+    /* A record alone takes no room, and the other host may still ask for it: its age is counted
+     * from the first look on, and not by a clock that may have jumped. */
+    if (vc_id_is_nil(&c->gen) && !(have && vc_id_is_nil(&noted.gen)))
+        created_s = g->env.wall_s;
     now = vc_age_at(have ? &noted : NULL, &c->gen, created_s, &g->env);
     c->age_s = now.age_s;
     lock = try_lock(g->s->io, dir_fd, &in_use);

@@ -605,6 +605,26 @@ static void a_void_handover_does_not_outlive_the_vm(void **state)
     assert_false(exists(f, 0));
 }
 
+/* The other host may ask for it once more. */
+static void a_record_alone_is_not_aged_by_a_clock_that_jumps(void **state)
+{
+    struct fixture *f = *state;
+    struct vc_handover h = {.state = VC_HANDOVER_SETTLED, .session.b = {9}};
+    struct vc_vm *vm = open_vm(f, 0, VC_VM_CREATE);
+
+    assert_int_equal(vc_handover_begin(vm, &h, &f->err), 0);
+    vc_vm_close(vm);
+    f->env.wall_s += 365 * DAY;
+    assert_int_equal(gc(f), 0);
+    assert_int_equal(f->r.n_evicted, 0);
+    assert_true(exists(f, 0));
+    f->env.wall_s += 15 * DAY;
+    f->env.boot_s += 15 * DAY;
+    assert_int_equal(gc(f), 0);
+    EXPECT(f, VC_GC_AGE, 0);
+    assert_false(exists(f, 0));
+}
+
 static void a_damaged_manifest_is_forgotten_in_time(void **state)
 {
     struct fixture *f = *state;
@@ -1017,6 +1037,7 @@ int main(void)
         TEST(a_dry_run_changes_nothing),
         TEST(an_open_handover_outlives_its_checkpoint),
         TEST(a_void_handover_does_not_outlive_the_vm),
+        TEST(a_record_alone_is_not_aged_by_a_clock_that_jumps),
         TEST(a_damaged_manifest_is_forgotten_in_time),
         TEST(a_lock_that_stays_is_named),
         TEST(a_session_that_waited_for_a_removal_gets_a_new_vm),
