@@ -192,7 +192,6 @@ static void print_outcome(struct cmd_common *c, const char *uuid)
 {
     struct vecycle_error ignored;
     struct vecycle_vm vm;
-
     bool known = vecycle_store_show(&c->context, uuid, &vm, &ignored) == 0;
 
     if (c->json) {
