@@ -37,6 +37,8 @@ NEEDS_NAMESPACES = {"cut link"}
 # What QEMU 7.2 says some time after a migrate_cancel that came in the moment in which it stopped the
 # guest for the switch: docs/internals/faults.md.
 CANCEL_BUG = "bdrv_inactivate_recurse: Assertion"
+# ... and at the next write of a guest that has a disk.
+CANCEL_BUG_WRITE = "bdrv_co_write_req_prepare: Assertion"
 
 
 class Breach(Exception):
