@@ -175,6 +175,12 @@ static int unpack(const struct answer *in, struct addrinfo **out)
     return list ? 0 : EAI_NONAME;
 }
 
+static int take(const struct answer *in, struct addrinfo **out)
+{
+    errno = in->system_errno;
+    return in->rc ? in->rc : unpack(in, out);
+}
+
 static int ask(const struct question *q, struct addrinfo **out)
 {
     vc_auto_close int mine = -1, theirs = -1;
@@ -193,8 +199,7 @@ static int ask(const struct question *q, struct addrinfo **out)
     if (vc_wait_readable(mine, LOOKUP_MS) <= 0 ||
         recv(mine, in, sizeof(*in), 0) != (ssize_t)sizeof(*in))
         return EAI_AGAIN;
-    errno = in->system_errno;
-    return in->rc ? in->rc : unpack(in, out);
+    return take(in, out);
 }
 
 static int find_here(const struct question *q, struct addrinfo **out)
@@ -204,7 +209,7 @@ static int find_here(const struct question *q, struct addrinfo **out)
     if (!in)
         return EAI_MEMORY;
     look_up(q, in);
-    return in->rc ? in->rc : unpack(in, out);
+    return take(in, out);
 }
 
 int vc_names_find(const char *host, const char *port, const struct addrinfo *want,

@@ -351,10 +351,9 @@ class HandoverTorture(Torture):
             return outcome
         if self.theirs:
             return "third party's"
-        if not self.one_runs(5) and "migrate_cancel" in f"{kind} {self.what}" and \
-                CANCEL_BUG_WRITE in f.qemu.process.messages():
-            return "QEMU's bug"  # docs/internals/faults.md
         if not self.one_runs(5):
+            if "migrate_cancel" in f"{kind} {self.what}" and CANCEL_BUG_WRITE in f.qemu.process.messages():
+                return "QEMU's bug"  # docs/internals/faults.md
             raise Breach(f"{len(self.running())} VMs run in the end; {self.records()}, source "
                          f"{self.state(f.qemu)}, destination {self.state(dest)}; {self.said}")
         [q] = self.running()

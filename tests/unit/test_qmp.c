@@ -106,8 +106,9 @@ static void *serve(void *arg)
     return NULL;
 }
 
-/* Starts the server and connects; the client's result. */
-static int converse(struct server *s, struct vc_qmp **q, struct vc_err *err)
+/* Starts such a server and connects; the client's result. */
+static int converse_with(void *(*server)(void *), struct server *s, struct vc_qmp **q,
+                         struct vc_err *err)
 {
     int pair[2];
 
@@ -115,8 +116,14 @@ static int converse(struct server *s, struct vc_qmp **q, struct vc_err *err)
     s->passed_fd = -1;
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
     s->fd = pair[0];
-    assert_int_equal(vc_thread_start(&s->thread, "qmp-server", serve, s, err), 0);
+    assert_int_equal(vc_thread_start(&s->thread, "qmp-server", server, s, err), 0);
     return vc_qmp_from_fd(pair[1], "the socket", q, err);
+}
+
+/* By the script. */
+static int converse(struct server *s, struct vc_qmp **q, struct vc_err *err)
+{
+    return converse_with(serve, s, q, err);
 }
 
 static void end(struct server *s, struct vc_qmp *q)
@@ -525,16 +532,12 @@ static void *trickle(void *arg)
 
 static void a_server_that_trickles_is_given_up(void **state)
 {
-    struct server s = {.passed_fd = -1};
+    struct server s = {0};
     struct vc_err err = VC_ERR_INIT;
-    struct vc_qmp *q = NULL;
-    int pair[2];
+    struct vc_qmp *q;
 
     (void)state;
-    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
-    s.fd = pair[0];
-    assert_int_equal(vc_thread_start(&s.thread, "qmp-server", trickle, &s, &err), 0);
-    assert_int_equal(vc_qmp_from_fd(pair[1], "the socket", &q, &err), VC_E_QMP);
+    assert_int_equal(converse_with(trickle, &s, &q, &err), VC_E_QMP);
     assert_non_null(strstr(err.message, "did not answer qmp_capabilities within 15 s"));
     end(&s, q);
 }
@@ -577,16 +580,12 @@ static void *listen_for_events(void *arg)
 
 static void a_thread_that_takes_events_takes_no_answer(void **state)
 {
-    struct server s = {.passed_fd = -1};
+    struct server s = {0};
     struct listener l = {0};
     struct vc_err err = VC_ERR_INIT;
-    int pair[2];
 
     (void)state;
-    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
-    s.fd = pair[0];
-    assert_int_equal(vc_thread_start(&s.thread, "qmp-server", answer_all, &s, &err), 0);
-    assert_int_equal(vc_qmp_from_fd(pair[1], "the socket", &l.q, &err), 0);
+    assert_int_equal(converse_with(answer_all, &s, &l.q, &err), 0);
     assert_int_equal(vc_thread_start(&l.thread, "qmp-events", listen_for_events, &l, &err), 0);
     for (int i = 0; i < COMMANDS; i++)
         assert_int_equal(vc_qmp_simple(l.q, "stop", &err), 0);
