@@ -340,6 +340,10 @@ def recovers(f, state="running"):
     """Both QEMUs pause the migration, and it can be recovered; the VM ran nowhere else meanwhile."""
     wait_paused(f)
     assert f.qemu.status() != "running"
+    carries_the_rest(f, state)
+
+
+def carries_the_rest(f, state):
     f.qemu.qmp.execute("migrate-set-parameters", max_postcopy_bandwidth=0)
     tries = []
 
@@ -475,7 +479,7 @@ def test_there_is_nothing_to_recover(fleet):
 def test_a_recovery_leaves_a_vm_alone_that_was_continued_before(slow):
     """The destination continued it, its answer was lost, and an operator has paused it since."""
     f = slow
-    f.gate.hold(WORD_DONE, False)
+    f.gate.hold(WORD_DONE, False, aside=True)  # pages pass: QEMU cannot stop a guest that waits for one
     p = start_slow(f)
     assert f.gate.is_held.wait(60)
     wait_for(lambda: handovers(f)[1] == "settled", 60, "the destination's record")
@@ -483,6 +487,20 @@ def test_a_recovery_leaves_a_vm_alone_that_was_continued_before(slow):
     f.gate.cut()
     assert p.wait() == 62, p.messages()
     recovers(f, "paused")
+
+
+def test_a_recovery_reaches_a_qemu_that_answers_nobody(slow):
+    """An operator pauses a VM whose guest waits for a page, so QEMU's main loop waits for the guest."""
+    f = slow
+    p = start_slow(f)
+    f.dest.wait_status("running")
+    f.gate.hold(RETURN, False)
+    assert f.gate.is_held.wait(60), "the guest does not ask for a page"
+    f.gate.cut()
+    assert p.wait() == 62, p.messages()
+    wait_paused(f)
+    f.dest.qmp.send("stop")
+    carries_the_rest(f, "paused")
 
 
 def test_a_postcopy_that_ended_unseen_can_be_continued_by_a_person(slow):
