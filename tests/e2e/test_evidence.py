@@ -481,9 +481,10 @@ def test_what_may_have_run_is_discarded_by_force_alone(gated, since):
     elif since == "paused":
         f.dest.qmp.execute("stop")
     else:
-        f.guest.qemu, f.qemu = f.dest, f.dest
+        f.dest.qmp.execute("set-action", shutdown="pause")
+        f.guest.attach(f.dest)
         f.guest.tell(f.guest.POWER_OFF)
-        f.qemu = f.guest.qemu
+        f.dest.wait_status("shutdown")
     r = f.vecycles[1].run("resolve", f.vm, "--discard", "--socket-dir", f.hosts[1].sockets)
     assert r.returncode == 61, r.stderr
     assert handovers(f) == ["left", "arriving"]
