@@ -306,6 +306,22 @@ static int confirmed(struct round *r, int rc, struct vc_err *err)
         "the VM is kept here, and '%.80s' says: %.120s", r->h->peer, r->a.status.text);
 }
 
+/* Whether its user had paused it before that, the agent that was killed alone could know. */
+static int check_not_left_standing(struct round *r, struct vc_err *err)
+{
+    int rc;
+
+    if (!vc_look_is_left_standing(&r->look))
+        return 0;
+    r->h->told = false;
+    rc = vc_handover_begin(r->v, r->h, err);
+    return rc ? rc
+              : vc_err_set_hint(err, VC_E_UNSETTLED, "--run continues it",
+                                "the VM is this host's alone, and does not run: its QEMU has left "
+                                "it in state '%s'",
+                                r->look.state);
+}
+
 static int settle(struct vc_vm *v, const struct vc_settle_options *o, struct vc_handover *h,
                   struct vc_conn *conn, struct vc_err *err)
 {
@@ -316,6 +332,8 @@ static int settle(struct vc_vm *v, const struct vc_settle_options *o, struct vc_
         rc = confirmed(&r, rc, err);
     else
         rc = heard(&r, rc, err);
+    if (!rc && h->state == VC_HANDOVER_KEPT)
+        rc = check_not_left_standing(&r, err);
     vc_look_end(&r.look);
     if (rc)
         return rc;

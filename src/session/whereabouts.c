@@ -121,3 +121,13 @@ bool vc_look_left_otherwise(const struct vc_look *l, const struct vc_handover *h
     return l->qmp && !strcmp(l->status, "completed") && !vc_run_state_shows_run(l->state) &&
            l->where != VC_VM_LEFT && !h->has_counts;
 }
+
+bool vc_look_is_left_standing(struct vc_look *l)
+{
+    struct vc_qmp_migration m;
+    struct vc_err ignored = VC_ERR_INIT;
+
+    return l->qmp && !vc_qmp_run_state(l->qmp, l->state, &ignored) &&
+           vc_run_state_is_migration(l->state) && !vc_qmp_migration(l->qmp, &m, &ignored) &&
+           has_failed(&m);
+}

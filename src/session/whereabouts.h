@@ -36,4 +36,8 @@ void vc_look_end(struct vc_look *l);
  *  VM may be anywhere. */
 bool vc_look_left_otherwise(const struct vc_look *l, const struct vc_handover *h);
 
+/** Whether the VM still stands where a migration that failed has left it: QEMU 7.2 does not
+ * continue a VM whose switch to postcopy failed. Asks QEMU again; then @l->state is new. */
+bool vc_look_is_left_standing(struct vc_look *l);
+
 #endif

@@ -489,6 +489,31 @@ def test_a_recovery_leaves_a_vm_alone_that_was_continued_before(slow):
     recovers(f, "paused")
 
 
+def test_a_vm_that_its_qemu_has_left_standing_stays_open_until_it_runs(slow):
+    """As QEMU 7.2 does where the switch fails: it does not continue the VM, and the agent that could
+    have done so is dead."""
+    f = slow
+    qemu = saying(f, "running", "postmigrate", 0)
+    f.gate.hold(BATCH, True)
+    p = start_slow(f)
+    assert f.gate.is_held.wait(60)
+    f.vecycles[0].agent.kill()
+    p.wait()
+    wait_for(lambda: migration(f.qemu) == "failed", 60, "QEMU to notice")
+    qemu.n_left = 10 ** 6
+    f.vecycles[0].start_agent([f.vecycles[0].address])
+    wait_for(lambda: handovers(f) == ["kept", "void"], 60, "the destination to know")
+    r = f.vecycles[0].run("resolve", f.vm, "--retry")
+    assert r.returncode == 61 and "'postmigrate'" in r.stderr and "--run" in r.stderr, r.stderr
+    assert handovers(f)[0] == "kept"
+    r = f.vecycles[0].run("resolve", f.vm, "--run")
+    assert r.returncode == 0 and "cont" in qemu.seen, r.stderr
+    qemu.n_left = 0
+    r = f.vecycles[0].run("resolve", f.vm, "--retry")
+    assert r.returncode == 0 and handovers(f) == ["settled", "void"], r.stderr
+    qemu.close()
+
+
 def test_a_recovery_reaches_a_qemu_that_answers_nobody(slow):
     """An operator pauses a VM whose guest waits for a page, so QEMU's main loop waits for the guest."""
     f = slow

@@ -84,6 +84,13 @@ static void await_answer(struct steps *out, const struct state *s)
         end_source_session(step(out, s, T_R_LOST));
         return;
     }
+    if (s->answer == ANS_DONE && s->srec == SR_KEPT && s->sq == SQ_POSTMIGRATE &&
+        s->mig == MIG_FAILED && s->spath == PATH_RIGHT) {
+        to = step(out, s, T_R_STANDS); /* a person has to continue it */
+        to->told = false;
+        end_source_session(to);
+        return;
+    }
     to = step(out, s, T_R_HEARD);
     if (s->answer == ANS_DONE)
         to->sat = S_SETTLE;

@@ -166,6 +166,7 @@ enum actor { BY_AGENT, BY_PERSON, BY_WORLD, BY_THIRD, BY_FAULT, BY_REPAIR };
     X(R_WORD, "resolve.word", AGENT)                                                 \
     X(R_ABANDON, "resolve.abandon", AGENT)                                           \
     X(R_HEARD, "resolve.heard", AGENT)                                               \
+    X(R_STANDS, "resolve.left-standing", AGENT)                                      \
     X(R_LOST, "resolve.lost", AGENT)                                                 \
     X(R_RUN_SOURCE, "resolve.run-source", PERSON)                                    \
     X(R_RUN_DEST, "resolve.run-destination", PERSON)                                 \

@@ -194,14 +194,16 @@ class QmpGate(Gate):
 
 
 class LateQmp(QmpGate):
-    """Of a QEMU that in so many answers gives its migration another status than it has."""
+    """Of a QEMU that in so many answers gives its migration, or itself, another status than it has."""
 
     def __init__(self, listen, to, status, instead, times):
         self.status, self.instead = (json.dumps(s).encode() for s in (status, instead))
-        self.n_left = times
+        self.n_left, self.seen = times, []
         super().__init__(listen, to)
 
     def _line(self, source, sink, line, fds, from_source):
+        if from_source:
+            self.seen.append(json.loads(line).get("execute"))
         if not from_source and self.n_left and self.status in line:
             self.n_left -= 1
             line = line.replace(self.status, self.instead)
