@@ -89,6 +89,10 @@ int vc_target_connect(const char *dir, const char *name, const char *suffix, str
                                      "vecycle-serve(1), QEMU'S SOCKETS",
                                      "user %u of the agent may not connect to '%s/%s%s'",
                                      (unsigned)geteuid(), dir, name, suffix);
+    if (fd < 0 && errno == EAGAIN)
+        return vc_err_set_errno_hint(err, VC_E_DEST_QEMU,
+                                     "does another QMP client keep QEMU busy, or does it hang?",
+                                     "too many wait for '%s%s' in '%s'", name, suffix, dir);
     if (fd < 0)
         return vc_err_set_errno_hint(err, VC_E_DEST_QEMU, "is the destination QEMU running?",
                                      "nobody listens on '%s%s' in '%s'", name, suffix, dir);

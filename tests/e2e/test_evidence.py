@@ -129,6 +129,7 @@ def test_a_destination_qemu_that_cannot_be_reached_may_run_and_the_source_stays_
     f.gate.refuse(False)
     r = retry(f, "--insecure")
     assert r.returncode in (61, 43), r.stderr
+    assert kind != "busy" or r.returncode == 43 or "too many wait" in r.stderr, r.stderr
     assert f.qemu.status() == "postmigrate" and f.dest.status() == "running"
     assert handovers(f) == ["left", "arriving"]
     place.restore()
