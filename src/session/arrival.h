@@ -29,6 +29,7 @@ struct arrival {
     uint64_t features;
     const char *stream_suffix; /* of the socket that QEMU was told to listen on, or NULL */
     bool recorded;             /* a handover was begun */
+    bool continues_record;     /* recover: there is a record of what was interrupted */
     uint8_t found;             /* recover: vc_handover_state of the record that there was */
     bool word_done;    /* it runs here, or is to stay paused here: the source knows, or will ask */
     bool is_void;      /* it will never run here */

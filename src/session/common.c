@@ -118,7 +118,7 @@ static bool may_keep(struct vc_store *store, const struct vc_id *uuid, const str
 }
 
 int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct vc_id *uuid,
-                    bool plaintext, const struct vc_log *log, struct vc_err *err)
+                    bool plaintext, bool recovers, const struct vc_log *log, struct vc_err *err)
 {
     struct vc_err trouble = VC_ERR_INIT;
     char name[VC_ID_TEXT_BYTES];
@@ -127,7 +127,9 @@ int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct v
     *h = (struct vc_holding){.log = log, .store = store, .uuid = *uuid};
     if (!store)
         return 0;
-    rc = vc_vm_open(store, uuid, VC_VM_CREATE, &h->vm, &trouble);
+    rc = vc_vm_open(store, uuid, recovers ? VC_VM_WRITE : VC_VM_CREATE, &h->vm, &trouble);
+    if (rc == VC_NOT_FOUND)
+        return 0;
     if (rc == VC_E_BUSY || rc == VC_E_NOMEM) {
         *err = trouble;
         return rc;
@@ -146,7 +148,7 @@ int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct v
                "the VM's manifest was damaged: its checkpoints are dropped ('%s/vms/%s/manifest')",
                vc_store_root(store), name);
     }
-    h->keeps = may_keep(store, uuid, log);
+    h->keeps = !recovers && may_keep(store, uuid, log);
     if (!h->keeps)
         return 0;
     h->has_lineage = vc_vm_lineage(h->vm, &h->lineage) && h->lineage.exposed == plaintext &&

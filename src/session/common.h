@@ -86,10 +86,12 @@ struct vc_holding {
 };
 /** Opens the VM for writing and its generations. Whatever is wrong with the store turns reuse off,
  *  with a warning, and fails nothing; so does a policy that keeps no checkpoint. @plaintext: kind
- * of the connection, which the lineage must fit: another one is left aside. VC_E_BUSY (the VM is in
- *  another session), VC_E_NOMEM. */
+ * of the connection, which the lineage must fit: another one is left aside. @recovers: the rest of
+ *  a postcopy, which needs the VM's record alone: no checkpoint is used or changed, and a VM that
+ * the store has not got is not made. VC_E_BUSY (the VM is in another session), VC_E_NOMEM. */
 int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct vc_id *uuid,
-                    bool plaintext, const struct vc_log *log, struct vc_err *err) VC_NODISCARD;
+                    bool plaintext, bool recovers, const struct vc_log *log,
+                    struct vc_err *err) VC_NODISCARD;
 /** Of the two generations the one that more pages can be taken from here; NULL: there is none.
  *  @announce_bytes: what each page that it holds costs on the wire to make it known, where that of
  *  `gen` is free (both hosts have it); 0: it costs nothing, or both cost the same. */

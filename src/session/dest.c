@@ -30,7 +30,7 @@ static int connect_qemu(void *opaque, struct vc_err *err)
     if (!a->qmp)
         return vc_target_connect(a->o->socket_dir, a->name, ".sock", err);
     if (a->open.mode == VC_WIRE_MODE_RECOVER)
-        return vc_preempt_recover(a, err);
+        return vc_target_connect(a->o->socket_dir, a->name, a->stream_suffix, err);
     if (a->open.mode == VC_WIRE_MODE_PREEMPT)
         return vc_preempt_incoming(a, err);
     rc = vc_qmp_migrate_fd(a->qmp, VC_QMP_INCOMING, &fd, err);

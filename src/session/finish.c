@@ -24,18 +24,26 @@ bool vc_migration_stays(const struct vc_migration *m)
     return m->o->suspend || !vc_run_state_goes_on(m->state);
 }
 
-/* A word and its answer. 0: *done is filled in; anything else: it is not known what it is. */
+/* A word and its answer. 0: *done is filled in; anything else: it is not known what it is. An
+ * answer does not say to which word: after one that did not come no other word is sent over this
+ * link. */
 static int exchange(struct vc_migration *m, uint8_t which, uint64_t limit_ms, bool *never_ran,
                     struct vc_wire_status *done, struct vc_err *err)
 {
     struct vc_wire_word_msg word = {.word = which, .session = m->session};
     struct vc_link_frame *f;
-    int rc = VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, err);
+    int rc;
 
+    if (m->awaits_answer)
+        return vc_err_set(err, VC_E_PEER_LOST, "'%.80s' has not answered the decision before",
+                          vc_link_peer(m->link));
+    m->awaits_answer = true;
+    rc = VC_SESSION_SEND(m->link, VC_WIRE_WORD, vc_wire_word_encode, &word, err);
     if (!rc)
         rc = vc_inbox_get(&m->inbox, limit_ms, &f);
     if (rc)
         return rc;
+    m->awaits_answer = false;
     *never_ran = f->type == VC_WIRE_NEVER_RAN;
     rc = f->type == VC_WIRE_WORD_DONE || *never_ran
              ? vc_wire_status_decode(f->payload, f->bytes, done, err)

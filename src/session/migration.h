@@ -64,8 +64,10 @@ struct vc_migration {
     uint64_t ask_anyway_ns; /* ... and when it is told to switch although it knows of nothing */
     bool cancelled_late;    /* nothing came of it, and that was said */
     uint64_t next_word_ns;  /* when it is given again, after it was not obeyed */
+    bool awaits_answer;     /* a decision was sent, and no answer has come */
     bool owes_word;         /* recover: the interrupted session had not given it */
-    bool resumed;           /* recover: QEMU has been seen to go on */
+    struct vc_id interrupted; /* recover: that session; nil: there is no record of it */
+    bool resumed;             /* recover: QEMU has been seen to go on */
 };
 
 /** Copies what the pipeline knows into the result, and samples the rate of the intake. */

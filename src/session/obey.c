@@ -225,7 +225,9 @@ static int check_word(struct arrival *a, const struct vc_wire_word_msg *word, st
     if (!vc_id_equal(&word->session, &a->open.session) || !a->qmp || word->word == VC_WIRE_WORD_ASK)
         return vc_err_set(err, VC_E_PROTOCOL, "WORD: about another session");
     if (word->word == VC_WIRE_WORD_ABANDON || word->word == VC_WIRE_WORD_DISMISS)
-        return 0;
+        return a->open.mode == VC_WIRE_MODE_RECOVER
+                   ? vc_err_set(err, VC_E_PROTOCOL, "WORD: of a VM that may run here already")
+                   : 0;
     if (vc_arrival_is_postcopy(a) && a->open.mode != VC_WIRE_MODE_RECOVER)
         has_come = st.stream_bytes;
     if (!has_come)

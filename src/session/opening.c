@@ -250,7 +250,7 @@ static void keep_record(struct arrival *a)
     struct vc_err err = VC_ERR_INIT;
     struct vc_handover h;
 
-    if (!a->holding.vm)
+    if (!a->continues_record)
         return;
     if (vc_handover_get(a->holding.vm, &h, &err)) {
         vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
@@ -317,7 +317,8 @@ static int receive_open(struct arrival *a, struct vc_err *err)
 
 static int open_holding(struct arrival *a, struct vc_err *err)
 {
-    return vc_holding_open(&a->holding, a->o->store, &a->open.vm, is_plaintext(a), a->o->log, err);
+    return vc_holding_open(&a->holding, a->o->store, &a->open.vm, is_plaintext(a),
+                           a->open.mode == VC_WIRE_MODE_RECOVER, a->o->log, err);
 }
 
 /* The session that was interrupted may still be clearing up, and has the VM's lock and the QMP
@@ -335,16 +336,56 @@ static int await_holding(struct arrival *a, struct vc_err *err)
     return rc;
 }
 
+/* Whether the record speaks of what this QEMU takes in. */
+static bool is_of_qemu(const struct arrival *a, const struct vc_handover *h)
+{
+    const struct vc_process *now = vc_qmp_process(a->qmp);
+
+    if (h->state == VC_HANDOVER_NONE)
+        return false;
+    if (vc_process_is_known(now) && vc_process_is_known(&h->qemu))
+        return vc_process_equal(now, &h->qemu);
+    return !strcmp(h->socket, a->name);
+}
+
+/* Only the host that has the rest of the VM's memory may send it. */
+static int check_interrupted(struct arrival *a, struct vc_err *err)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+    struct vc_handover h;
+
+    if (!a->holding.vm || vc_handover_get(a->holding.vm, &h, &ignored) || !is_of_qemu(a, &h))
+        return 0;
+    a->continues_record = true;
+    if (vc_id_equal(&a->open.interrupted, &h.session) ||
+        (vc_id_is_nil(&a->open.interrupted) && !strcmp(h.peer, vc_link_peer(a->link))))
+        return 0;
+    return vc_err_set_hint(err, VC_E_DEST_QEMU, "recover it from that host, by its own agent",
+                           "the rest of the VM is awaited from '%.100s', of another migration",
+                           h.peer);
+}
+
+/* The source's QEMU resumes when this is accepted, and cannot go back then: so QEMU here, if it is
+ * not one that waits for the rest of a postcopy, refuses first. */
+static int find_interrupted(struct arrival *a, struct vc_err *err)
+{
+    int rc = await_holding(a, err);
+
+    if (!rc)
+        rc = find_qemu(a, err);
+    if (!rc)
+        rc = check_interrupted(a, err);
+    return rc ? rc : vc_preempt_recover(a, err);
+}
+
 static int find_vm(struct arrival *a, struct vc_err *err)
 {
     int rc = find_name(a, err);
 
     if (rc)
         return rc;
-    if (a->open.mode == VC_WIRE_MODE_RECOVER) {
-        rc = await_holding(a, err);
-        return rc ? rc : find_qemu(a, err);
-    }
+    if (a->open.mode == VC_WIRE_MODE_RECOVER)
+        return find_interrupted(a, err);
     rc = find_qemu(a, err);
     return rc ? rc : open_holding(a, err);
 }

@@ -199,7 +199,7 @@ int vc_preempt_incoming(struct arrival *a, struct vc_err *err)
     return vc_target_connect(a->o->socket_dir, a->name, SUFFIX, err);
 }
 
-/* A QEMU that is postcopy-paused listens where it is told to. */
+/* A QEMU that is postcopy-paused listens where it is told to, and any other refuses. */
 int vc_preempt_recover(struct arrival *a, struct vc_err *err)
 {
     char path[VC_PREEMPT_PATH_BYTES], short_path[QEMU_PATH_BYTES];
@@ -216,7 +216,7 @@ int vc_preempt_recover(struct arrival *a, struct vc_err *err)
         return VC_E_DEST_QEMU;
     }
     a->stream_suffix = RECOVER_SUFFIX; /* it may take a second connection there */
-    return vc_target_connect(a->o->socket_dir, a->name, RECOVER_SUFFIX, err);
+    return 0;
 }
 
 int vc_preempt_connect(void *opaque, struct vc_err *err)

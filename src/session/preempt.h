@@ -22,8 +22,9 @@ int vc_preempt_migrate(struct vc_migration *m, int *fd_out, struct vc_err *err) 
 /** Has the destination QEMU listen in the socket directory. Returns its main connection, or a
  *  negative code. */
 int vc_preempt_incoming(struct arrival *a, struct vc_err *err);
-/** The same for the rest of an interrupted postcopy, with or without a second connection. */
-int vc_preempt_recover(struct arrival *a, struct vc_err *err);
+/** Has it listen for the rest of an interrupted postcopy, with or without a second connection.
+ *  VC_E_DEST_QEMU: it refuses, as it waits for no such thing. */
+int vc_preempt_recover(struct arrival *a, struct vc_err *err) VC_NODISCARD;
 /** The destination pipeline's connect_preempt; its opaque is the arrival. */
 int vc_preempt_connect(void *arrival, struct vc_err *err);
 /** Removes the socket that QEMU made. */

@@ -36,6 +36,12 @@ static int check_paused(struct vc_migration *m, struct vc_err *err)
     struct vc_qmp_migration now;
     int rc = vc_qmp_migration(m->qmp, &now, err);
 
+    if (!rc && !strncmp(now.status, "postcopy-recover", 16))
+        return vc_err_set_hint(
+            err, VC_E_QEMU_STATE,
+            "wait for it; QEMU before 8.2 hangs in one whose link fails at once, "
+            "and then the VM is lost",
+            "a recovery has begun already (it is '%s')", now.status);
     if (!rc && strcmp(now.status, "postcopy-paused") != 0)
         return vc_err_set_hint(err, VC_E_QEMU_STATE, "migrate without --recover",
                                "there is no interrupted postcopy to recover (it is '%s')",
@@ -137,6 +143,8 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
         vc_log_err(m->o->log, VC_LOG_WARNING, "an old record is overwritten", &trouble);
         return 0;
     }
+    if (h.state != VC_HANDOVER_NONE)
+        m->interrupted = h.session;
     /* LEFT comes before the word; an agent that died may not have come so far. */
     m->owes_word = m->o->recover && (h.state == VC_HANDOVER_LEFT || h.state == VC_HANDOVER_LEAVING);
     if (m->owes_word && h.suspend)
@@ -179,6 +187,7 @@ static int send_open(struct vc_migration *m, struct vc_err *err)
         .vm = m->vm,
         .mode = mode_of(m),
         .window_bytes = VC_SOURCE_WINDOW_BYTES,
+        .interrupted = m->interrupted,
     };
     const struct vc_holding *h = &m->holding;
 
@@ -258,7 +267,8 @@ static int negotiate(struct vc_migration *m, struct vc_err *err)
 
     if (!vc_id_random(&m->session) || !vc_id_random(&m->generation))
         return vc_err_set(err, VC_E_FAILED, "the kernel gives no random numbers");
-    rc = vc_holding_open(&m->holding, m->o->store, &m->vm, is_plaintext(m), m->o->log, err);
+    rc = vc_holding_open(&m->holding, m->o->store, &m->vm, is_plaintext(m), m->o->recover,
+                         m->o->log, err);
     if (!rc)
         rc = refuse_unsettled(m, err);
     if (!rc)

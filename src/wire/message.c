@@ -121,6 +121,8 @@ void vc_wire_open_encode(struct vc_writer *w, const struct vc_wire_open *m)
         write_id(w, &m->generations[i].id);
         vc_write_bytes(w, m->generations[i].root, VC_WIRE_ROOT_BYTES);
     }
+    if (m->mode == VC_WIRE_MODE_RECOVER)
+        write_id(w, &m->interrupted);
 }
 
 int vc_wire_open_decode(const uint8_t *p, size_t n, struct vc_wire_open *m, struct vc_err *err)
@@ -145,6 +147,8 @@ int vc_wire_open_decode(const uint8_t *p, size_t n, struct vc_wire_open *m, stru
     }
     if (m->mode < VC_WIRE_MODE_PROXY || m->mode > VC_WIRE_MODE_REKEY)
         return illegal(err, "OPEN", "unknown mode");
+    if (m->mode == VC_WIRE_MODE_RECOVER)
+        read_id(&r, &m->interrupted);
     return complete(&r, "OPEN", err);
 }
 

@@ -178,6 +178,7 @@ struct vc_wire_open {
     struct vc_wire_lineage lineage;
     uint8_t n_generations;
     struct vc_wire_generation generations[VC_WIRE_MAX_GENERATIONS];
+    struct vc_id interrupted; /* mode 5: the session whose rest this is; nil: not known */
 };
 
 struct vc_wire_accept {

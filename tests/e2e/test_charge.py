@@ -13,6 +13,7 @@ import zstandard
 from vcbatch import INVALIDATE, OPAQUE, RECENT, ZERO, ZSTD, Batch, Run, Seals, encode_batch
 from vcwire import frame
 from vctest import gate
+from vctest.peer import Peer
 from vctest.proc import wait_for
 
 MIB = 1 << 20
@@ -29,54 +30,6 @@ def peak(process, what="VmHWM"):
     """MiB that the process has had resident, at most."""
     with open(f"/proc/{process.pid}/status") as f:
         return next(int(line.split()[1]) // 1024 for line in f if line.startswith(what))
-
-
-class Peer(threading.Thread):
-    """One end of a session: runs `play(self)`, which says what it likes, until the other side ends it."""
-
-    def __init__(self, sock, play):
-        super().__init__(daemon=True)
-        self.sock, self.play, self.seen, self.error = sock, play, [], None
-        self.changed, self.ended = threading.Condition(), threading.Event()
-        self.sent = 0
-        threading.Thread(target=self._listen, daemon=True).start()
-        self.start()
-
-    def say(self, name, payload=b"", **kw):
-        self.raw(frame(name, payload, **kw))
-
-    def raw(self, data):
-        self.sock.sendall(data)
-        self.sent += len(data)
-
-    def await_(self, name):
-        with self.changed:
-            assert self.changed.wait_for(lambda: name in self.seen or self.ended.is_set(), 60)
-        assert name in self.seen, (name, self.seen, self.error)
-
-    def run(self):
-        try:
-            self.play(self)
-            while not self.ended.wait(0.5):
-                self.say("PING", bytes(8))
-        except OSError:
-            self.ended.wait(20)
-
-    def _listen(self):
-        try:
-            with self.sock.makefile("rb") as stream:
-                while head := stream.read(8):
-                    payload = stream.read(int.from_bytes(head[:4], "little"))
-                    with self.changed:
-                        self.seen.append(vcwire.BY_NUMBER[head[4]].name)
-                        self.changed.notify_all()
-                    if self.seen[-1] == "ERROR":
-                        self.error = payload[5:].decode()
-        except OSError:
-            pass
-        self.ended.set()
-        with self.changed:
-            self.changed.notify_all()
 
 
 def hello(role):

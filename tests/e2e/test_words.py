@@ -224,6 +224,29 @@ def test_the_word_waits_for_a_disk_that_hangs_at_the_record(gated, tmp_path, cal
     wait_handovers(f, "settled", "settled")
 
 
+def test_a_late_answer_is_not_taken_for_the_answer_to_another_decision(gated, tmp_path):
+    """The destination's disk hangs before it continues the VM, and somebody continues it here: both run."""
+    f = gated()
+    trigger, fifo = tmp_path / "trigger", tmp_path / "disk"
+    os.mkfifo(fifo)
+    restart_with(f.vecycles[1], tmp_path, "hang_at_handover", VC_HANG_TRIGGER=str(trigger),
+                 VC_HANG_FIFO=str(fifo), VC_HANG_IN="write", VC_HANG_AFTER="0")
+    f.gate.hold(WORD, SOURCE)
+    p = start(f, "--dead-peer", "5")
+    assert f.gate.is_held.wait(90), p.messages()
+    trigger.touch()
+    f.gate.release()
+    wait_for(lambda: not trigger.exists(), 60, "the disk to hang")
+    f.qemu.qmp.execute("cont")
+    assert p.wait(120) == 61, p.messages()
+    assert handovers(f)[0] == "kept"
+    os.close(os.open(fifo, os.O_WRONLY))
+    wait_handovers(f, "kept", "settled")
+    r = f.vecycles[0].run("resolve", f.vm, "--retry")
+    assert r.returncode == 61 and "both run" in r.stderr, r.stderr
+    assert handovers(f) == ["kept", "settled"]
+
+
 @pytest.mark.parametrize("frame,side", [(WORD, SOURCE), (WORD_DONE, DESTINATION), (None, None)])
 def test_a_store_that_hangs_at_a_checkpoint_keeps_the_record_right(gated, tmp_path, frame, side):
     """How much was sent is noted all the same, and the rest once the disk answers."""

@@ -258,6 +258,8 @@ def _open(r, _):
     if n > 64:
         raise Bad("message", f"{n} generations")
     m["generations"] = [(r.id(), r.take(32)) for _ in range(n)]
+    if m["mode"] == 5:
+        m["interrupted"] = r.id()
     return m
 
 
@@ -398,7 +400,8 @@ def _enc_lineage(m):
 def _enc_open(m):
     out = m["session"] + m["vm"] + _u(1, m["mode"]) + str8(m["name"]) + _u(4, m["window"])
     out += _u(1, m["has_lineage"]) + (_enc_lineage(m) if m["has_lineage"] else b"")
-    return out + _u(1, len(m["generations"])) + b"".join(i + root for i, root in m["generations"])
+    out += _u(1, len(m["generations"])) + b"".join(i + root for i, root in m["generations"])
+    return out + (m["interrupted"] if m["mode"] == 5 else b"")
 
 
 def _enc_accept(m):

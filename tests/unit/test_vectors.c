@@ -129,6 +129,8 @@ static int open_(const uint8_t *p, size_t n, FILE *f, struct vc_writer *w)
             fprintf(f, "%02x", m.generations[i].id.b[k]);
         print_hex(f, "", m.generations[i].root, VC_WIRE_ROOT_BYTES);
     }
+    if (m.mode == VC_WIRE_MODE_RECOVER)
+        print_hex(f, "interrupted", m.interrupted.b, 16);
     vc_wire_open_encode(w, &m);
     return 0;
 }

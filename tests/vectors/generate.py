@@ -120,6 +120,9 @@ def handshake():
     bad("open-65-generations", "OPEN",
         encode("OPEN", changed(OPEN, generations=[(ident(i), root(i)) for i in range(65)])))
     good("open-rekey", "OPEN", **changed(OPEN, mode=7, name=b""))
+    recovery = changed(OPEN, mode=5, interrupted=ident(0x70))
+    good("open-recover", "OPEN", **recovery)
+    bad("open-recover-cut", "OPEN", encode("OPEN", recovery)[:-16])
     bad("open-mode", "OPEN", encode("OPEN", changed(OPEN, mode=8)))
     bad("open-lineage-flags", "OPEN", encode("OPEN", changed(OPEN, lineage_flags=2)))
     bad("open-trailing", "OPEN", encode("OPEN", OPEN) + b"\0")
