@@ -240,19 +240,23 @@ void vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l)
     h->keeps = false;
 }
 
-bool vc_holding_record(struct vc_holding *h, const struct vc_handover *record)
+int vc_holding_record(struct vc_holding *h, const struct vc_handover *record, struct vc_err *err)
 {
-    struct vc_err err = VC_ERR_INIT;
+    struct vc_err why = VC_ERR_INIT, trouble = VC_ERR_INIT;
 
     if (!h->vm)
-        return false;
-    if (vc_handover_begin(h->vm, record, &err) == 0)
-        return true;
+        return VC_NOT_FOUND;
+    if (vc_handover_begin(h->vm, record, &why) == 0)
+        return 0;
+    if (vc_handover_forget(h->vm, &trouble))
+        return vc_err_set_hint(err, VC_E_STORE, "mend its file system, or give another --store",
+                               "the VM's handover can neither be recorded nor be left out: %.150s",
+                               trouble.message);
     vc_log_err(h->log, VC_LOG_WARNING,
                "the handover is not recorded: should the connection be lost at its very end, "
                "`vecycle resolve` cannot help",
-               &err);
-    return false;
+               &why);
+    return VC_NOT_FOUND;
 }
 
 struct verdict {

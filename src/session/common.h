@@ -102,9 +102,11 @@ void vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l);
 /** Notes who is given the key of the lineage that the holding has: before it goes out. Where the
  *  store cannot note it, a warning says so. @listed: the peer was on this host's list. */
 void vc_holding_share(struct vc_holding *h, const struct vc_conn *peer, bool listed);
-/** Begins the record of the handover. Where the store cannot hold it, a warning says so: plain QEMU
- *  has none either. True: there is one. */
-bool vc_holding_record(struct vc_holding *h, const struct vc_handover *record);
+/** Begins the record of the handover. 0: there is one, to be kept up to date. VC_NOT_FOUND: the
+ * store cannot hold it, which a warning says, and has none: plain QEMU has none either. VC_E_STORE:
+ * one that is not true may be on the disk, and stay there. */
+int vc_holding_record(struct vc_holding *h, const struct vc_handover *record,
+                      struct vc_err *err) VC_NODISCARD;
 /** Whether the generation that was just committed stays once the session has ended: it is not told
  *  as kept where the store's limits demand at once that it goes. Says so if not. */
 bool vc_holding_stays(struct vc_holding *h);

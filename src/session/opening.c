@@ -245,24 +245,29 @@ static int take_start(struct arrival *a, struct vc_err *err)
 
 /* The record of the interrupted session stands, and is settled by this one. Where it cannot be
  * read, the VM goes on without. */
-static void keep_record(struct arrival *a)
+static int keep_record(struct arrival *a, struct vc_err *err)
 {
-    struct vc_err err = VC_ERR_INIT;
+    struct vc_err trouble = VC_ERR_INIT;
     struct vc_handover h;
+    int rc = VC_NOT_FOUND;
+    bool is_open;
 
     if (!a->continues_record)
-        return;
-    if (vc_handover_get(a->holding.vm, &h, &err)) {
-        vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
-        return;
+        return 0;
+    if (vc_handover_get(a->holding.vm, &h, &trouble)) {
+        vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &trouble);
+        return 0;
     }
     a->found = h.state;
-    a->recorded = (h.state == VC_HANDOVER_ARRIVING || h.state == VC_HANDOVER_ABOUT_TO_RUN) &&
-                  vc_holding_record(&a->holding, &h);
-    a->about_to_run = a->recorded && h.state == VC_HANDOVER_ABOUT_TO_RUN;
+    is_open = h.state == VC_HANDOVER_ARRIVING || h.state == VC_HANDOVER_ABOUT_TO_RUN;
+    a->about_to_run = h.state == VC_HANDOVER_ABOUT_TO_RUN;
     vc_settings_take_over(&a->settings, &h);
-    if (a->recorded || (h.n_settings && vc_holding_record(&a->holding, &h)))
+    if (is_open || h.n_settings)
+        rc = vc_holding_record(&a->holding, &h, err);
+    if (!rc)
         vc_settings_record(&a->settings, a->holding.vm);
+    a->recorded = is_open && !rc;
+    return rc < 0 ? rc : 0;
 }
 
 /* What a session that was killed has left in QEMU is not its owner's. */
@@ -277,7 +282,7 @@ static void take_over_settings(struct arrival *a)
     vc_settings_put_back(&a->settings);
 }
 
-static void begin_handover(struct arrival *a)
+static int begin_handover(struct arrival *a, struct vc_err *err)
 {
     struct vc_handover h = {
         .state = VC_HANDOVER_ARRIVING,
@@ -285,19 +290,21 @@ static void begin_handover(struct arrival *a)
         .since_unix = vc_wall_s(),
     };
 
+    int rc;
+
     if (!a->qmp)
-        return;
-    if (a->open.mode == VC_WIRE_MODE_RECOVER) {
-        keep_record(a);
-        return;
-    }
+        return 0;
+    if (a->open.mode == VC_WIRE_MODE_RECOVER)
+        return keep_record(a, err);
     take_over_settings(a);
     snprintf(h.peer, sizeof(h.peer), "%s", vc_link_peer(a->link));
     snprintf(h.socket, sizeof(h.socket), "%s", a->name);
     h.qemu = *vc_qmp_process(a->qmp);
-    a->recorded = vc_holding_record(&a->holding, &h);
+    rc = vc_holding_record(&a->holding, &h, err);
+    a->recorded = !rc;
     if (a->recorded)
         vc_settings_record(&a->settings, a->holding.vm);
+    return rc < 0 ? rc : 0;
 }
 
 /* ---- the whole ---- */
@@ -403,9 +410,10 @@ static int prepare(struct arrival *a, struct vc_err *err)
         rc = vc_wire_start_decode(f->payload, f->bytes, &a->start, err);
     if (!rc)
         rc = take_start(a, err);
+    if (!rc)
+        rc = begin_handover(a, err);
     if (rc)
         return rc;
-    begin_handover(a);
     a->result->base = a->start.base;
     a->result->generation = a->start.generation;
     vc_link_set_phase(a->link, VC_WIRE_PHASE_STREAM);

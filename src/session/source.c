@@ -120,14 +120,21 @@ static int set_up_qemu(struct vc_migration *m, struct vc_err *err)
 
 /* ---- prepare: the other host ---- */
 
-/* What a session that was killed has left in QEMU is not the user's. */
-static void take_over_settings(struct vc_migration *m, const struct vc_handover *h)
+/* What a session that was killed has left in QEMU is not the user's. In a recovery the record of
+ * that session is kept up to date, if there is anything to be settled by us. */
+static int take_over(struct vc_migration *m, const struct vc_handover *h, struct vc_err *err)
 {
+    int rc = VC_NOT_FOUND;
+
     vc_settings_take_over(&m->settings, h);
     if (!m->o->recover)
         vc_settings_put_back(&m->settings);
-    else if (m->recorded || (h->n_settings && vc_holding_record(&m->holding, h)))
+    else if (m->owes_word || h->n_settings)
+        rc = vc_holding_record(&m->holding, h, err);
+    if (!rc)
         vc_settings_record(&m->settings, m->holding.vm);
+    m->recorded = m->owes_word && !rc;
+    return rc < 0 ? rc : 0;
 }
 
 static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
@@ -149,8 +156,9 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
     m->owes_word = m->o->recover && (h.state == VC_HANDOVER_LEFT || h.state == VC_HANDOVER_LEAVING);
     if (m->owes_word && h.suspend)
         snprintf(m->state, sizeof(m->state), "paused");
-    m->recorded = m->owes_word && vc_holding_record(&m->holding, &h); /* to be settled by us */
-    take_over_settings(m, &h);
+    rc = take_over(m, &h, err);
+    if (rc)
+        return rc;
     if ((h.state == VC_HANDOVER_ARRIVING ||
          (h.state == VC_HANDOVER_ABOUT_TO_RUN && !vc_run_state_goes_on(m->state))) &&
         !m->o->recover && vc_process_look(&h.qemu) != VC_PROCESS_GONE &&
@@ -325,7 +333,7 @@ static int start_stream(struct vc_migration *m, int qemu_fd, struct vc_err *err)
     return rc;
 }
 
-static void begin_handover(struct vc_migration *m)
+static int begin_handover(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_handover h = {
         .state = VC_HANDOVER_LEAVING,
@@ -334,16 +342,20 @@ static void begin_handover(struct vc_migration *m)
         .suspend = m->o->suspend,
     };
 
+    int rc;
+
     if (m->o->recover) /* the record of the interrupted session stands */
-        return;
+        return 0;
     snprintf(h.peer, sizeof(h.peer), "%s", m->o->to);
     snprintf(h.socket, sizeof(h.socket), "%s", m->o->qmp_name);
     h.qemu = *vc_qmp_process(m->qmp);
     snprintf(h.tls_hostname, sizeof(h.tls_hostname), "%s",
              m->o->tls_hostname ? m->o->tls_hostname : "");
-    m->recorded = vc_holding_record(&m->holding, &h);
+    rc = vc_holding_record(&m->holding, &h, err);
+    m->recorded = !rc;
     if (m->recorded)
         vc_settings_record(&m->settings, m->holding.vm);
+    return rc < 0 ? rc : 0;
 }
 
 /* ---- the whole ---- */
@@ -375,8 +387,9 @@ static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
     int rc;
 
     if (m->qmp) {
-        begin_handover(m);
-        rc = set_up_qemu(m, err);
+        rc = begin_handover(m, err);
+        if (!rc)
+            rc = set_up_qemu(m, err);
         if (!rc && !m->o->recover && !vc_run_state_goes_on(m->state))
             rc = vc_disks_activate(m->qmp, err);
         if (!rc)

@@ -264,6 +264,18 @@ int vc_handover_begin(struct vc_vm *vm, const struct vc_handover *h, struct vc_e
     return rc ? rc : vc_durable_sync_dir(io, vm->dir_fd, "the VM's directory", err);
 }
 
+int vc_handover_forget(struct vc_vm *vm, struct vc_err *err)
+{
+    const struct vc_io *io = vm->store->io;
+
+    if (vm->handover_fd >= 0)
+        close(vm->handover_fd);
+    vm->handover_fd = -1;
+    if (io->unlink(io, vm->dir_fd, "handover", 0) < 0 && errno != ENOENT)
+        return vc_store_errno(err, "remove", "handover");
+    return 0;
+}
+
 struct vc_handover *vc_handover_edit(struct vc_vm *vm)
 {
     return &vm->handover;

@@ -394,6 +394,9 @@ struct vc_handover {
  *  `h` too. Needs a VM open with CREATE or WRITE. */
 int vc_handover_begin(struct vc_vm *vm, const struct vc_handover *h,
                       struct vc_err *err) VC_NODISCARD;
+/** Removes the record, which nobody keeps up to date any more: a record that could not be begun may
+ *  have reached the disk all the same, and would be believed. VC_E_STORE: it is still there. */
+int vc_handover_forget(struct vc_vm *vm, struct vc_err *err) VC_NODISCARD;
 /** The record that was begun, for changes that the next vc_handover_set() or _note() writes. */
 struct vc_handover *vc_handover_edit(struct vc_vm *vm);
 /** Durably changes the state (any thread, one at a time). */

@@ -492,3 +492,56 @@ def test_idle_connections_do_not_shut_others_out(gated):
     runs_there(f)
     for s in idle:
         s.close()
+
+
+def with_a_record_that_fails(f, side, tmp_path):
+    """There is an older record on both hosts, and the new one of that host fails in its last sync."""
+    f.arrived(1, f.dest)
+    f.migrate(0)
+    f.dest = f.incoming(1)
+    trigger = tmp_path / "trigger"
+    restart_with(f.vecycles[side], tmp_path, "fail_sync", VC_FAIL_TRIGGER=str(trigger), VC_FAIL_NTH="2")
+    trigger.touch()
+
+
+def cut_off(f, p):
+    f.gate.refuse()
+    f.gate.cut()
+    assert p.wait() == 61, p.messages()
+
+
+def test_a_source_without_a_record_decides_nothing_later(gated, tmp_path):
+    """What had reached the disk, and was not kept up to date, would say that no decision was ever sent."""
+    f = gated()
+    assert start(f).wait() == 0
+    with_a_record_that_fails(f, 0, tmp_path)
+    p = held(f, WORD, SOURCE)
+    assert "not recorded" in f.vecycles[0].log.read_text()
+    cut_off(f, p)
+    assert handovers(f) == ["none", "arriving"]
+    f.gate.refuse(False)
+    r = f.vecycles[0].run("resolve", f.vm, "--retry")
+    assert r.returncode == 30, r.stderr
+    assert handovers(f) == ["none", "arriving"] and not f.qemu.is_running() and not f.dest.is_running()
+    r = f.vecycles[1].run("resolve", f.vm, "--run", "--force", "--socket-dir", f.hosts[1].sockets)
+    assert r.returncode == 0 and f.dest.is_running(), r.stderr
+
+
+def test_a_destination_without_a_record_does_not_say_that_the_vm_never_ran(gated, tmp_path):
+    f = gated()
+    assert start(f).wait() == 0
+    with_a_record_that_fails(f, 1, tmp_path)
+    p = held(f, WORD_DONE, DESTINATION)
+    f.dest.wait_status("running")
+    assert "not recorded" in f.vecycles[1].log.read_text()
+    cut_off(f, p)
+    assert handovers(f) == ["left", "none"]
+    f.dest.qmp.execute("stop")  # by its owner
+    f.gate.refuse(False)
+    r = f.vecycles[0].run("resolve", f.vm, "--retry")
+    assert r.returncode == 61 and "knows nothing" in r.stderr, r.stderr
+    f.qemu.qmp.execute("cont")
+    wait_handovers(f, "kept", "none")
+    r = f.vecycles[0].run("resolve", f.vm, "--retry")
+    assert r.returncode == 61 and "knows nothing" in r.stderr, r.stderr
+    assert f.dest.status() == "paused" and f.qemu.is_running()
