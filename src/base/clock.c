@@ -11,6 +11,14 @@ uint64_t vc_now_ns(void)
     return (uint64_t)ts.tv_sec * VC_NS_PER_S + (uint64_t)ts.tv_nsec;
 }
 
+uint64_t vc_boot_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_BOOTTIME, &ts);
+    return (uint64_t)ts.tv_sec * VC_NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
 uint64_t vc_wall_s(void)
 {
     struct timespec ts;

@@ -9,6 +9,8 @@
 
 /** Monotonic time in nanoseconds. */
 uint64_t vc_now_ns(void);
+/** Time since boot in nanoseconds, also while the host was suspended. */
+uint64_t vc_boot_ns(void);
 /** Wall-clock time in seconds since 1970. */
 uint64_t vc_wall_s(void);
 

@@ -31,6 +31,7 @@ struct vc_migration {
     uint64_t old_limit;          /* QEMU's downtime limit before */
     bool recorded;               /* a handover was begun */
     bool completed;              /* QEMU said so, or cannot any more and nothing is missing */
+    struct vc_handover_sum sum;  /* of it, from then on; unknown: QEMU cannot say it any more */
     bool has_begun, is_over;     /* events: QEMU began it; it ended otherwise, or another began */
     bool says_completed;         /* an event: QEMU completed one, and was not asked since */
     bool unknown;                /* whether it completed is not known */

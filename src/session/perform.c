@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "qmp/qmp.h"
 #include "session/migration.h"
+#include "session/whereabouts.h"
 #include "source/flow.h"
 
 /* The source's side while the stream flows: watches QEMU, the pipeline, the peer and the user,
@@ -13,6 +14,8 @@
 
 #define TICK_MS 100
 #define CANCEL_TIMEOUT_MS 30000
+/* QEMU sums up right behind `completed`. */
+#define SUM_TIMEOUT_MS 1000
 /* Time for a process to be gone whose sockets are closed. */
 #define EXIT_TIMEOUT_MS 2000
 
@@ -198,6 +201,20 @@ static int check_own(struct vc_migration *m, struct vc_err *err)
                       "this migration was cancelled in QEMU, which has completed another since");
 }
 
+/* QEMU says `completed` a moment before it has summed up. */
+static void await_sum(struct vc_migration *m, struct vc_qmp_migration *now)
+{
+    uint64_t deadline = vc_now_ns() + SUM_TIMEOUT_MS * VC_NS_PER_MS;
+    struct vc_err ignored = VC_ERR_INIT;
+
+    while (!now->total_ms && vc_now_ns() < deadline) {
+        poll(NULL, 0, 1);
+        if (vc_qmp_migration(m->qmp, now, &ignored))
+            break;
+    }
+    m->sum = vc_sum_of(now);
+}
+
 /* 0: goes on; VC_EOF: completed; an error: failed or cancelled, and the guest goes on here. */
 static int check_migration(struct vc_migration *m, struct vc_err *err)
 {
@@ -214,6 +231,7 @@ static int check_migration(struct vc_migration *m, struct vc_err *err)
         if (rc)
             return rc;
         m->completed = true;
+        await_sum(m, &now);
         m->result->downtime_ms = now.downtime_ms;
         m->result->remaining_bytes = 0;
         return VC_EOF;

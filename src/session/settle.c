@@ -47,6 +47,8 @@ static int update_source(struct vc_vm *v, const struct vc_settle_options *o, str
                                     : "the VM is this host's");
     if (next == VC_HANDOVER_KEPT)
         h->told = h->state == VC_HANDOVER_LEFT || h->has_counts;
+    if (next == VC_HANDOVER_LEFT)
+        h->sum = l->sum;
     h->state = (uint8_t)next;
     return vc_handover_begin(v, h, err);
 }

@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fdio.h"
 #include "session/migration.h"
 #include "session/runstate.h"
@@ -44,6 +45,7 @@ bool vc_migration_record(struct vc_migration *m, enum vc_handover_state state)
     h->suspend |= vc_migration_stays(m);
     h->left_suspended = !strcmp(m->state, "suspended");
     h->told = m->told;
+    h->sum = m->sum;
     if (vc_handover_set(m->holding.vm, state, &err) == 0)
         return true;
     vc_log_err(m->o->log, VC_LOG_ERROR, "the handover is not recorded", &err);
@@ -89,18 +91,32 @@ static int note_in_time(struct vc_migration *m, struct vc_err *err)
     return m->noting.rc;
 }
 
+/* What is known of this migration before QEMU may complete it. The clock is read first: whatever
+ * other migration QEMU has begun until then, its events tell. */
+static void fill_in_note(struct vc_migration *m, const struct vc_source_status *st,
+                         struct vc_handover *h)
+{
+    uint64_t now_ns = vc_boot_ns();
+    struct vc_err ignored = VC_ERR_INIT;
+    bool heard = m->qmp && !vc_migration_take_events(m, &ignored);
+    /* postcopy has another connection, perhaps */
+    bool counts = st->knows_all && !st->package_sent && !m->is_over;
+
+    h->has_counts = true;
+    h->data_records = counts ? st->data_records : UINT64_MAX; /* equal to nothing */
+    h->zero_records = st->zero_records;
+    h->noted_ns = heard && counts ? now_ns : 0;
+}
+
 int vc_migration_note_success(struct vc_migration *m, const struct vc_source_status *st,
                               struct vc_err *err)
 {
-    bool counts = st->knows_all && !st->package_sent; /* postcopy has another connection, perhaps */
     struct vc_handover *h = m->recorded ? vc_handover_edit(m->holding.vm) : NULL;
     int rc = 0;
 
     m->noted = true;
     if (h) {
-        h->has_counts = true;
-        h->data_records = counts ? st->data_records : UINT64_MAX; /* equal to nothing */
-        h->zero_records = st->zero_records;
+        fill_in_note(m, st, h);
         rc = st->store_stuck ? note_in_time(m, err) : vc_handover_note(m->holding.vm, err);
     }
     /* Without a note, whoever reads the record later would take it that no decision was ever sent:

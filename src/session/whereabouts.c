@@ -4,7 +4,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "qmp/qmp.h"
+
+/** What QEMU's milliseconds may be wrong by, at both ends. */
+#define ROUNDING_MS 2
 
 static void in_doubt(struct vc_look *l, const char *why)
 {
@@ -37,10 +41,80 @@ static bool has_failed(const struct vc_qmp_migration *m)
     return !strcmp(m->status, "failed") || !strcmp(m->status, "cancelled");
 }
 
-static bool is_ours(const struct vc_qmp_migration *m, const struct vc_handover *h)
+struct vc_handover_sum vc_sum_of(const struct vc_qmp_migration *m)
 {
-    return h->has_counts && m->data_records == h->data_records &&
-           m->zero_records == h->zero_records;
+    return (struct vc_handover_sum){
+        .total_ms = m->total_ms,
+        .setup_ms = m->setup_ms,
+        .downtime_ms = m->downtime_ms,
+        .sent_bytes = m->ram_transferred,
+        .rounds = m->rounds,
+        .data_pages = m->data_records,
+        .zero_pages = m->zero_records,
+    };
+}
+
+/* *why: what is not as it would be after this migration. */
+static bool is_recorded_one(const struct vc_qmp_migration *m, const struct vc_handover *h,
+                            char why[VC_LOOK_WHY_BYTES])
+{
+    const struct vc_handover_sum *was = &h->sum;
+    struct vc_handover_sum now = vc_sum_of(m);
+
+    if (was->total_ms && !memcmp(&now, was, sizeof(now)))
+        return true;
+    if (!was->total_ms)
+        snprintf(why, VC_LOOK_WHY_BYTES,
+                 "whether its QEMU has completed another migration since is not known: this one "
+                 "was not summed up when it was recorded");
+    else
+        snprintf(why, VC_LOOK_WHY_BYTES,
+                 "its QEMU has completed another migration since (%llu ms, %llu bytes; this one "
+                 "took %llu ms and %llu bytes)",
+                 (unsigned long long)now.total_ms, (unsigned long long)now.sent_bytes,
+                 (unsigned long long)was->total_ms, (unsigned long long)was->sent_bytes);
+    return false;
+}
+
+/* The counts alone are no proof: those of a guest that does nothing are the same each time. But any
+ * other migration has begun after the note, and took no longer than the time since. (QEMU's clock
+ * stands still while the host is suspended, and this one does not.) */
+static bool is_noted_one(const struct vc_qmp_migration *m, const struct vc_handover *h,
+                         char why[VC_LOOK_WHY_BYTES])
+{
+    uint64_t now_ns = vc_boot_ns(), passed_ms;
+
+    if (m->data_records != h->data_records || m->zero_records != h->zero_records) {
+        snprintf(why, VC_LOOK_WHY_BYTES,
+                 "its QEMU's last migration (%llu and %llu pages) is not known to be this one "
+                 "(%lld and %lld)",
+                 (unsigned long long)m->data_records, (unsigned long long)m->zero_records,
+                 (long long)h->data_records, (long long)h->zero_records);
+        return false;
+    }
+    if (!h->noted_ns || now_ns < h->noted_ns || vc_process_look(&h->qemu) != VC_PROCESS_ALIVE) {
+        snprintf(why, VC_LOOK_WHY_BYTES,
+                 "its QEMU's last migration may be a later one than this, of which it is not known "
+                 "when it was about to complete");
+        return false;
+    }
+    passed_ms = (now_ns - h->noted_ns) / VC_NS_PER_MS;
+    if (m->total_ms > passed_ms + ROUNDING_MS)
+        return true;
+    snprintf(why, VC_LOOK_WHY_BYTES,
+             "its QEMU's last migration may be a later one than this: it took %llu ms, and %llu "
+             "ms have passed since this one was about to complete",
+             (unsigned long long)m->total_ms, (unsigned long long)passed_ms);
+    return false;
+}
+
+/* Whether the migration that QEMU completed last is this one, for certain. */
+static bool is_ours(const struct vc_qmp_migration *m, const struct vc_handover *h,
+                    char why[VC_LOOK_WHY_BYTES])
+{
+    if (h->state != VC_HANDOVER_LEAVING)
+        return is_recorded_one(m, h, why);
+    return h->has_counts && is_noted_one(m, h, why);
 }
 
 /* What the QEMU of the record shows. */
@@ -50,28 +124,22 @@ static void classify(struct vc_look *l, const struct vc_handover *h,
     bool completed = !strcmp(m->status, "completed");
     bool leaving = h->state == VC_HANDOVER_LEAVING && !h->has_counts;
     bool suspended = !strcmp(l->state, "suspended");
+    char why[VC_LOOK_WHY_BYTES] = "";
 
     l->runs = !strcmp(l->state, "running");
     if (vc_run_state_shows_run(l->state) && !(suspended && h->left_suspended))
         l->where = VC_VM_HERE;
     else if (leaving && (completed || has_failed(m) || !*m->status || !strcmp(m->status, "none")))
         l->where = VC_VM_HERE; /* and no decision was ever sent */
-    else if (completed && !strcmp(l->state, "postmigrate") && is_ours(m, h))
+    else if (completed && !strcmp(l->state, "postmigrate") && is_ours(m, h, why))
         l->where = VC_VM_LEFT;
     else {
-        char why[sizeof(l->why)], noted[64] = "";
-
-        if (h->has_counts && h->data_records != UINT64_MAX)
-            snprintf(noted, sizeof(noted), ", of %llu and %llu",
-                     (unsigned long long)h->data_records, (unsigned long long)h->zero_records);
-        snprintf(
-            why, sizeof(why),
-            "its QEMU is in state '%s', and its last migration, '%s' (%llu and %llu pages), is "
-            "not known to be this one%s",
-            l->state, m->status, (unsigned long long)m->data_records,
-            (unsigned long long)m->zero_records, noted);
+        if (!*why)
+            snprintf(why, sizeof(why), "its QEMU is in state '%s', and its last migration is '%s'",
+                     l->state, m->status);
         in_doubt(l, why);
     }
+    l->sum = vc_sum_of(m);
 }
 
 void vc_look_at_source(const struct vc_handover *h, const struct vc_id *vm, const char *path,

@@ -9,21 +9,24 @@
  * (docs/internals/handover.md, "What QEMU says of its migration"). */
 
 struct vc_qmp;
+struct vc_qmp_migration;
 
 enum vc_whereabouts {
     VC_VM_IN_DOUBT = 0, /* cannot be told */
     VC_VM_HERE,         /* it is this host's: it was continued here, or this migration failed */
-    VC_VM_LEFT,         /* QEMU completed this migration, and the VM was not continued here */
+    VC_VM_LEFT,         /* QEMU completed this migration last, and does not run the VM */
     VC_VM_GONE,         /* its QEMU is gone for certain */
 };
 
+#define VC_LOOK_WHY_BYTES 200
 struct vc_look {
     enum vc_whereabouts where;
     bool runs;                       /* HERE: it was seen to run */
     struct vc_qmp *qmp;              /* the QEMU of the record, or NULL */
     char state[VC_RUN_STATE_BYTES];  /* of that QEMU, or "" */
-    char why[200];                   /* IN_DOUBT: what stands in the way */
+    char why[VC_LOOK_WHY_BYTES];     /* IN_DOUBT: what stands in the way */
     char status[VC_RUN_STATE_BYTES]; /* query-migrate's, or "" */
+    struct vc_handover_sum sum;      /* LEFT: of this migration */
 };
 
 /** Looks. An error is no evidence: whatever goes wrong is IN_DOUBT. @path: where the QMP socket is,
@@ -31,6 +34,9 @@ struct vc_look {
 void vc_look_at_source(const struct vc_handover *h, const struct vc_id *vm, const char *path,
                        struct vc_look *out);
 void vc_look_end(struct vc_look *l);
+
+/** What a migration that has completed is known by later. */
+struct vc_handover_sum vc_sum_of(const struct vc_qmp_migration *m);
 
 /** Whether by what query-migrate said QEMU completed a migration that is not this one, so that the
  *  VM may be anywhere. */

@@ -45,6 +45,17 @@ static void write_setting(struct vc_writer *w, const struct vc_handover_setting 
     vc_write_u64(w, s->last);
 }
 
+static void write_sum(struct vc_writer *w, const struct vc_handover_sum *s)
+{
+    vc_write_u64(w, s->total_ms);
+    vc_write_u64(w, s->setup_ms);
+    vc_write_u64(w, s->downtime_ms);
+    vc_write_u64(w, s->sent_bytes);
+    vc_write_u64(w, s->rounds);
+    vc_write_u64(w, s->data_pages);
+    vc_write_u64(w, s->zero_pages);
+}
+
 static void encode(const struct vc_handover *h, uint64_t seq, uint8_t slot[SLOT_BYTES])
 {
     struct vc_writer w = vc_writer(slot, USED_BYTES);
@@ -65,6 +76,8 @@ static void encode(const struct vc_handover *h, uint64_t seq, uint8_t slot[SLOT_
                               (h->left_suspended ? LEFT_SUSPENDED : 0)));
     vc_write_u64(&w, h->data_records);
     vc_write_u64(&w, h->zero_records);
+    vc_write_u64(&w, h->noted_ns);
+    write_sum(&w, &h->sum);
     vc_write_u8(&w, (uint8_t)h->n_settings);
     for (uint32_t i = 0; i < h->n_settings; i++)
         write_setting(&w, &h->settings[i]);
@@ -100,6 +113,17 @@ static bool read_process(struct vc_reader *r, struct vc_process *p)
     p->pid_ns = vc_read_u64(r);
     p->time_ns = vc_read_u64(r);
     return pid <= INT32_MAX;
+}
+
+static void read_sum(struct vc_reader *r, struct vc_handover_sum *s)
+{
+    s->total_ms = vc_read_u64(r);
+    s->setup_ms = vc_read_u64(r);
+    s->downtime_ms = vc_read_u64(r);
+    s->sent_bytes = vc_read_u64(r);
+    s->rounds = vc_read_u64(r);
+    s->data_pages = vc_read_u64(r);
+    s->zero_pages = vc_read_u64(r);
 }
 
 static bool read_settings(struct vc_reader *r, struct vc_handover *h)
@@ -139,6 +163,8 @@ static bool read_rest(struct vc_reader *r, struct vc_handover *h)
     h->left_suspended = flags & LEFT_SUSPENDED;
     h->data_records = vc_read_u64(r);
     h->zero_records = vc_read_u64(r);
+    h->noted_ns = vc_read_u64(r);
+    read_sum(r, &h->sum);
     return legal && read_settings(r, h) && vc_read_zero(r, vc_reader_left(r)) && !r->failed;
 }
 

@@ -369,6 +369,12 @@ enum vc_setting_kind {
     VC_SETTING_TEXT = 4,       /* a parameter with text */
 };
 
+/** What QEMU says of a migration for good once it has completed (query-migrate). */
+struct vc_handover_sum {
+    uint64_t total_ms; /* 0: unknown */
+    uint64_t setup_ms, downtime_ms, sent_bytes, rounds, data_pages, zero_pages;
+};
+
 struct vc_handover {
     uint8_t state; /* vc_handover_state */
     struct vc_id session;
@@ -383,8 +389,10 @@ struct vc_handover {
     bool has_counts;       /* source: the destination has reported success, and QEMU was told: */
     uint64_t data_records; /* records of pages with content in the stream ... */
     uint64_t zero_records; /* ... and of zero pages */
-    bool told;             /* KEPT: a decision may have been sent; ABOUT_TO_RUN: one has come */
-    bool left_suspended;   /* source: the guest was in ACPI S3 when it left */
+    uint64_t noted_ns;     /* vc_boot_ns(): until then QEMU had begun no other one; 0: unknown */
+    struct vc_handover_sum sum; /* source, from LEFT on: of this migration */
+    bool told;           /* KEPT: a decision may have been sent; ABOUT_TO_RUN: one has come */
+    bool left_suspended; /* source: the guest was in ACPI S3 when it left */
     uint32_t n_settings;
     struct vc_handover_setting settings[VC_HANDOVER_MAX_SETTINGS];
 };

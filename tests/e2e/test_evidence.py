@@ -266,6 +266,44 @@ def test_a_vm_that_was_continued_and_migrated_on_after_a_lost_word_stays_in_doub
     assert f.qemu.status() == "postmigrate"
 
 
+HALTED = b"\xba\xf8\x03\xb0h\xee\xfa\xf4\xeb\xfd"  # "h" to the serial port; cli; hlt, for ever
+
+
+def boot_halted(f, tmp_path):
+    """A guest that does nothing: all its migrations send as many pages."""
+    image = tmp_path / "halted.img"
+    image.write_bytes((HALTED.ljust(510, b"\0") + b"\x55\xaa").ljust(1 << 15, b"\0"))
+    f.ram_mib = 64
+    f.options = ["-drive", f"file={image},format=raw,if=ide,file.locking=off,snapshot=on"]
+    f.qemu = f.new_qemu(0)
+    f.qemu.serial.settimeout(90)
+    assert f.qemu.serial.recv(1) == b"h"
+
+
+@pytest.mark.newer_qemu
+def test_an_idle_vm_that_was_continued_and_migrated_on_after_a_lost_word_stays_in_doubt(fleet, tmp_path):
+    f = fleet(namespaces=False)
+    boot_halted(f, tmp_path)
+    f.dest = f.incoming(1)
+    f.gate = Gate(f.hosts[1].path("gate"), f.vecycles[1].address)
+    word_lost(f)
+    f.vecycles[0].agent.kill()
+    uri = f"unix:{f.hosts[1].path('plain')}"
+    third = f.new_qemu(1, uri)
+    f.qemu.qmp.execute("cont")
+    f.qemu.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 40, downtime_limit=300)
+    f.qemu.qmp.execute("migrate", uri=uri)
+    f.qemu.wait_migrated()
+    third.wait_status("running")
+    f.gate.refuse(False)
+    f.vecycles[0].start_agent([f.vecycles[0].address])
+    r = retry(f, "--insecure")
+    assert r.returncode == 61 and "completed another migration since" in r.stderr, r.stderr
+    assert handovers(f) == ["left", "arriving"]
+    assert third.is_running() and not f.dest.is_running() and not f.qemu.is_running()
+    f.gate.close()
+
+
 def test_a_reset_of_the_vm_that_has_left_is_no_sign_that_it_ran(gated):
     f = gated
     word_lost(f, WORD_DONE, DESTINATION)

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -99,10 +100,25 @@ def restart_mortal(vecycle, tmp_path, nth):
     return trigger
 
 
-def killed_at_the_record(f, tmp_path, host, nth, completes=True):
+# Longer than whatever a test does after it, on a busy machine too.
+LONG_MS = 20000
+
+
+def held_long(f, *what):
+    """The same, of a migration that takes so long that no later one can have."""
+    f.gate.hold(*what)
+    p = start(f, "--max-bandwidth", "1M")
+    wait_for(lambda: f.qemu.qmp.execute("query-migrate").get("total-time", 0) > LONG_MS, 90,
+             "the migration to take long")
+    f.qemu.qmp.execute("migrate-set-parameters", max_bandwidth=1 << 40)
+    assert f.gate.is_held.wait(90)
+    return p
+
+
+def killed_at_the_record(f, tmp_path, host, nth, completes=True, takes_long=False):
     """A migration in which that host's agent dies in the place of writing a record."""
     trigger = restart_mortal(f.vecycles[host], tmp_path, nth)
-    p = held(f, SHUT, DESTINATION)
+    p = (held_long if takes_long else held)(f, SHUT, DESTINATION)
     trigger.touch()
     f.gate.release()
     f.vecycles[host].agent.wait(60)
@@ -125,7 +141,7 @@ def test_source_agent_dies_before_qemu_may_complete(gated, tmp_path):
 
 def test_source_agent_dies_before_it_has_recorded_that_qemu_completed(gated, tmp_path):
     f = gated()
-    killed_at_the_record(f, tmp_path, 0, 2)
+    killed_at_the_record(f, tmp_path, 0, 2, takes_long=True)
     assert f.dest.status() == "paused"
     assert handovers(f)[0] == "leaving"
     f.vecycles[0].start_agent([f.vecycles[0].address])
@@ -135,12 +151,33 @@ def test_source_agent_dies_before_it_has_recorded_that_qemu_completed(gated, tmp
 
 def test_resolve_retry_asks_qemu_what_became_of_the_migration(gated, tmp_path):
     f = gated()
-    killed_at_the_record(f, tmp_path, 0, 2)
+    killed_at_the_record(f, tmp_path, 0, 2, takes_long=True)
     f.vecycles[0].control = "none"
     wait_for(lambda: f.vecycle().run("resolve", f.vm, "--retry").returncode == 0, 30,
              "the word to be given")
     runs_there(f)
     wait_handovers(f, "settled", "settled")
+
+
+def test_what_qemu_completed_may_be_a_later_migration_where_only_counts_were_recorded(gated, tmp_path):
+    """More time has passed since the note than the migration took: another one has room in it."""
+    f = gated()
+    killed_at_the_record(f, tmp_path, 0, 2)
+    killed_at = time.monotonic()
+    took_s = f.qemu.qmp.execute("query-migrate")["total-time"] / 1000
+    wait_for(lambda: time.monotonic() - killed_at > took_s, 90, "as much time to pass")
+    f.vecycles[0].start_agent([f.vecycles[0].address])
+    r = f.vecycles[0].run("resolve", f.vm, "--retry", "--insecure")
+    assert r.returncode == 61 and "may be a later one" in r.stderr, r.stderr
+    assert "may be a later one" in f.vecycles[0].json("resolve", f.vm, "--insecure")["here"]
+    r = f.vecycles[0].run("resolve", f.vm, "--run")
+    assert r.returncode == 61 and "may be a later one" in r.stderr, r.stderr
+    assert handovers(f) == ["leaving", "arriving"]
+    assert f.dest.status() == "paused" and f.qemu.status() == "postmigrate"
+    r = f.vecycles[0].run("resolve", f.vm, "--run", "--force")
+    assert r.returncode == 0, r.stderr
+    wait_handovers(f, "settled", "void")
+    runs_here(f)
 
 
 def test_source_agent_dies_after_the_vm_runs_at_the_destination(gated, tmp_path):

@@ -23,6 +23,7 @@
  * - One message whose sender has given up is under way at a time, besides the one that is waited
  *   for.
  * - A record is written whole or not at all (tests/unit/test_store_crash.c looks at torn writes).
+ * - Any other migration sends as many records as this one did (the guest does nothing).
  * - Another process with the VM's UUID at a path waits (inmigrate), or, at the source, runs.
  *
  * Third parties may make two VMs run by themselves, and are excused by these rules:
@@ -101,6 +102,7 @@ struct state {
     uint64_t elsewhere : 1;  /* ghost: another migration took it away */
     uint64_t booted : 1;     /* ghost: a third party started it anew at the source */
     uint64_t in_switch : 1;  /* by its events: paused for the switch */
+    uint64_t late : 1;       /* since the note more time has passed than the migration took */
     /* the source's agent and record */
     uint64_t sup : 1, sat : 4, srec : 2, counts : 1, told : 1;
     uint64_t slive : 1;   /* its session */
@@ -196,6 +198,7 @@ enum actor { BY_AGENT, BY_PERSON, BY_WORLD, BY_THIRD, BY_FAULT, BY_REPAIR };
     X(Q_DIES, "the destination's QEMU ends: its stream did", WORLD)                  \
     X(Q_COMPLETES, "the source's QEMU completes", WORLD)                             \
     X(Q_FAILS, "the source's QEMU fails, and goes on", WORLD)                        \
+    X(Q_LATER, "time passes since the note", WORLD)                                  \
     X(A_SOURCE, "the source's agent starts", WORLD)                                  \
     X(A_DEST, "the destination's agent starts", WORLD)                               \
     X(T_CONT_S, "somebody: cont at the source", THIRD)                               \
@@ -273,6 +276,7 @@ extern const enum actor transition_actors[N_TRANSITIONS];
     X(BROKEN_IS_UNBROKEN, "the end of a QMP connection is the end of its QEMU")                    \
     X(VOID_AFTER_NEVER_RAN, "void is written behind NEVER_RAN")                                    \
     X(WATCH_IS_DECISION, "resolve --run at the destination because others had continued it there") \
+    X(COUNTS_ARE_OURS, "as many records mean this migration")                                      \
     X(OTHERS_ARE_OURS_LIVE, "completed means this migration, while its session is there")
 
 enum broken {

@@ -54,13 +54,21 @@ static bool continued_state(const struct steps *out, const struct state *s)
            (s->mig == MIG_OTHER || (s->mig == MIG_OURS && !s->equal));
 }
 
+/* *left* has what QEMU says of this migration and of no other one. Before that the note has only
+ * the counts, and when it was: they tell for as long as no other migration fits in since then. */
+static bool is_ours(const struct steps *out, const struct state *s)
+{
+    if (s->mig == MIG_OTHER && (is_broken(out, OTHERS_ARE_OURS) ||
+                                (is_broken(out, OTHERS_ARE_OURS_LEFT) && s->srec == SR_LEFT) ||
+                                (is_broken(out, COUNTS_ARE_OURS) && s->counts)))
+        return true;
+    return s->mig == MIG_OURS && (s->srec != SR_LEAVING || (s->equal && !s->late));
+}
+
 static enum look look_at_it(const struct steps *out, const struct state *s)
 {
-    bool ours = s->mig == MIG_OURS && s->equal;
+    bool ours = is_ours(out, s);
 
-    if (s->mig == MIG_OTHER && (is_broken(out, OTHERS_ARE_OURS) ||
-                                (is_broken(out, OTHERS_ARE_OURS_LEFT) && s->srec == SR_LEFT)))
-        ours = true;
     if (continued_state(out, s))
         return LOOK_CONTINUED;
     if (s->sq == SQ_POSTMIGRATE && ours && (s->counts || is_broken(out, OTHERS_ARE_OURS)))

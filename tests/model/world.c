@@ -48,6 +48,8 @@ void world_steps(struct steps *out, const struct state *s)
     }
     if (s->mig == MIG_ACTIVE && s->closed && s->sq != SQ_GONE)
         fail_and_go_on(out, step(out, s, T_Q_FAILS));
+    if (s->mig == MIG_OURS && s->srec == SR_LEAVING && s->counts && !s->late)
+        step(out, s, T_Q_LATER)->late = 1;
     if (!s->sup)
         step(out, s, T_A_SOURCE)->sup = 1;
     if (!s->dup)

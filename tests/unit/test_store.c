@@ -798,6 +798,8 @@ static void a_handover_is_remembered(void **state)
     h.suspend = h.has_counts = h.told = h.left_suspended = true;
     h.data_records = UINT64_MAX;
     h.zero_records = 3;
+    h.noted_ns = 4;
+    h.sum = (struct vc_handover_sum){5, 6, 7, 8, 9, 10, 11};
     assert_true(vc_process_read(getpid(), &h.qemu));
     h.n_settings = VC_HANDOVER_MAX_SETTINGS;
     for (unsigned i = 0; i < h.n_settings; i++)
@@ -908,11 +910,11 @@ static void a_handover_with_an_odd_field_is_damaged(void **state)
         {1584, "\2", 1},
         {1585, "\0\0\0\200", 4},
         {1629, "\10", 1},
-        {1646, "\31", 1},
-        {1646, "\1", 1} /* kind 0 */,
-        {1646, "\1\5", 2},
-        {1647, "\1", 1} /* not counted */,
-        {3015, "x", 1},
+        {1710, "\31", 1},
+        {1710, "\1", 1} /* kind 0 */,
+        {1710, "\1\5", 2},
+        {1711, "\1", 1} /* not counted */,
+        {3079, "x", 1},
         {4063, "x", 1},
     };
     struct place *p = *state;
