@@ -70,6 +70,21 @@ static bool read_boot(struct vc_id *out)
     return vc_id_parse(text, out);
 }
 
+/* 32 hexadecimal digits, without an UUID's dashes. */
+static void read_machine(struct vc_id *out)
+{
+    char text[64], id[64];
+    ssize_t n = read_file("/etc/machine-id", text, sizeof(text) - 1);
+
+    *out = (struct vc_id){0};
+    if (n < 32)
+        return;
+    snprintf(id, sizeof(id), "%.8s-%.4s-%.4s-%.4s-%.12s", text, text + 8, text + 12, text + 16,
+             text + 20);
+    if (!vc_id_parse(id, out))
+        *out = (struct vc_id){0};
+}
+
 static uint64_t inode_of(const char *path)
 {
     struct stat st;
@@ -82,6 +97,7 @@ static bool read_frame(struct vc_process *p)
 {
     p->pid_ns = inode_of("/proc/self/ns/pid");
     p->time_ns = inode_of("/proc/self/ns/time");
+    read_machine(&p->machine);
     return p->pid_ns && read_boot(&p->boot);
 }
 
@@ -119,6 +135,20 @@ bool vc_process_equal(const struct vc_process *a, const struct vc_process *b)
            vc_id_equal(&a->boot, &b->boot) && a->pid_ns == b->pid_ns && a->time_ns == b->time_ns;
 }
 
+/* Another boot, as seen from @now: of this machine? */
+static bool is_elsewhere(const struct vc_process *p, const struct vc_process *now)
+{
+    return !vc_id_equal(&p->boot, &now->boot) &&
+           (vc_id_is_nil(&p->machine) || !vc_id_equal(&p->machine, &now->machine));
+}
+
+bool vc_process_is_elsewhere(const struct vc_process *p)
+{
+    struct vc_process now = {0};
+
+    return vc_process_is_known(p) && read_frame(&now) && is_elsewhere(p, &now);
+}
+
 enum vc_process_life vc_process_look(const struct vc_process *p)
 {
     struct vc_process now = {0};
@@ -126,6 +156,8 @@ enum vc_process_life vc_process_look(const struct vc_process *p)
     uint64_t start;
 
     if (!vc_process_is_known(p) || !read_frame(&now))
+        return VC_PROCESS_IN_DOUBT;
+    if (is_elsewhere(p, &now))
         return VC_PROCESS_IN_DOUBT;
     if (!vc_id_equal(&p->boot, &now.boot))
         return VC_PROCESS_GONE;

@@ -10,16 +10,17 @@
 
 /* Which process that was, and whether it is gone for certain: docs/internals/handover.md, "Who QEMU
  * is". A pid alone proves nothing: it is used again, and means another process in another PID
- * namespace and after a reboot.
+ * namespace, after a reboot and on another machine.
  *
  * Thread rule: no shared state. */
 
 struct vc_process {
-    int32_t pid;       /* 0: unknown */
-    uint64_t start;    /* /proc/PID/stat, field 22: clock ticks since boot (proc(5)) */
-    struct vc_id boot; /* /proc/sys/kernel/random/boot_id */
-    uint64_t pid_ns;   /* inode of the namespace in which `pid` was read ... */
-    uint64_t time_ns;  /* ... and of that of `start`; 0: a kernel without time namespaces */
+    int32_t pid;          /* 0: unknown */
+    uint64_t start;       /* /proc/PID/stat, field 22: clock ticks since boot (proc(5)) */
+    struct vc_id boot;    /* /proc/sys/kernel/random/boot_id */
+    struct vc_id machine; /* machine-id(5); nil: it has none */
+    uint64_t pid_ns;      /* inode of the namespace in which `pid` was read ... */
+    uint64_t time_ns;     /* ... and of that of `start`; 0: a kernel without time namespaces */
 };
 
 /** The process of that pid, as this process sees it. False: it cannot be told; *out is unknown. */
@@ -40,6 +41,10 @@ enum vc_process_life {
 };
 /** What has become of it. */
 enum vc_process_life vc_process_look(const struct vc_process *p);
+
+/** Whether it was a process of another machine, or may have been: a record of it was copied, as
+ * with a backup or a cloned disk. */
+bool vc_process_is_elsewhere(const struct vc_process *p);
 
 /** Whether that process was started with the option @name (without its dashes) and, if @value is
  *  not NULL, a value that @value accepts. False too where the command line cannot be read. */

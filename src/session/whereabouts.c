@@ -22,6 +22,9 @@ static void not_reached(struct vc_look *l, const struct vc_handover *h, const ch
     in_doubt(l, why);
     if (vc_process_look(&h->qemu) == VC_PROCESS_GONE)
         l->where = VC_VM_GONE;
+    else if (vc_process_is_elsewhere(&h->qemu))
+        in_doubt(l, "the record is of another machine, or of this one before it had a machine-id: "
+                    "whether the VM runs there is not known here");
     vc_qmp_free(vc_steal_ptr(l->qmp));
     l->state[0] = l->status[0] = '\0';
 }

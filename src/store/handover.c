@@ -32,6 +32,7 @@ static void write_process(struct vc_writer *w, const struct vc_process *p)
     vc_write_u32(w, (uint32_t)p->pid);
     vc_write_u64(w, p->start);
     vc_write_bytes(w, p->boot.b, sizeof(p->boot.b));
+    vc_write_bytes(w, p->machine.b, sizeof(p->machine.b));
     vc_write_u64(w, p->pid_ns);
     vc_write_u64(w, p->time_ns);
 }
@@ -110,6 +111,7 @@ static bool read_process(struct vc_reader *r, struct vc_process *p)
     p->pid = (int32_t)pid;
     p->start = vc_read_u64(r);
     vc_read_copy(r, p->boot.b, sizeof(p->boot.b));
+    vc_read_copy(r, p->machine.b, sizeof(p->machine.b));
     p->pid_ns = vc_read_u64(r);
     p->time_ns = vc_read_u64(r);
     return pid <= INT32_MAX;

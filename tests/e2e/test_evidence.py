@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from vctest.elsewhere import OWN_MOUNTS, Elsewhere, can_have_own_mounts, hide
+from vctest.elsewhere import OWN_MOUNTS, Elsewhere, can_have_own_mounts, hide, seeing
 from vctest.gate import BATCH, EOF, HELLO, SHUT, WORD, WORD_DONE, Gate, QmpGate
 from vctest.proc import wait_for
 from vctest.qemu import Qemu, new_uuid
@@ -315,6 +315,47 @@ def test_a_reset_of_the_vm_that_has_left_is_no_sign_that_it_ran(gated):
     assert r.returncode == 61, r.stderr
     assert f.dest.status() == "running" and not f.qemu.is_running()
     assert handovers(f) == ["left", "settled"]
+
+
+# ---- whose record it is ----
+
+def restarted_elsewhere(f, tmp_path, machine):
+    """The source's agent, after the host was started anew, or its store was copied to another one."""
+    yes, why = can_have_own_mounts()
+    if not yes:
+        pytest.skip(why)
+    v = f.vecycles[0]
+    v.agent.stop()
+    files = {"/proc/sys/kernel/random/boot_id": "11111111-2222-3333-4444-555555555555\n"}
+    if machine is not None:
+        files["/etc/machine-id"] = machine
+    binds = []
+    for path, text in files.items():
+        file = tmp_path / path.rsplit("/", 1)[1]
+        file.write_text(text)
+        binds.append((path, file))
+    v.wrapper = seeing(*binds)
+    v.start_agent([v.address])
+
+
+@pytest.mark.parametrize("machine", ["0123456789abcdef0123456789abcdef\n", "uninitialized\n"])
+def test_a_record_of_another_machine_says_nothing_of_a_qemu(gated, tmp_path, machine):
+    """A store was restored, or its host cloned: the other boot id is not that of a later start."""
+    f = gated
+    word_lost(f)
+    f.vecycles[0].agent.stop()
+    f.qemu.qmp.execute("cont")  # at the real source, by a person
+    place = Elsewhere(f.qemu.qmp_path)
+    place.move()  # which is not there on the other machine
+    f.gate.refuse(False)
+    restarted_elsewhere(f, tmp_path, machine)
+    v = f.vecycles[0]
+    wait_for(lambda: "another machine" in v.log.read_text(), 60, "the agent to look")
+    r = f.hosts[0].run([*v.wrapper, BINARY, "resolve", *v.common(), f.vm, "--retry", "--insecure"])
+    assert r.returncode == 61 and "another machine" in r.stderr, r.stderr
+    assert handovers(f) == ["left", "arriving"]
+    assert f.qemu.is_running() and not f.dest.is_running()
+    place.restore()
 
 
 # ---- hints ----

@@ -133,8 +133,31 @@ static void another_boot_has_ended_all_processes(void **state)
 
     (void)state;
     assert_true(vc_process_read(getpid(), &p));
+    if (vc_id_is_nil(&p.machine)) {
+        print_message("needs a machine-id\n");
+        skip();
+    }
+    assert_false(vc_process_is_elsewhere(&p));
     p.boot.b[3] ^= 1;
     assert_int_equal(vc_process_look(&p), VC_PROCESS_GONE);
+    assert_false(vc_process_is_elsewhere(&p));
+}
+
+static void another_machine_tells_nothing(void **state)
+{
+    struct vc_process p;
+
+    (void)state;
+    assert_true(vc_process_read(getpid(), &p));
+    p.machine.b[3] ^= 1; /* the same boot is of the same machine, whatever it is called */
+    assert_int_equal(vc_process_look(&p), VC_PROCESS_ALIVE);
+    assert_false(vc_process_is_elsewhere(&p));
+    p.boot.b[3] ^= 1;
+    assert_int_equal(vc_process_look(&p), VC_PROCESS_IN_DOUBT);
+    assert_true(vc_process_is_elsewhere(&p));
+    p.machine = (struct vc_id){0};
+    assert_int_equal(vc_process_look(&p), VC_PROCESS_IN_DOUBT);
+    assert_true(vc_process_is_elsewhere(&p));
 }
 
 static void what_cannot_be_told_is_in_doubt(void **state)
@@ -221,6 +244,7 @@ int main(void)
         cmocka_unit_test(a_zombie_whose_threads_live_is_alive),
         cmocka_unit_test(a_pid_that_is_used_again_is_another_process),
         cmocka_unit_test(another_boot_has_ended_all_processes),
+        cmocka_unit_test(another_machine_tells_nothing),
         cmocka_unit_test(what_cannot_be_told_is_in_doubt),
         cmocka_unit_test(the_proc_of_another_pid_namespace_tells_nothing),
         cmocka_unit_test(an_option_is_found_with_its_value),
