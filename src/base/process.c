@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "base/process.h"
 
+#include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -16,6 +18,8 @@
 /** Longer command lines are not looked at: the kernel takes 6 MiB at most (execve(2)), QEMU's are
  *  some KiB long. */
 #define MAX_COMMAND_LINE_BYTES (1u << 20)
+/** The inode of the PID namespace that has all others below it (Linux: PROC_PID_INIT_INO). */
+#define INITIAL_PID_NS 0xeffffffcull
 /** Field 22 of /proc/PID/stat; the second field is in parentheses and may hold anything. */
 #define FIELDS_AFTER_NAME 20
 
@@ -183,8 +187,9 @@ static bool is_option(const char *word, const char *name)
     return !strcmp(word, name);
 }
 
-bool vc_process_has_option(pid_t pid, const char *name,
-                           bool (*value)(void *opaque, const char *text), void *opaque)
+/* 1: so it is; 0: it is not, or has ended; -1: its command line cannot be read. */
+static int has_option(pid_t pid, const char *name, bool (*value)(void *opaque, const char *text),
+                      void *opaque)
 {
     vc_auto_free char *line = malloc(MAX_COMMAND_LINE_BYTES + 1);
     const char *word, *end;
@@ -194,14 +199,90 @@ bool vc_process_has_option(pid_t pid, const char *name,
     snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
     n = line ? read_file(path, line, MAX_COMMAND_LINE_BYTES) : -1;
     if (n <= 0)
-        return false;
+        return n && errno != ENOENT && errno != ESRCH ? -1 : 0;
     line[n] = 0;
     end = line + n;
     for (word = line; word < end; word += strlen(word) + 1) {
         const char *next = word + strlen(word) + 1;
 
         if (is_option(word, name) && (!value || (next < end && value(opaque, next))))
-            return true;
+            return 1;
     }
-    return false;
+    return n < MAX_COMMAND_LINE_BYTES ? 0 : -1;
+}
+
+bool vc_process_has_option(pid_t pid, const char *name,
+                           bool (*value)(void *opaque, const char *text), void *opaque)
+{
+    return has_option(pid, name, value, opaque) == 1;
+}
+
+bool vc_process_option_is_id(void *opaque, const char *text)
+{
+    const struct vc_id *want = opaque;
+    struct vc_id have;
+
+    return vc_id_parse(text, &have) && vc_id_equal(&have, want);
+}
+
+/* ---- all processes ---- */
+
+/* Of a line of mountinfo (proc_pid_mountinfo(5)): *hides, if it is what is mounted at /proc. */
+static void take_mount(const char *line, bool *found, bool *hides)
+{
+    char point[8];
+    const char *options = strstr(line, " - ");
+
+    if (sscanf(line, "%*s %*s %*s %*s %7s", point) != 1 || strcmp(point, "/proc") != 0)
+        return;
+    *found = true; /* the last one is on top */
+    *hides = !options || strstr(options, "hidepid=");
+}
+
+/* Whether processes of other users are hidden in /proc, or may be. Also from root, without a look
+ * at its capabilities: then it cannot be told, and a person looks. */
+static bool proc_hides(void)
+{
+    FILE *f = fopen("/proc/self/mountinfo", "re");
+    vc_auto_free char *line = NULL;
+    bool found = false, hides = true;
+    size_t n = 0;
+
+    while (f && getline(&line, &n, f) > 0)
+        take_mount(line, &found, &hides);
+    if (f)
+        fclose(f);
+    return !found || hides;
+}
+
+/* Whether /proc shows all processes among which that one was. */
+static bool sees_all(const struct vc_process *p)
+{
+    vc_auto_close int pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    uint64_t here = inode_of("/proc/self/ns/pid");
+
+    return pidfd >= 0 && is_own_proc(getpid(), pidfd) && !proc_hides() &&
+           (here == p->pid_ns || here == INITIAL_PID_NS);
+}
+
+pid_t vc_process_find_option(const struct vc_process *p, const char *name,
+                             bool (*value)(void *opaque, const char *text), void *opaque,
+                             pid_t except)
+{
+    DIR *dir = sees_all(p) ? opendir("/proc") : NULL;
+    pid_t found = dir ? 0 : -1;
+    struct dirent *e;
+
+    while (dir && found <= 0 && (errno = 0, e = readdir(dir))) {
+        pid_t pid = isdigit((unsigned char)e->d_name[0]) ? atoi(e->d_name) : except;
+        int has = pid == except ? 0 : has_option(pid, name, value, opaque);
+
+        if (has)
+            found = has < 0 ? -1 : pid;
+    }
+    if (!found && errno)
+        found = -1;
+    if (dir)
+        closedir(dir);
+    return found;
 }

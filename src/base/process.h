@@ -51,4 +51,13 @@ bool vc_process_is_elsewhere(const struct vc_process *p);
 bool vc_process_has_option(pid_t pid, const char *name,
                            bool (*value)(void *opaque, const char *text), void *opaque);
 
+/** A value that is the id at @opaque, in upper or lower case. */
+bool vc_process_option_is_id(void *opaque, const char *text);
+
+/** Looks through all processes for one like that, other than @except. Returns its pid; 0: there is
+ *  none; -1: it cannot be told, as not all can be seen of those among which @p was. */
+pid_t vc_process_find_option(const struct vc_process *p, const char *name,
+                             bool (*value)(void *opaque, const char *text), void *opaque,
+                             pid_t except);
+
 #endif

@@ -286,20 +286,12 @@ static pid_t listener_of(int sock)
     return getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0 || cred.pid < 0 ? 0 : cred.pid;
 }
 
-static bool is_uuid(void *opaque, const char *text)
-{
-    const struct vc_id *want = opaque;
-    struct vc_id have;
-
-    return vc_id_parse(text, &have) && vc_id_equal(&have, want);
-}
-
 void vc_qmp_identify(struct vc_qmp *q, const struct vc_id *vm)
 {
     struct vc_id want = *vm;
     struct vc_process p;
 
-    if (q->pidfd < 0 || !vc_process_has_option(q->pid, "uuid", is_uuid, &want) ||
+    if (q->pidfd < 0 || !vc_process_has_option(q->pid, "uuid", vc_process_option_is_id, &want) ||
         !vc_process_read(q->pid, &p))
         return;
     /* If it lives still, what was read is about it, and not about a later one with that pid. */

@@ -16,12 +16,33 @@ static void in_doubt(struct vc_look *l, const char *why)
     snprintf(l->why, sizeof(l->why), "%.199s", why);
 }
 
-/* The QEMU at the path is not the one of the record, or cannot be asked. */
-static void not_reached(struct vc_look *l, const struct vc_handover *h, const char *why)
+/* The QEMU of the record is gone for certain. So is the VM, unless somebody has started it anew,
+ * wherever its QMP socket is now. @waits: a QEMU that waits for a migration, or 0. */
+static void look_for_another(struct vc_look *l, const struct vc_handover *h, const struct vc_id *vm,
+                             pid_t waits)
 {
+    struct vc_id want = *vm;
+    pid_t other = vc_process_find_option(&h->qemu, "uuid", vc_process_option_is_id, &want, waits);
+
+    l->where = other ? VC_VM_IN_DOUBT : VC_VM_GONE;
+    if (other > 0)
+        snprintf(l->why, sizeof(l->why),
+                 "its QEMU has ended, and process %d has the VM's UUID: it may run the VM",
+                 (int)other);
+    else if (other < 0)
+        in_doubt(l, "its QEMU has ended, and whether another one runs the VM cannot be told: not "
+                    "all processes of this host can be seen");
+}
+
+/* The QEMU at the path is not the one of the record, or cannot be asked. */
+static void not_reached(struct vc_look *l, const struct vc_handover *h, const struct vc_id *vm,
+                        const char *why)
+{
+    bool waits = l->qmp && !strcmp(l->state, "inmigrate");
+
     in_doubt(l, why);
     if (vc_process_look(&h->qemu) == VC_PROCESS_GONE)
-        l->where = VC_VM_GONE;
+        look_for_another(l, h, vm, waits ? vc_qmp_process(l->qmp)->pid : 0);
     else if (vc_process_is_elsewhere(&h->qemu))
         in_doubt(l, "the record is of another machine, or of this one before it had a machine-id: "
                     "whether the VM runs there is not known here");
@@ -162,20 +183,20 @@ void vc_look_at_source(const struct vc_handover *h, const struct vc_id *vm, cons
     if (!rc)
         rc = vc_qmp_migration(out->qmp, &m, &err);
     if (rc) {
-        not_reached(out, h, err.message);
+        not_reached(out, h, vm, err.message);
         return;
     }
     if (!vc_id_equal(&uuid, vm)) {
-        not_reached(out, h, "another VM's QEMU is at its QMP socket");
+        not_reached(out, h, vm, "another VM's QEMU is at its QMP socket");
         return;
     }
     vc_qmp_identify(out->qmp, vm);
     if (!is_same_qemu(h, out->qmp)) {
         bool waits = !strcmp(out->state, "inmigrate");
 
-        not_reached(out, h, "another QEMU of the VM is at its QMP socket");
-        if (!waits) /* it runs the VM, or may */
-            out->where = VC_VM_IN_DOUBT;
+        not_reached(out, h, vm, "another QEMU of the VM is at its QMP socket");
+        if (!waits && out->where == VC_VM_GONE) /* it runs the VM, or may */
+            in_doubt(out, "another QEMU of the VM is at its QMP socket");
         return;
     }
     snprintf(out->status, sizeof(out->status), "%s", m.status);

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from vctest.elsewhere import OWN_MOUNTS, Elsewhere, can_have_own_mounts, hide, seeing
+from vctest.elsewhere import OWN_MOUNTS, Elsewhere, can_have_own_mounts, hide, hide_process, seeing
 from vctest.gate import BATCH, EOF, HELLO, SHUT, WORD, WORD_DONE, Gate, QmpGate
 from vctest.proc import wait_for
 from vctest.qemu import Qemu, new_uuid
@@ -80,7 +80,7 @@ def odd_socket(f, host, kind, qemu):
 SOCKETS = ["moved", "refused", "busy", "another VM's", "hidden"]
 
 
-def with_own_mounts(f, host, kind):
+def with_own_mounts(f, host, kind="hidden"):
     if kind != "hidden":
         return
     yes, why = can_have_own_mounts()
@@ -143,9 +143,31 @@ def test_a_destination_qemu_that_cannot_be_reached_may_run_and_the_source_stays_
 
 def test_a_source_qemu_that_has_ended_is_gone_and_the_word_is_given(gated):
     f = gated
+    with_own_mounts(f, 0)
+    hide_process(f.vecycles[0].agent, f.dest.process)
     word_lost(f)
     f.qemu.process.kill()
     f.gate.refuse(False)
+    wait_handovers(f, "settled", "settled")
+    assert f.dest.status() == "running"
+
+
+def test_a_source_vm_that_was_started_anew_may_run_and_the_word_is_not_given(gated):
+    """As after a reboot of its host; by another path than before, so that only its process is seen."""
+    f = gated
+    with_own_mounts(f, 0)
+    hide_process(f.vecycles[0].agent, f.dest.process)
+    word_lost(f)
+    again = f.new_qemu(0)
+    again.wait_status("running")
+    f.qemu.process.kill()
+    f.gate.refuse(False)
+    v = f.vecycles[0]
+    wait_for(lambda: f"process {again.process.pid} has the VM's UUID" in v.log.read_text(), 60,
+             "the agent to look")
+    assert handovers(f) == ["left", "arriving"]
+    assert again.is_running() and not f.dest.is_running()
+    again.stop()
     wait_handovers(f, "settled", "settled")
     assert f.dest.status() == "running"
 

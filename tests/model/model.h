@@ -101,6 +101,7 @@ struct state {
     uint64_t unseen : 1;     /* ghost: it ended, and nobody could have looked */
     uint64_t elsewhere : 1;  /* ghost: another migration took it away */
     uint64_t booted : 1;     /* ghost: a third party started it anew at the source */
+    uint64_t aside : 1;      /* ... and it runs there, behind another path */
     uint64_t in_switch : 1;  /* by its events: paused for the switch */
     uint64_t late : 1;       /* since the note more time has passed than the migration took */
     /* the source's agent and record */
@@ -141,94 +142,95 @@ struct state {
 enum actor { BY_AGENT, BY_PERSON, BY_WORLD, BY_THIRD, BY_FAULT, BY_REPAIR };
 
 /* The names of those of an agent and a person are the first column of tests/model/transitions. */
-#define MODEL_TRANSITIONS(X)                                                         \
-    X(START, "start", WORLD)                                                         \
-    /* the source, in the session */                                                 \
-    X(S_SHUT, "source.shut", AGENT)                                                  \
-    X(S_NOTE, "source.note", AGENT)                                                  \
-    X(S_PASS, "source.pass-shut", AGENT)                                             \
-    X(S_COMPLETED, "source.completed", AGENT)                                        \
-    X(S_FAILED, "source.failed", AGENT)                                              \
-    X(S_GIVE_UP, "source.give-up", AGENT)                                            \
-    X(S_CANCEL, "source.cancel", PERSON)                                             \
-    X(S_ORPHAN, "source.orphan", AGENT)                                              \
-    X(S_LEFT, "source.left", AGENT)                                                  \
-    X(S_WORD, "source.word", AGENT)                                                  \
-    X(S_CONTINUED, "source.continued", AGENT)                                        \
-    X(S_UNSETTLED, "source.unsettled", AGENT)                                        \
-    X(S_HEARD, "source.heard", AGENT)                                                \
-    X(S_TAKE_BACK, "source.take-back", AGENT)                                        \
-    X(S_ABANDON, "source.abandon", AGENT)                                            \
-    X(S_CONFIRMED, "source.confirmed", AGENT)                                        \
-    X(S_KEPT, "source.kept", AGENT)                                                  \
-    X(S_SETTLED, "source.settled", AGENT)                                            \
-    /* the source, later */                                                          \
-    X(R_LOOK, "resolve.look", AGENT)                                                 \
-    X(R_KEPT, "resolve.kept", AGENT)                                                 \
-    X(R_WORD, "resolve.word", AGENT)                                                 \
-    X(R_ABANDON, "resolve.abandon", AGENT)                                           \
-    X(R_HEARD, "resolve.heard", AGENT)                                               \
-    X(R_STANDS, "resolve.left-standing", AGENT)                                      \
-    X(R_LOST, "resolve.lost", AGENT)                                                 \
-    X(R_RUN_SOURCE, "resolve.run-source", PERSON)                                    \
-    X(R_RUN_DEST, "resolve.run-destination", PERSON)                                 \
-    X(R_FORCE_SOURCE, "resolve.force-source", PERSON)                                \
-    X(R_FORCE_DEST, "resolve.force-destination", PERSON)                             \
-    /* the destination */                                                            \
-    X(D_WATCH, "destination.watch", AGENT)                                           \
-    X(D_LOOK_BACK, "destination.look-back", AGENT)                                   \
-    X(D_GET, "destination.get", AGENT)                                               \
-    X(D_GET_OLD, "destination.get-old", AGENT)                                       \
-    X(D_ABOUT, "destination.about-to-run", AGENT)                                    \
-    X(D_CONT, "destination.cont", AGENT)                                             \
-    X(D_CONT_FAILS, "destination.cont-fails", AGENT)                                 \
-    X(D_STAYS, "destination.stays", AGENT)                                           \
-    X(D_NEVER_RAN, "destination.never-ran", AGENT)                                   \
-    X(D_DOUBT, "destination.doubt", AGENT)                                           \
-    X(D_AGAIN, "destination.again", AGENT)                                           \
-    X(D_VOID, "destination.void", AGENT)                                             \
-    X(D_REFUSE, "destination.refuse", AGENT)                                         \
-    X(D_QUIT, "destination.quit", AGENT)                                             \
-    X(D_SETTLED, "destination.settled", AGENT)                                       \
-    X(D_ANSWER, "destination.answer", AGENT)                                         \
-    X(D_END, "destination.end", AGENT)                                               \
-    /* the world */                                                                  \
-    X(Q_SWITCH, "QEMU stops the VM for the switch", WORLD)                           \
-    X(Q_ARRIVES, "the VM has arrived; SHUT(0)", WORLD)                               \
-    X(Q_DIES, "the destination's QEMU ends: its stream did", WORLD)                  \
-    X(Q_COMPLETES, "the source's QEMU completes", WORLD)                             \
-    X(Q_FAILS, "the source's QEMU fails, and goes on", WORLD)                        \
-    X(Q_LATER, "time passes since the note", WORLD)                                  \
-    X(A_SOURCE, "the source's agent starts", WORLD)                                  \
-    X(A_DEST, "the destination's agent starts", WORLD)                               \
-    X(T_CONT_S, "somebody: cont at the source", THIRD)                               \
-    X(T_STOP_S, "somebody: stop at the source", THIRD)                               \
-    X(T_RESET_S, "somebody: system_reset at the source", THIRD)                      \
-    X(T_MIGRATE_S, "somebody: migrate at the source", THIRD)                         \
-    X(T_CANCEL_S, "somebody: migrate_cancel at the source", THIRD)                   \
-    X(T_END_S, "the source's QEMU ends", THIRD)                                      \
-    X(T_HIDE_S, "the source QEMU's socket moves, refuses, or is hidden", THIRD)      \
-    X(T_OTHER_S, "another QEMU of that UUID waits at the source's path", THIRD)      \
-    X(T_BOOT_S, "another QEMU of that UUID runs at the source's path", THIRD)        \
-    X(T_CONT_D, "somebody: cont at the destination", THIRD)                          \
-    X(T_STOP_D, "somebody: stop at the destination", THIRD)                          \
-    X(T_RESET_D, "somebody: system_reset at the destination", THIRD)                 \
-    X(T_END_D, "the destination's QEMU ends", THIRD)                                 \
-    X(T_HIDE_D, "the destination QEMU's socket moves, refuses, or is hidden", THIRD) \
-    X(T_OTHER_D, "another QEMU of that UUID waits at the destination's path", THIRD) \
-    X(F_LINK, "the link is lost", FAULT)                                             \
-    X(F_CRASH_S, "the source's agent is killed", FAULT)                              \
-    X(F_CRASH_D, "the destination's agent is killed", FAULT)                         \
-    X(F_POWER_S, "the source loses its power", FAULT)                                \
-    X(F_POWER_D, "the destination loses its power", FAULT)                           \
-    X(F_LOSE, "the message, or its answer, is lost", FAULT)                          \
-    X(F_LATE, "the answer comes too late", FAULT)                                    \
-    X(F_QMP_S, "the QMP connection at the source breaks", FAULT)                     \
-    X(F_QMP_D, "the QMP connection at the destination breaks", FAULT)                \
-    X(F_LEFT, "left cannot be written", FAULT)                                       \
-    X(F_DIES, "the destination's QEMU dies as it continues", FAULT)                  \
-    X(F_FAILS, "the source's QEMU fails by itself, and goes on", FAULT)              \
-    X(P_PATH_S, "the source's path is right again", REPAIR)                          \
+#define MODEL_TRANSITIONS(X)                                                                  \
+    X(START, "start", WORLD)                                                                  \
+    /* the source, in the session */                                                          \
+    X(S_SHUT, "source.shut", AGENT)                                                           \
+    X(S_NOTE, "source.note", AGENT)                                                           \
+    X(S_PASS, "source.pass-shut", AGENT)                                                      \
+    X(S_COMPLETED, "source.completed", AGENT)                                                 \
+    X(S_FAILED, "source.failed", AGENT)                                                       \
+    X(S_GIVE_UP, "source.give-up", AGENT)                                                     \
+    X(S_CANCEL, "source.cancel", PERSON)                                                      \
+    X(S_ORPHAN, "source.orphan", AGENT)                                                       \
+    X(S_LEFT, "source.left", AGENT)                                                           \
+    X(S_WORD, "source.word", AGENT)                                                           \
+    X(S_CONTINUED, "source.continued", AGENT)                                                 \
+    X(S_UNSETTLED, "source.unsettled", AGENT)                                                 \
+    X(S_HEARD, "source.heard", AGENT)                                                         \
+    X(S_TAKE_BACK, "source.take-back", AGENT)                                                 \
+    X(S_ABANDON, "source.abandon", AGENT)                                                     \
+    X(S_CONFIRMED, "source.confirmed", AGENT)                                                 \
+    X(S_KEPT, "source.kept", AGENT)                                                           \
+    X(S_SETTLED, "source.settled", AGENT)                                                     \
+    /* the source, later */                                                                   \
+    X(R_LOOK, "resolve.look", AGENT)                                                          \
+    X(R_KEPT, "resolve.kept", AGENT)                                                          \
+    X(R_WORD, "resolve.word", AGENT)                                                          \
+    X(R_ABANDON, "resolve.abandon", AGENT)                                                    \
+    X(R_HEARD, "resolve.heard", AGENT)                                                        \
+    X(R_STANDS, "resolve.left-standing", AGENT)                                               \
+    X(R_LOST, "resolve.lost", AGENT)                                                          \
+    X(R_RUN_SOURCE, "resolve.run-source", PERSON)                                             \
+    X(R_RUN_DEST, "resolve.run-destination", PERSON)                                          \
+    X(R_FORCE_SOURCE, "resolve.force-source", PERSON)                                         \
+    X(R_FORCE_DEST, "resolve.force-destination", PERSON)                                      \
+    /* the destination */                                                                     \
+    X(D_WATCH, "destination.watch", AGENT)                                                    \
+    X(D_LOOK_BACK, "destination.look-back", AGENT)                                            \
+    X(D_GET, "destination.get", AGENT)                                                        \
+    X(D_GET_OLD, "destination.get-old", AGENT)                                                \
+    X(D_ABOUT, "destination.about-to-run", AGENT)                                             \
+    X(D_CONT, "destination.cont", AGENT)                                                      \
+    X(D_CONT_FAILS, "destination.cont-fails", AGENT)                                          \
+    X(D_STAYS, "destination.stays", AGENT)                                                    \
+    X(D_NEVER_RAN, "destination.never-ran", AGENT)                                            \
+    X(D_DOUBT, "destination.doubt", AGENT)                                                    \
+    X(D_AGAIN, "destination.again", AGENT)                                                    \
+    X(D_VOID, "destination.void", AGENT)                                                      \
+    X(D_REFUSE, "destination.refuse", AGENT)                                                  \
+    X(D_QUIT, "destination.quit", AGENT)                                                      \
+    X(D_SETTLED, "destination.settled", AGENT)                                                \
+    X(D_ANSWER, "destination.answer", AGENT)                                                  \
+    X(D_END, "destination.end", AGENT)                                                        \
+    /* the world */                                                                           \
+    X(Q_SWITCH, "QEMU stops the VM for the switch", WORLD)                                    \
+    X(Q_ARRIVES, "the VM has arrived; SHUT(0)", WORLD)                                        \
+    X(Q_DIES, "the destination's QEMU ends: its stream did", WORLD)                           \
+    X(Q_COMPLETES, "the source's QEMU completes", WORLD)                                      \
+    X(Q_FAILS, "the source's QEMU fails, and goes on", WORLD)                                 \
+    X(Q_LATER, "time passes since the note", WORLD)                                           \
+    X(A_SOURCE, "the source's agent starts", WORLD)                                           \
+    X(A_DEST, "the destination's agent starts", WORLD)                                        \
+    X(T_CONT_S, "somebody: cont at the source", THIRD)                                        \
+    X(T_STOP_S, "somebody: stop at the source", THIRD)                                        \
+    X(T_RESET_S, "somebody: system_reset at the source", THIRD)                               \
+    X(T_MIGRATE_S, "somebody: migrate at the source", THIRD)                                  \
+    X(T_CANCEL_S, "somebody: migrate_cancel at the source", THIRD)                            \
+    X(T_END_S, "the source's QEMU ends", THIRD)                                               \
+    X(T_HIDE_S, "the source QEMU's socket moves, refuses, or is hidden", THIRD)               \
+    X(T_OTHER_S, "another QEMU of that UUID waits at the source's path", THIRD)               \
+    X(T_BOOT_S, "another QEMU of that UUID runs at the source's path", THIRD)                 \
+    X(T_BOOT_ASIDE_S, "another QEMU of that UUID runs at the source, at another path", THIRD) \
+    X(T_CONT_D, "somebody: cont at the destination", THIRD)                                   \
+    X(T_STOP_D, "somebody: stop at the destination", THIRD)                                   \
+    X(T_RESET_D, "somebody: system_reset at the destination", THIRD)                          \
+    X(T_END_D, "the destination's QEMU ends", THIRD)                                          \
+    X(T_HIDE_D, "the destination QEMU's socket moves, refuses, or is hidden", THIRD)          \
+    X(T_OTHER_D, "another QEMU of that UUID waits at the destination's path", THIRD)          \
+    X(F_LINK, "the link is lost", FAULT)                                                      \
+    X(F_CRASH_S, "the source's agent is killed", FAULT)                                       \
+    X(F_CRASH_D, "the destination's agent is killed", FAULT)                                  \
+    X(F_POWER_S, "the source loses its power", FAULT)                                         \
+    X(F_POWER_D, "the destination loses its power", FAULT)                                    \
+    X(F_LOSE, "the message, or its answer, is lost", FAULT)                                   \
+    X(F_LATE, "the answer comes too late", FAULT)                                             \
+    X(F_QMP_S, "the QMP connection at the source breaks", FAULT)                              \
+    X(F_QMP_D, "the QMP connection at the destination breaks", FAULT)                         \
+    X(F_LEFT, "left cannot be written", FAULT)                                                \
+    X(F_DIES, "the destination's QEMU dies as it continues", FAULT)                           \
+    X(F_FAILS, "the source's QEMU fails by itself, and goes on", FAULT)                       \
+    X(P_PATH_S, "the source's path is right again", REPAIR)                                   \
     X(P_PATH_D, "the destination's path is right again", REPAIR)
 
 enum transition {
@@ -277,6 +279,7 @@ extern const enum actor transition_actors[N_TRANSITIONS];
     X(VOID_AFTER_NEVER_RAN, "void is written behind NEVER_RAN")                                    \
     X(WATCH_IS_DECISION, "resolve --run at the destination because others had continued it there") \
     X(COUNTS_ARE_OURS, "as many records mean this migration")                                      \
+    X(GONE_IS_NOWHERE, "the recorded QEMU is gone: so the VM does not run at the source")          \
     X(OTHERS_ARE_OURS_LIVE, "completed means this migration, while its session is there")
 
 enum broken {

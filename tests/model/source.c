@@ -13,6 +13,8 @@ void send_message(const struct steps *out, struct state *to, enum message m)
     to->answer = ANS_NONE;
     if (m == MSG_WORD && !to->slive && to->spath == PATH_OTHER && to->sother == OTHER_RUNS)
         to->stale = 1; /* it was there to be seen */
+    if (m == MSG_WORD && !to->slive && to->sq == SQ_GONE && to->aside)
+        to->stale = 1; /* the same */
 }
 
 void give_up_waiting(struct state *to)
@@ -85,6 +87,8 @@ static enum look look_for_process(const struct steps *out, const struct state *s
         return LOOK_GONE;
     if (is_broken(out, ANY_PID) && !s->sknown) /* that one has ended */
         return LOOK_GONE;
+    if (s->aside && !s->slive && !is_broken(out, GONE_IS_NOWHERE))
+        return LOOK_DOUBT;
     return s->sknown && s->sq == SQ_GONE ? LOOK_GONE : LOOK_DOUBT;
 }
 
@@ -105,7 +109,7 @@ static enum look look_at_other(const struct steps *out, const struct state *s)
     if (is_broken(out, ERRNO_IS_GONE))
         return LOOK_GONE;
     if (s->sknown) /* one that waits does not run the VM */
-        return s->sq == SQ_GONE && s->sother == OTHER_WAITS ? LOOK_GONE : LOOK_DOUBT;
+        return s->sother == OTHER_WAITS ? look_for_process(out, s) : LOOK_DOUBT;
     return s->sother == OTHER_RUNS ? LOOK_CONTINUED : LOOK_DOUBT;
 }
 

@@ -52,7 +52,7 @@ static const struct way other_ways[] = {
     {SHUT_BEFORE_NOTE, 1, 0, true, STUCK},         {CONNECTION_OPTIONAL, 1, 1, false, A_LIE},
     {BROKEN_IS_UNBROKEN, 1, 1, false, BOTH_RUN},   {VOID_AFTER_NEVER_RAN, 1, 1, true, OPEN},
     {WATCH_IS_DECISION, 1, 2, false, BOTH_RUN},    {OTHERS_ARE_OURS_LIVE, 0, 2, false, BOTH_RUN},
-    {COUNTS_ARE_OURS, 1, 2, false, BOTH_RUN},
+    {COUNTS_ARE_OURS, 1, 2, false, BOTH_RUN},      {GONE_IS_NOWHERE, 1, 2, false, BOTH_RUN},
 };
 
 static bool begins(const char *text, const char *with)

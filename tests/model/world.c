@@ -140,6 +140,11 @@ static void at_source(struct steps *out, const struct state *s)
         to->sother = OTHER_RUNS;
         to->booted = 1;
     }
+    if (s->sq == SQ_GONE && !s->aside) {
+        to = third(out, s, T_T_BOOT_ASIDE_S);
+        to->aside = 1;
+        to->booted = 1;
+    }
 }
 
 static void at_dest(struct steps *out, const struct state *s)
@@ -238,6 +243,7 @@ static void faults_of_hosts(struct steps *out, const struct state *s)
     end_source(out, to);
     to->spath = PATH_RIGHT;
     to->sother = OTHER_NONE;
+    to->aside = 0;
     if (to->srec == SR_LEAVING) /* a note does not outlive the host */
         to->counts = 0;
     to = fault(out, s, T_F_POWER_D);

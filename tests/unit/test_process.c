@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <ctype.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -10,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -237,6 +239,85 @@ static void an_option_is_found_with_its_value(void **state)
     assert_false(vc_process_has_option(pid, "S", NULL, NULL));
 }
 
+/* The pid of a program with those words. */
+static pid_t program(const char *uuid)
+{
+    pid_t pid = fork();
+
+    assert_true(pid >= 0);
+    if (!pid) {
+        execl("/bin/sh", "sh", "-c", "kill -STOP $$", "-uuid", uuid, (char *)NULL);
+        _exit(2);
+    }
+    while (!vc_process_has_option(pid, "uuid", NULL, NULL))
+        poll(NULL, 0, 1);
+    return pid;
+}
+
+static void a_process_is_found_by_its_option(void **state)
+{
+    struct vc_process here, inner;
+    struct vc_id id;
+    char text[VC_ID_TEXT_BYTES];
+    pid_t pid, found;
+
+    (void)state;
+    assert_true(vc_process_read(getpid(), &here));
+    assert_true(vc_id_random(&id));
+    found = vc_process_find_option(&here, "uuid", vc_process_option_is_id, &id, 0);
+    if (found < 0) {
+        print_message("needs a /proc that hides nothing\n");
+        skip();
+    }
+    assert_int_equal(found, 0);
+    vc_id_format(&id, text);
+    for (char *c = text; *c; c++)
+        *c = (char)toupper((unsigned char)*c);
+    pid = program(text);
+    assert_int_equal(vc_process_find_option(&here, "uuid", vc_process_option_is_id, &id, 0), pid);
+    assert_int_equal(vc_process_find_option(&here, "uuid", vc_process_option_is_id, &id, pid), 0);
+    inner = here;
+    inner.pid_ns++; /* seen in another namespace: of this one, or beside it */
+    found = vc_process_find_option(&inner, "uuid", vc_process_option_is_id, &id, 0);
+    assert_true(found == pid || found == -1);
+    kill(pid, SIGKILL);
+    while (state_of(pid) != 'Z')
+        poll(NULL, 0, 1);
+    assert_int_equal(vc_process_find_option(&here, "uuid", vc_process_option_is_id, &id, 0), 0);
+    end(pid);
+}
+
+/* With a /proc as `hidepid=` makes it. Exit status 0: it was noticed. */
+static void look_with_hidepid(void)
+{
+    struct vc_process p;
+    struct vc_id id = {{1}};
+
+    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount("proc", "/proc", "proc", 0, "hidepid=2") < 0)
+        _exit(77);
+    _exit(!vc_process_read(getpid(), &p) ||
+          vc_process_find_option(&p, "uuid", vc_process_option_is_id, &id, 0) != -1);
+}
+
+static void where_processes_are_hidden_none_is_missing(void **state)
+{
+    pid_t pid = fork();
+    int status;
+
+    (void)state;
+    assert_true(pid >= 0);
+    if (!pid)
+        look_with_hidepid();
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77) {
+        print_message("needs CAP_SYS_ADMIN for a /proc of its own\n");
+        skip();
+    }
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -248,6 +329,8 @@ int main(void)
         cmocka_unit_test(what_cannot_be_told_is_in_doubt),
         cmocka_unit_test(the_proc_of_another_pid_namespace_tells_nothing),
         cmocka_unit_test(an_option_is_found_with_its_value),
+        cmocka_unit_test(a_process_is_found_by_its_option),
+        cmocka_unit_test(where_processes_are_hidden_none_is_missing),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -36,6 +36,12 @@ def hide(process, directory):
     _nsenter(process, "mount", "-t", "tmpfs", "none", directory)
 
 
+def hide_process(process, other):
+    """From now on that process, started with OWN_MOUNTS, does not find the other one in /proc, as if that were
+    another machine's."""
+    _nsenter(process, "mount", "--bind", "/proc/1", f"/proc/{other.pid}")
+
+
 def show(process, directory):
     _nsenter(process, "umount", directory)
 
