@@ -24,7 +24,8 @@
  * one: by whichever of them called the other for the migration, and has the address; after a while,
  * if nothing has come, by the other one too. A host that cannot be reached, and one that is reached
  * through ssh, which is left to whoever has the keys, is not waited for longer than PATIENCE looks:
- * then the key is changed here alone, which costs the reuse of one return. */
+ * then the key is changed here alone, which costs the reuse of one return. One that only says that
+ * it reads has one look, since all other VMs wait as long (session/rekey.c). */
 
 #define LOOK_MS 5000
 /** Commands work on the store too, and nobody says so. */

@@ -18,6 +18,10 @@
 /** How often the other side hears how far this one is. */
 #define TELL_MS 1000
 #define WAIT_STEP_MS 200
+/** The other side has one more dead-peer time to read its pages for each so many bytes of them (at
+ *  10 s that is 3 MiB/s, of a disk that others use as well): how far it says that it has come is no
+ *  more than its word, and whoever waits for it holds up others. */
+#define BYTES_PER_DEAD_PEER (32u << 20)
 
 /* Reading pages is nothing that anybody waits for. (ioprio_set(2): this thread, best effort, last.)
  */
@@ -28,29 +32,41 @@ static void step_back(bool back)
 
 /* ---- what comes in ---- */
 
-static bool is_expected(uint8_t type)
+/* It rises, and comes to an end. */
+static int take_progress(struct rekeying *k, const struct vc_link_frame *f, struct vc_err *err)
 {
-    return type == VC_WIRE_REKEYED || type == VC_WIRE_READY || type == VC_WIRE_COMMITTED ||
-           type == VC_WIRE_CLOSE;
+    uint64_t total = vc_gen_info(vc_rekey_gen(k->r))->held_pages;
+    uint64_t done;
+    int rc = vc_wire_u64_decode(f->payload, f->bytes, &done, err);
+
+    if (!rc && (done <= atomic_load(&k->done) || done > total))
+        rc = vc_err_set(err, VC_E_PROTOCOL, "REKEYING: %llu pages behind %llu, of %llu",
+                        (unsigned long long)done, (unsigned long long)atomic_load(&k->done),
+                        (unsigned long long)total);
+    if (!rc)
+        atomic_store(&k->done, done);
+    return rc;
 }
 
-/* 0 (the frame is somebody else's now, or gone), or an error. */
+/* Each of these comes once, in this order, and REKEYING before all of them: behind REKEYED there is
+ * nothing to be slow at, and this host holds the VM's lock. 0 (the frame is somebody else's now, or
+ * gone), or an error. */
 static int take(struct rekeying *k, struct vc_link_frame *f, struct vc_err *err)
 {
-    uint64_t done;
-    int rc = 0;
+    static const uint8_t order[] = {VC_WIRE_REKEYED, VC_WIRE_READY, VC_WIRE_COMMITTED,
+                                    VC_WIRE_CLOSE};
+    int rc;
 
-    if (is_expected(f->type)) {
+    if (k->n_taken < VC_ARRAY_LEN(order) && f->type == order[k->n_taken]) {
+        k->n_taken++;
         vc_inbox_put(&k->inbox, f);
         return 0;
     }
-    if (f->type == VC_WIRE_REKEYING)
-        rc = vc_wire_u64_decode(f->payload, f->bytes, &done, err);
+    if (f->type == VC_WIRE_REKEYING && !k->n_taken)
+        rc = take_progress(k, f, err);
     else
-        rc = vc_err_set(err, VC_E_PROTOCOL, "%s: not while a checkpoint is re-keyed",
+        rc = vc_err_set(err, VC_E_PROTOCOL, "%s: not at this point of re-keying",
                         vc_wire_type_name(f->type));
-    if (!rc)
-        atomic_store(&k->done, done);
     vc_link_frame_free(f);
     return rc;
 }
@@ -90,34 +106,66 @@ static bool is_cancelled(const struct rekeying *k)
     return k->cancel && vc_cancel_is_set(k->cancel);
 }
 
-/* The next frame, which must be of that type. @limit_ms: for how long the other side may do
- * nothing. */
-static int await(struct rekeying *k, uint8_t type, uint64_t limit_ms, struct vc_link_frame **out,
-                 struct vc_err *err)
+static int does_not_get_on(const struct rekeying *k, struct vc_err *err)
 {
+    return vc_err_set_hint(err, VC_E_PEER_LOST, "see the other host's own messages",
+                           "'%.100s' does not get on with re-keying", vc_link_peer(k->link));
+}
+
+/* It may as well lie about how far it is: asking it again is of no use. */
+static int reads_for_too_long(const struct rekeying *k, struct vc_err *err)
+{
+    return vc_err_set_hint(err, VC_E_FAILED, "--local goes without the other host",
+                           "'%.100s' reads its checkpoint for too long", vc_link_peer(k->link));
+}
+
+/* The next frame behind REKEYING; take() sees to it which one that is. VC_AGAIN: it has not come
+ * yet. */
+static int look(struct rekeying *k, struct vc_link_frame **out, struct vc_err *err)
+{
+    if (vc_inbox_get(&k->inbox, WAIT_STEP_MS, out) == 0)
+        return 0;
+    if (atomic_load(&k->ended))
+        return peer_ended(k, err);
+    if (is_cancelled(k))
+        return cancelled(err);
+    vc_link_check_peer(k->link);
+    return VC_AGAIN;
+}
+
+/* Until the other side has read its pages as well. Nothing is locked meanwhile, but a host that
+ * lies would keep an agent from re-keying anything else. */
+static int await_rekeyed(struct rekeying *k, struct vc_link_frame **out, struct vc_err *err)
+{
+    const struct vc_gen *g = vc_rekey_gen(k->r);
+    uint64_t bytes = vc_gen_info(g)->held_pages * vc_gen_ram(g)->page_bytes;
+    uint64_t dead_peer_ns = vc_link_dead_peer_ms(k->link) * VC_NS_PER_MS;
+    uint64_t still_ns = VC_STALL_DEST_TIMES * dead_peer_ns;
+    uint64_t end_ns = vc_now_ns() + still_ns + bytes / BYTES_PER_DEAD_PEER * dead_peer_ns;
     struct vc_progress p = {0};
+    int rc;
 
-    for (;;) {
-        int rc = vc_inbox_get(&k->inbox, WAIT_STEP_MS, out);
-
-        if (!rc && (*out)->type == type)
-            return 0;
-        if (!rc) {
-            rc = vc_err_set(err, VC_E_PROTOCOL, "%s came where %s was expected",
-                            vc_wire_type_name((*out)->type), vc_wire_type_name(type));
-            vc_link_frame_free(vc_steal_ptr(*out));
-            return rc;
-        }
-        if (atomic_load(&k->ended))
-            return peer_ended(k, err);
-        if (is_cancelled(k))
-            return cancelled(err);
-        if (vc_stands_still_ns(&p, atomic_load(&k->done)) > limit_ms * VC_NS_PER_MS)
-            return vc_err_set_hint(err, VC_E_PEER_LOST, "see the other host's own messages",
-                                   "'%.100s' does not get on with re-keying",
-                                   vc_link_peer(k->link));
-        vc_link_check_peer(k->link);
+    while ((rc = look(k, out, err)) == VC_AGAIN) {
+        if (vc_stands_still_ns(&p, atomic_load(&k->done)) > still_ns)
+            return does_not_get_on(k, err);
+        if (vc_now_ns() > end_ns)
+            return reads_for_too_long(k, err);
     }
+    return rc;
+}
+
+/* This host holds the VM's lock, and migrations of it are refused: so there is one limit, which
+ * nothing that the other side says moves. */
+static int await_ready(struct rekeying *k, struct vc_link_frame **out, struct vc_err *err)
+{
+    uint64_t limit_ms = (uint64_t)VC_COMMIT_TIMES * vc_link_dead_peer_ms(k->link);
+    uint64_t end_ns = vc_now_ns() + limit_ms * VC_NS_PER_MS;
+    int rc;
+
+    while ((rc = look(k, out, err)) == VC_AGAIN)
+        if (vc_now_ns() > end_ns)
+            return does_not_get_on(k, err);
+    return rc;
 }
 
 /* ---- digesting ---- */
@@ -190,10 +238,9 @@ static int tell_dropped(struct rekeying *k, struct vc_err *err)
 
 static int drop_theirs(struct rekeying *k, struct vc_err *err)
 {
-    uint64_t limit_ms = (uint64_t)VC_STALL_DEST_TIMES * vc_link_dead_peer_ms(k->link);
     vc_auto_frame struct vc_link_frame *f = NULL;
     struct vc_wire_rekeyed m;
-    int rc = await(k, VC_WIRE_REKEYED, limit_ms, &f, err);
+    int rc = await_rekeyed(k, &f, err);
 
     if (!rc)
         rc = vc_wire_rekeyed_decode(f->payload, f->bytes, &m, err);
@@ -208,7 +255,6 @@ static int drop_theirs(struct rekeying *k, struct vc_err *err)
 /* Nothing but the switch is left to do, at both. */
 static int agree(struct rekeying *k, const uint8_t root[VC_ROOT_BYTES], struct vc_err *err)
 {
-    uint64_t limit_ms = (uint64_t)VC_COMMIT_TIMES * vc_link_dead_peer_ms(k->link);
     struct vc_wire_generation mine = {.id = k->gen}, theirs;
     vc_auto_frame struct vc_link_frame *f = NULL;
     int rc;
@@ -216,7 +262,7 @@ static int agree(struct rekeying *k, const uint8_t root[VC_ROOT_BYTES], struct v
     memcpy(mine.root, root, sizeof(mine.root));
     rc = VC_SESSION_SEND(k->link, VC_WIRE_READY, vc_wire_ready_encode, &mine, err);
     if (!rc)
-        rc = await(k, VC_WIRE_READY, limit_ms, &f, err);
+        rc = await_ready(k, &f, err);
     if (!rc)
         rc = vc_wire_ready_decode(f->payload, f->bytes, &theirs, err);
     if (!rc && (!vc_id_equal(&theirs.id, &mine.id) ||

@@ -29,6 +29,7 @@ struct rekeying {
     struct vc_thread pump;
     atomic_bool ended;     /* nothing will come any more */
     _Atomic uint64_t done; /* REKEYING: how many pages the other side has come */
+    unsigned n_taken;      /* [thread: pump] frames behind REKEYING */
     struct vc_err why;     /* [thread: pump, until `ended`] */
     uint64_t told_ns;
 };

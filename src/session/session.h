@@ -198,7 +198,10 @@ struct vc_rekey_result {
 /** Gives the VM's newest complete checkpoint a new key, and the other host's as well. It stays as
  *  it is where that fails; where the very end of it fails, one of the two hosts may have the new
  *  key alone, which costs reuse. VC_E_NO_SUCH_VM: it is not here, or the other host has another
- *  one; VC_E_BUSY; VC_E_UNSETTLED; VC_E_CANCELLED; VC_E_REFUSED: not over this connection. */
+ *  one; VC_E_BUSY; VC_E_UNSETTLED; VC_E_CANCELLED; VC_E_REFUSED: not over this connection;
+ *  VC_E_FAILED: among others, the other host reads for longer than its pages take on any disk. A
+ *  migration of the VM that comes while it switches is refused: for 24 times dead_peer_ms and 5 s
+ *  at most, whatever the other host does. */
 int vc_session_rekey(const struct vc_rekey_session *o, struct vc_rekey_result *result,
                      struct vc_err *err) VC_NODISCARD;
 /** The host in an address. */
