@@ -13,6 +13,11 @@
 /** Time for it to hang up. */
 #define BYE_TIMEOUT_MS 5000
 
+uint64_t vc_pause_limit_ms(uint32_t dead_peer_option_ms, uint64_t taken_bytes)
+{
+    return vc_dead_peer_ms(dead_peer_option_ms) * (VC_STALL_TIMES + taken_bytes / VC_PAUSED_BYTES);
+}
+
 uint64_t vc_stands_still_ns(struct vc_progress *p, uint64_t mark)
 {
     uint64_t now = vc_now_ns();

@@ -28,6 +28,12 @@
 #define VC_ANSWER_TIMES 3
 #define VC_COMMIT_TIMES 12
 
+/** For how long the guest may be paused at the source before the VM is the destination's, when that
+ *  has taken so many bytes of the stream meanwhile: VC_STALL_TIMES, and once more for each
+ *  VC_PAUSED_BYTES. At 10 s that is 26 KB/s, a fifth of a link of 1 Mbit/s. */
+#define VC_PAUSED_BYTES (256u << 10)
+uint64_t vc_pause_limit_ms(uint32_t dead_peer_option_ms, uint64_t taken_bytes);
+
 /** Since when nothing has moved. Zero: nothing was looked at yet. */
 struct vc_progress {
     uint64_t mark, ns;

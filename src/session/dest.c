@@ -166,7 +166,9 @@ static bool may_wait(const struct arrival *a, const struct vc_dest_status *st)
     return a->qmp ? st->shut && st->shut_status == 0 : st->connected;
 }
 
-/* A source that answers and sends nothing would keep the VM from every other. */
+/* A source that answers and sends nothing would keep the VM from every other. One that sends a byte
+ * now and then does: how slow is too slow depends on what an operator has limited the bandwidth to,
+ * which is not known here, and what it keeps waiting is a QEMU that never ran. */
 static int check_stall(struct arrival *a, const struct vc_dest_status *st, struct vc_err *err)
 {
     uint64_t mark = st->stream_bytes + st->return_bytes + st->connected;

@@ -38,6 +38,7 @@ struct vc_migration {
     bool orphan;                 /* the source QEMU is gone for certain; the guest was paused */
     bool guest_paused;           /* as far as events tell */
     struct vc_progress progress;
+    uint64_t acked_before_pause;  /* bytes of the stream */
     uint64_t rate_bytes, rate_ns; /* last sample of the intake */
     double intake_rate;
     int stream_fd;                     /* proxy: until the pipeline has it */

@@ -359,17 +359,49 @@ static int qmp_failed(struct vc_migration *m, struct vc_err *err)
     return m->orphan ? VC_AGAIN : qemu_ended(m, err);
 }
 
-/* Whether nothing has moved for too long. */
+/* What has moved. Before the switch QEMU waits for nothing on its return path but SHUT, and a
+ * destination could say PONG there for ever; in postcopy it asks for pages. */
+static uint64_t what_moved(const struct vc_migration *m, const struct vc_source_status *st)
+{
+    uint64_t n = st->stream_bytes + st->acked_batches + st->shut;
+
+    return vc_migration_has_switched(m) ? n + st->return_bytes : n;
+}
+
+/* Whether the destination draws the pause out, while the guest could go on here: a batch is
+ * progress, and may be as small as the link is slow. From the switch to postcopy on nothing here
+ * gets the guest back, from SHUT(0) on it waits for this host; and while it runs the destination
+ * may take its time. */
+static int check_pause(struct vc_migration *m, const struct vc_source_status *st,
+                       struct vc_err *err)
+{
+    uint64_t now = vc_now_ns(), limit_ms;
+
+    if (!m->guest_paused || vc_migration_has_switched(m) || (st->shut && !st->shut_status)) {
+        m->acked_before_pause = st->acked_bytes;
+        return 0;
+    }
+    limit_ms = vc_pause_limit_ms(m->o->dead_peer_ms, st->acked_bytes - m->acked_before_pause);
+    if (now - m->paused_ns < limit_ms * VC_NS_PER_MS)
+        return 0;
+    return vc_err_set_hint(err, VC_E_MIGRATION,
+                           "is the connection, or the other host's disk, that slow?",
+                           "the guest has been paused for %llu s, in which the destination has "
+                           "taken %llu KiB",
+                           (unsigned long long)(now - m->paused_ns) / VC_NS_PER_S,
+                           (unsigned long long)(st->acked_bytes - m->acked_before_pause) / 1024);
+}
+
+/* Whether nothing has moved for too long, or too little while the guest waits. */
 static int check_stall(struct vc_migration *m, const struct vc_source_status *st,
                        struct vc_err *err)
 {
-    uint64_t mark = st->stream_bytes + st->return_bytes + st->acked_batches;
-    uint64_t still_ns = vc_stands_still_ns(&m->progress, mark);
+    uint64_t still_ns = vc_stands_still_ns(&m->progress, what_moved(m, st));
     uint64_t limit_ms = vc_dead_peer_ms(m->o->dead_peer_ms);
 
     limit_ms *= m->guest_paused ? VC_STALL_PAUSED_TIMES : VC_STALL_TIMES;
     if (still_ns < limit_ms * VC_NS_PER_MS)
-        return 0;
+        return check_pause(m, st, err);
     return vc_err_set_hint(err, VC_E_MIGRATION, "is one of the two QEMUs stopped or hung?",
                            "the migration has not moved for %llu s, with the guest %s",
                            (unsigned long long)still_ns / VC_NS_PER_S,
@@ -463,6 +495,7 @@ int vc_migration_drive(struct vc_migration *m, struct vc_err *err)
             (void)vc_migration_cancelled(m, err);
             return give_up(m, err);
         }
+        vc_source_status(m->pipeline, &st); /* QEMU may have been asked for a while */
         if (check_stall(m, &st, err))
             return give_up(m, err);
         if (vc_now_ns() >= next_report) {

@@ -27,7 +27,8 @@ struct vc_source_counters {
     atomic_ullong pages_same, pages_moved, pages_zero, pages_data, pages_unknown;
     atomic_ullong data_bytes, first_pass_left;
     atomic_ullong data_records, zero_records;
-    atomic_ullong batches, acked_batches, repaired_pages, resent_batches, resent_recent;
+    atomic_ullong batches, acked_batches, acked_bytes, repaired_pages, resent_batches,
+        resent_recent;
 };
 
 struct vc_source {

@@ -355,6 +355,7 @@ int vc_source_window_ack(struct vc_source *s, const struct vc_wire_ack *ack, str
             if (s->package_end && b->position + b->stream_bytes >= s->package_end)
                 s->package_delivered = true;
             vc_count(&s->n.acked_batches, 1);
+            vc_count(&s->n.acked_bytes, b->stream_bytes);
             s->window_head = b->next_sent;
             *tail = b;
             tail = &b->next_sent;

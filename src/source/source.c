@@ -96,6 +96,7 @@ void vc_source_status(struct vc_source *s, struct vc_source_status *out)
         .first_pass_left_bytes = atomic_load(&s->n.first_pass_left),
         .batches = atomic_load(&s->n.batches),
         .acked_batches = atomic_load(&s->n.acked_batches),
+        .acked_bytes = atomic_load(&s->n.acked_bytes),
         .repaired_pages = atomic_load(&s->n.repaired_pages),
         .resent_batches = atomic_load(&s->n.resent_batches),
         .wire_rate =

@@ -62,8 +62,9 @@ struct vc_source_status {
     uint64_t ram_bytes;                  /* 0 until known */
     uint64_t first_pass_left_bytes;      /* RAM not mentioned yet */
     uint64_t batches, acked_batches, repaired_pages, resent_batches;
-    double wire_rate; /* what crosses the wire, bytes/s; 0 while unknown */
-    double data_rate; /* new pages before compression, bytes/s; 0 while unknown */
+    uint64_t acked_bytes; /* of the stream, in acked_batches */
+    double wire_rate;     /* what crosses the wire, bytes/s; 0 while unknown */
+    double data_rate;     /* new pages before compression, bytes/s; 0 while unknown */
     bool ram_known;
     bool first_pass_done;    /* every page was mentioned at least once, or the RAM section ended */
     bool stream_ended;       /* QEMU closed its end */
