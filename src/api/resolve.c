@@ -86,7 +86,7 @@ static int retry(struct request *r, struct vc_err *err)
         return vc_err_set_hint(err, VC_E_QEMU_STATE, "run this on the source host",
                                "this host has no word to give");
     rc = dial(r, &h, &conn, err);
-    return rc ? rc : vc_session_repeat_word(&r->settle, conn, err);
+    return rc ? rc : vc_session_repeat_word(&r->settle, &h.session, conn, err);
 }
 
 /* Whatever becomes of the VM, what the migration had set in its QEMU is put back. */

@@ -19,6 +19,9 @@
 /** How often an agent that has started tries to put back in QEMU what one that was killed had set:
  * not before the migration has failed there. */
 #define PUT_BACK_TIMES 30
+/** How long a VM is locked for an answer: others may need it. What takes longer there is done all
+ * the same, and told in the next attempt. */
+#define ANSWER_MS 10000u
 
 struct vc_settler {
     struct vc_store *store;
@@ -50,7 +53,7 @@ static bool read_record(struct vc_settler *s, const struct vc_id *vm, struct vc_
 static struct vc_settle_options options(struct vc_settler *s, const struct vc_id *vm)
 {
     return (struct vc_settle_options){
-        .store = s->store, .vm = vm, .cancel = &s->cancel, .log = &s->log};
+        .store = s->store, .vm = vm, .answer_ms = ANSWER_MS, .cancel = &s->cancel, .log = &s->log};
 }
 
 static int dial(struct vc_settler *s, const struct vc_id *vm, const struct vc_handover *h,
@@ -65,7 +68,7 @@ static int dial(struct vc_settler *s, const struct vc_id *vm, const struct vc_ha
     tls.hostname = *h->tls_hostname ? h->tls_hostname : NULL;
     rc = vc_conn_dial(h->peer, &d, &conn, err);
 
-    return rc ? rc : vc_session_repeat_word(&o, conn, err);
+    return rc ? rc : vc_session_repeat_word(&o, &h->session, conn, err);
 }
 
 static bool is_denied(const struct vc_handover *h)

@@ -137,6 +137,7 @@ struct vc_settle_options {
     const char *socket_dir;   /* of the destination's QEMUs; NULL: leave them */
     const char *qmp_path;     /* source: QEMU's QMP socket, if not where it was; or NULL */
     bool at_once;             /* vc_session_look_back(): a VM that is in use is not waited for */
+    uint32_t answer_ms;       /* for a word that is repeated; 0: 3 times the dead-peer time */
     struct vc_cancel *cancel; /* may be NULL */
     const struct vc_log *log;
 };
@@ -150,13 +151,15 @@ struct vc_settle_options {
 int vc_session_look_back(const struct vc_settle_options *o, struct vc_handover *h,
                          char why[VC_WHY_BYTES], struct vc_err *err) VC_NODISCARD;
 
-/** Tells the destination what was decided, over a new connection (taken): the source side of
- * mode 3. Looks at this host's QEMU first, as above. A record that is LEFT: the decision is
- * repeated, and if the destination says that the VM never ran there, it is continued here. KEPT:
- * *abandon*. 0: the record is settled. VC_E_UNSETTLED: in doubt; other errors: another time,
- * perhaps. */
-int vc_session_repeat_word(const struct vc_settle_options *o, struct vc_conn *conn,
-                           struct vc_err *err) VC_NODISCARD;
+/** Tells the destination what was decided, over a new connection (taken), made for the record of
+ * that @session: the source side of mode 3. Locks the VM once the destination has said hello, for
+ * no longer than its answer may take; looks at this host's QEMU first, as above. A record that is
+ * LEFT: the decision is repeated, and if the destination says that the VM never ran there, it is
+ * continued here. KEPT: *abandon*. 0: the record is settled. VC_E_UNSETTLED: in doubt;
+ * VC_E_NO_SUCH_VM: that record is not there any more; other errors: another time, perhaps. Without
+ * an answer the record stays as it was. */
+int vc_session_repeat_word(const struct vc_settle_options *o, const struct vc_id *session,
+                           struct vc_conn *conn, struct vc_err *err) VC_NODISCARD;
 
 /** Asks the destination of the record what is known there, over a new connection (taken); nothing
  *  changes. */

@@ -11,7 +11,8 @@
 /* What is left of a migration whose end got lost, mostly at its source. Nobody guesses
  * (docs/internals/handover.md): the record says how far things had come, the source's own QEMU
  * whether it completed this migration and whether the VM was continued here, and the destination
- * answers for itself. Whoever settles holds the VM's lock from reading the record to writing it. */
+ * answers for itself. Whoever settles holds the VM's lock from reading the record to writing it.
+ * The other host has said hello before that, and has a time for its answer. */
 
 /* What the record is to say, seen what QEMU shows. */
 static enum vc_handover_state state_now(const struct vc_handover *h, const struct vc_look *l)
@@ -142,14 +143,20 @@ static int take_answer(struct vc_link *link, struct answer *a, struct vc_err *er
     return rc;
 }
 
+static int say_hello(struct vc_link *link, void *opaque, struct vc_err *err)
+{
+    uint64_t features;
+
+    (void)opaque;
+    return vc_link_hello(link, 0, &features, err);
+}
+
 static int open_session(struct vc_link *link, const struct vc_settle_options *o,
                         const struct vc_handover *h, struct vc_err *err)
 {
     struct vc_wire_open open = {.session = h->session, .vm = *o->vm, .mode = VC_WIRE_MODE_WORD};
-    uint64_t features;
-    int rc = vc_link_hello(link, 0, &features, err);
 
-    return rc ? rc : VC_SESSION_SEND(link, VC_WIRE_OPEN, vc_wire_open_encode, &open, err);
+    return VC_SESSION_SEND(link, VC_WIRE_OPEN, vc_wire_open_encode, &open, err);
 }
 
 static int exchange(struct vc_link *link, const struct vc_handover *h, uint8_t which,
@@ -161,22 +168,28 @@ static int exchange(struct vc_link *link, const struct vc_handover *h, uint8_t w
     return rc ? rc : take_answer(link, a, err);
 }
 
-/* A session of mode 3. @talk: from OPEN to the answer. Takes the connection. */
-static int with_link(struct vc_conn *conn, const struct vc_settle_options *o,
-                     int (*talk)(struct vc_link *link, void *opaque, struct vc_err *err),
-                     void *opaque, struct vc_err *err)
+/* A part of a session of mode 3 that ends in time, or when it is cancelled. */
+static int guarded(struct vc_link *link, const struct vc_settle_options *o, uint32_t limit_ms,
+                   int (*talk)(struct vc_link *link, void *opaque, struct vc_err *err),
+                   void *opaque, struct vc_err *err)
 {
     struct vc_guard guard;
-    struct vc_link *link;
-    int rc = vc_link_new(conn, VC_WIRE_SOURCE, 0, &link, err);
+    int rc = vc_guard_start(&guard, link, o->cancel, limit_ms, err);
 
-    if (rc)
+    return rc ? rc : vc_guard_end(&guard, talk(link, opaque, err), err);
+}
+
+/* The other host is there, and says hello. *out: NULL, or the caller's. Takes the connection. */
+static int meet(struct vc_conn *conn, const struct vc_settle_options *o, struct vc_link **out,
+                struct vc_err *err)
+{
+    int rc = vc_link_new(conn, VC_WIRE_SOURCE, 0, out, err);
+
+    if (rc) {
+        *out = NULL;
         return rc;
-    rc = vc_guard_start(&guard, link, o->cancel, VC_OPEN_TIMES * VC_LINK_DEAD_PEER_MS, err);
-    if (!rc)
-        rc = vc_guard_end(&guard, talk(link, opaque, err), err);
-    vc_link_free(link);
-    return rc;
+    }
+    return guarded(*out, o, VC_OPEN_TIMES * VC_LINK_DEAD_PEER_MS, say_hello, NULL, err);
 }
 
 /* ---- settling ---- */
@@ -218,11 +231,21 @@ struct round {
     struct answer a;
 };
 
+/* The VM's lock is held meanwhile. */
+static int tell(struct round *r, struct vc_link *link, uint8_t word, struct vc_err *err)
+{
+    const struct vc_settle_options *o = r->o;
+    uint32_t limit_ms = o->answer_ms ? o->answer_ms : VC_ANSWER_TIMES * VC_LINK_DEAD_PEER_MS;
+    struct vc_guard guard;
+    int rc = vc_guard_start(&guard, link, o->cancel, limit_ms, err);
+
+    return rc ? rc : vc_guard_end(&guard, exchange(link, r->h, word, &r->a, err), err);
+}
+
 /* The peer is there and waits for the word: looks at the own QEMU, and the decision follows at
  * once. */
-static int look_and_decide(struct vc_link *link, void *opaque, struct vc_err *err)
+static int look_and_decide(struct round *r, struct vc_link *link, struct vc_err *err)
 {
-    struct round *r = opaque;
     int rc = open_session(link, r->o, r->h, err);
 
     if (rc)
@@ -237,10 +260,8 @@ static int look_and_decide(struct vc_link *link, void *opaque, struct vc_err *er
     if (rc)
         return rc;
     if (r->h->state == VC_HANDOVER_KEPT)
-        return exchange(link, r->h, r->look.runs ? VC_WIRE_WORD_DISMISS : VC_WIRE_WORD_ABANDON,
-                        &r->a, err);
-    return exchange(link, r->h, r->h->suspend ? VC_WIRE_WORD_SUSPEND : VC_WIRE_WORD_CONTINUE, &r->a,
-                    err);
+        return tell(r, link, r->look.runs ? VC_WIRE_WORD_DISMISS : VC_WIRE_WORD_ABANDON, err);
+    return tell(r, link, r->h->suspend ? VC_WIRE_WORD_SUSPEND : VC_WIRE_WORD_CONTINUE, err);
 }
 
 /* LEFT: somebody may have continued the VM here while the answer was on its way. */
@@ -325,10 +346,10 @@ static int check_not_left_standing(struct round *r, struct vc_err *err)
 }
 
 static int settle(struct vc_vm *v, const struct vc_settle_options *o, struct vc_handover *h,
-                  struct vc_conn *conn, struct vc_err *err)
+                  struct vc_link *link, struct vc_err *err)
 {
     struct round r = {.o = o, .v = v, .h = h};
-    int rc = with_link(conn, o, look_and_decide, &r, err);
+    int rc = look_and_decide(&r, link, err);
 
     if (h->state == VC_HANDOVER_KEPT)
         rc = confirmed(&r, rc, err);
@@ -343,22 +364,37 @@ static int settle(struct vc_vm *v, const struct vc_settle_options *o, struct vc_
     return vc_handover_begin(v, h, err);
 }
 
-int vc_session_repeat_word(const struct vc_settle_options *o, struct vc_conn *conn,
-                           struct vc_err *err)
+/* Locks the VM and reads its record, which may have changed since the other host was called. 0: it
+ * is open, or settled already. */
+static int lock_record(const struct vc_settle_options *o, const struct vc_id *session,
+                       struct vc_vm **v, struct vc_handover *h, struct vc_err *err)
 {
-    struct vc_vm *v = NULL;
-    struct vc_handover h;
-    int rc = vc_vm_open(o->store, o->vm, VC_VM_WRITE, &v, err);
+    int rc = vc_vm_open(o->store, o->vm, VC_VM_WRITE, v, err);
 
     if (!rc)
-        rc = vc_handover_get(v, &h, err);
-    if (rc == VC_NOT_FOUND || (!rc && h.state != VC_HANDOVER_LEFT && h.state != VC_HANDOVER_KEPT))
-        rc = vc_err_set(err, VC_E_NO_SUCH_VM, "no migration of this VM away from here is open");
-    if (rc)
-        vc_conn_close(conn);
-    else
-        rc = settle(v, o, &h, conn, err);
+        rc = vc_handover_get(*v, h, err);
+    if (rc == VC_NOT_FOUND ||
+        (!rc && (!vc_id_equal(&h->session, session) ||
+                 (h->state != VC_HANDOVER_LEFT && h->state != VC_HANDOVER_KEPT &&
+                  h->state != VC_HANDOVER_SETTLED))))
+        return vc_err_set(err, VC_E_NO_SUCH_VM, "no migration of this VM away from here is open");
+    return rc;
+}
+
+int vc_session_repeat_word(const struct vc_settle_options *o, const struct vc_id *session,
+                           struct vc_conn *conn, struct vc_err *err)
+{
+    struct vc_vm *v = NULL;
+    struct vc_link *link;
+    struct vc_handover h;
+    int rc = meet(conn, o, &link, err);
+
+    if (!rc)
+        rc = lock_record(o, session, &v, &h, err);
+    if (!rc && h.state != VC_HANDOVER_SETTLED)
+        rc = settle(v, o, &h, link, err);
     vc_vm_close(v);
+    vc_link_free(link);
     return rc;
 }
 
@@ -374,6 +410,7 @@ int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn, char
                    struct vc_err *err)
 {
     struct vc_vm *v = NULL;
+    struct vc_link *link;
     struct vc_handover h;
     struct round r = {.o = o, .h = &h};
     int rc = vc_vm_open(o->store, o->vm, VC_VM_READ, &v, err);
@@ -385,7 +422,10 @@ int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn, char
         vc_conn_close(conn);
         return rc;
     }
-    rc = with_link(conn, o, just_ask, &r, err);
+    rc = meet(conn, o, &link, err);
+    if (!rc)
+        rc = guarded(link, o, VC_ANSWER_TIMES * VC_LINK_DEAD_PEER_MS, just_ask, &r, err);
+    vc_link_free(link);
     if (!rc)
         snprintf(text, VC_WHY_BYTES, "%s", r.a.status.text);
     return rc;

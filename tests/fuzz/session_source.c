@@ -77,7 +77,7 @@ static void settle(struct session *s)
     int rc = vc_session_look_back(&o, &h, NULL, &err);
 
     fuzz_check_error(rc, &err);
-    rc = vc_session_repeat_word(&o, s->o.conn, &err);
+    rc = vc_session_repeat_word(&o, &h.session, s->o.conn, &err);
     fuzz_check_error(rc, &err);
     if (getenv("FUZZ_VERBOSE"))
         fprintf(stderr, "code %d: %s\n", rc, err.message);

@@ -111,7 +111,8 @@ static int repeat_word(struct lab *lab, struct word_attack *attack, struct vc_er
     assert_int_equal(pthread_create(&thread, NULL, answer, &a), 0);
     *err = VC_ERR_INIT;
     rc = vc_session_repeat_word(
-        &(struct vc_settle_options){.store = lab->host[1].store, .vm = &lab_vm_id}, conn, err);
+        &(struct vc_settle_options){.store = lab->host[1].store, .vm = &lab_vm_id}, &session, conn,
+        err);
     pthread_join(thread, NULL);
     filter_join(&f);
     return rc;

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The agent's settler: another host that does not answer costs nothing but its own VMs' words."""
+import os
+import socket
+import threading
+
+import pytest
+from vctest.gate import WORD, Gate, hello, ping
+from vctest.guest import SelfCheck, selfcheck_options
+from vctest.proc import Event, wait_for
+from vctest.qemu import Qemu, new_uuid
+
+SOURCE = True
+
+
+class Mute:
+    """In the place of another host: takes connections, and never answers to a word; with `greets` it
+    says HELLO and keeps the link alive. It hangs up on nobody."""
+
+    def __init__(self, path, greets):
+        self.greets = greets
+        self.was_called, self.heard_word, self.was_left = Event(), Event(), Event()
+        os.unlink(path)
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.bind(path)
+        self.server.listen(16)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            try:
+                s, _ = self.server.accept()
+            except OSError:
+                return
+            self.was_called.set()
+            threading.Thread(target=self._hear, args=(s,), daemon=True).start()
+
+    def _hear(self, s):
+        file = s.makefile("rb")
+        try:
+            if self.greets:
+                s.sendall(hello(2))
+            while header := file.read(8):
+                file.read(int.from_bytes(header[:4], "little"))
+                if header[4] == WORD:
+                    self.heard_word.set()
+                if self.greets:
+                    s.sendall(ping())  # whenever the other end says something, which it does all the time
+        except OSError:
+            pass
+        self.was_left.set()
+
+    def close(self):
+        self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()
+
+
+@pytest.fixture
+def hosts(fleet):
+    """Two hosts, and what is to be closed at the end."""
+    closing = []
+    f = fleet(namespaces=False)
+    f.closing = closing
+    yield f
+    for c in closing:
+        c.close()
+
+
+class Moving:
+    """A VM that migrates through a gate of its own."""
+
+    def __init__(self, f, name):
+        self.f, self.vm = f, new_uuid()
+        self.qemu = Qemu(f.hosts[0], f"{name}-0", 64, self.vm, None, selfcheck_options(4, 100000))
+        SelfCheck(self.qemu).wait_passes(2)
+        self.dest = Qemu(f.hosts[1], f"{name}-1", 64, self.vm, "defer", selfcheck_options(4, 100000))
+        self.gate = Gate(f.hosts[1].path(f"gate-{name}"), f.vecycles[1].address)
+        f.closing.append(self.gate)
+
+    def lose(self, frame, side, status, *extra):
+        """A migration that ends at that frame; the other host is away since."""
+        self.gate.hold(frame, side)
+        p, _ = self.f.vecycles[0].start_migrate(self.qemu, self.gate.address, self.dest.name, [*extra])
+        assert self.gate.is_held.wait(90), p.messages()
+        self.gate.refuse()
+        self.gate.cut()
+        assert p.wait() == status, p.messages()
+
+    def handover(self):
+        return self.f.vecycles[0].json("show", self.vm)["handover"]
+
+    def wait_handover(self, state):
+        wait_for(lambda: self.handover() == state, 90, f"the record to be {state}")
+
+    def fall_mute(self, greets):
+        self.gate.close()
+        self.f.closing.remove(self.gate)
+        mute = Mute(self.gate.listen, greets)
+        self.f.closing.append(mute)
+        return mute
+
+
+def test_a_word_that_is_not_answered_stays_what_it_was(hosts):
+    """The decision may have been applied, so *left* stays; the host that answers at last settles it."""
+    f = hosts
+    home = f.vecycles[0]
+    m = Moving(f, "vm")
+    m.lose(WORD, SOURCE, 61)
+    home.agent.stop()
+    mute = m.fall_mute(greets=True)
+    home.start_agent([home.address])
+    assert mute.heard_word.wait(60)
+    assert mute.was_left.wait(60), "the call did not end"
+    assert m.handover() == "left" and m.qemu.status() == "postmigrate"
+    mute.close()
+    f.closing.remove(mute)
+    m.gate = Gate(m.gate.listen, f.vecycles[1].address)
+    f.closing.append(m.gate)
+    m.wait_handover("settled")
+    assert m.dest.is_running()
