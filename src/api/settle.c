@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,6 +23,8 @@
 /** How long a VM is locked for an answer: others may need it. What takes longer there is done all
  * the same, and told in the next attempt. */
 #define ANSWER_MS 10000u
+
+static_assert(ANSWER_MS < VC_VM_SETTLED_MS, "those who need the VM meanwhile wait for longer");
 
 struct vc_settler {
     struct vc_store *store;

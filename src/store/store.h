@@ -16,7 +16,9 @@
 /* The checkpoint store of one host: docs/formats/store.md. Files once committed are never changed.
  *
  * Locking: a VM's directory is locked (flock) from vc_vm_open() with VC_VM_WRITE to vc_vm_close().
- * Readers take no lock: what they have open survives being replaced and unlinked.
+ * Readers take no lock: what they have open survives being replaced and unlinked. A lock that is
+ * held only for a moment is waited for; that of a VM whose record is LEFT or KEPT for longer, since
+ * whoever settles it holds it until another host has answered.
  *
  * Thread rule: an object belongs to one thread at a time, except where a function says otherwise.
  */
@@ -36,6 +38,8 @@ struct vc_txn;   /* a generation being written */
 #define VC_STORE_MAX_LAYERS 8
 #define VC_STORE_MAX_GENERATIONS 16
 #define VC_ROOT_BYTES 32
+/** How long the lock of a VM that is being settled is waited for. */
+#define VC_VM_SETTLED_MS 15000u
 
 /** Opens the store, creating the directory (0700, parents too) if @create. It is the caller's own,
  *  and nobody else may write in it; root may open another user's, and works in it as that user.

@@ -45,10 +45,28 @@ static int open_lock(struct vc_vm *vm)
     return io->open(io, vm->dir_fd, "lock", O_RDWR | O_CREAT);
 }
 
+/* Whether who has the lock may be settling the VM. */
+static bool may_be_settled(struct vc_vm *vm)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+    struct vc_handover h;
+
+    return !vc_handover_get(vm, &h, &ignored) &&
+           (h.state == VC_HANDOVER_LEFT || h.state == VC_HANDOVER_KEPT);
+}
+
+/* Whether to go on waiting for the lock. */
+static bool may_wait(struct vc_vm *vm, uint64_t begin_ns, uint64_t wait_ms)
+{
+    uint64_t waited_ms = (vc_now_ns() - begin_ns) / VC_NS_PER_MS;
+
+    return waited_ms < wait_ms || (wait_ms && waited_ms < VC_VM_SETTLED_MS && may_be_settled(vm));
+}
+
 /* 0, VC_E_BUSY, VC_E_CORRUPT, VC_E_STORE; VC_NOT_FOUND: the directory was removed meanwhile. */
 static int lock(struct vc_vm *vm, const char *name, uint64_t wait_ms, struct vc_err *err)
 {
-    uint64_t deadline = vc_now_ns() + wait_ms * VC_NS_PER_MS;
+    uint64_t begin_ns = vc_now_ns();
     char path[VC_PATH_BYTES];
     struct stat st;
 
@@ -63,7 +81,7 @@ static int lock(struct vc_vm *vm, const char *name, uint64_t wait_ms, struct vc_
             errno = saved;
             return vc_lock_errno(err, path);
         }
-        if (vc_now_ns() >= deadline)
+        if (!may_wait(vm, begin_ns, wait_ms))
             return vc_err_set_hint(err, VC_E_BUSY, "wait for the other migration to end",
                                    "VM '%s' is in use by another session", name);
         poll(NULL, 0, 10);

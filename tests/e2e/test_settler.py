@@ -5,12 +5,12 @@ import socket
 import threading
 
 import pytest
-from vctest.gate import WORD, Gate, hello, ping
+from vctest.gate import EOF, SHUT, WORD, Gate, hello, ping
 from vctest.guest import SelfCheck, selfcheck_options
 from vctest.proc import Event, wait_for
 from vctest.qemu import Qemu, new_uuid
 
-SOURCE = True
+SOURCE, DESTINATION = True, False
 
 
 class Mute:
@@ -86,6 +86,11 @@ class Moving:
         self.gate.cut()
         assert p.wait() == status, p.messages()
 
+    def keep(self):
+        """The VM stays here, and the destination is not told."""
+        self.lose({SHUT, EOF}, DESTINATION, 23, "--dead-peer", "3")
+        self.wait_handover("kept")
+
     def handover(self):
         return self.f.vecycles[0].json("show", self.vm)["handover"]
 
@@ -98,6 +103,29 @@ class Moving:
         mute = Mute(self.gate.listen, greets)
         self.f.closing.append(mute)
         return mute
+
+
+@pytest.mark.parametrize("what", ["migrate", "resolve"])
+def test_a_vm_is_not_refused_while_its_word_is_not_answered(hosts, what):
+    f = hosts
+    home = f.vecycles[0]
+    m = Moving(f, "vm")
+    m.keep()
+    home.agent.stop()
+    m.qemu.qmp.execute("stop")
+    mute = m.fall_mute(greets=True)
+    home.start_agent([home.address])
+    assert mute.heard_word.wait(60)
+    if what == "resolve":
+        r = home.run("resolve", m.vm, "--run")
+        assert r.returncode == 0, r.stderr
+        assert m.qemu.is_running() and m.handover() == "kept"
+        return
+    m.qemu.qmp.execute("cont")
+    m.dest.stop()
+    m.dest = Qemu(f.hosts[1], "vm-2", 64, m.vm, "defer", selfcheck_options(4, 100000))
+    r = home.migrate(m.qemu, f.vecycles[1].address, m.dest.name)
+    assert m.dest.is_running() and m.handover() == "settled"
 
 
 def test_a_word_that_is_not_answered_stays_what_it_was(hosts):
