@@ -391,7 +391,7 @@ int vecycle_agent_run(const struct vecycle_context *c, const struct vecycle_agen
         if (*vc_listener_note(a.listeners[i]))
             vc_log(&a.log, VC_LOG_WARNING, "%s", vc_listener_note(a.listeners[i]));
     if (!rc)
-        rc = vc_settler_start(a.store, a.socket_dir, &a.log, o->insecure, &o->tls, &a.settler, &e);
+        rc = vc_settler_start(a.store, a.socket_dir, &a.log, o, &a.settler, &e);
     if (!rc)
         rc = vc_keeper_start(a.store, &a.log, &a.keeper, &e);
     if (!rc && o->allow)

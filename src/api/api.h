@@ -71,10 +71,10 @@ void vc_job_fold(struct vc_store *store, const struct vc_id *vm, uint32_t min_la
 /* ---- settle.c: what lost connections left open, in the background of an agent ---- */
 
 struct vc_settler;
-/** First settles what this host can tell alone, then starts the thread. Borrows the store, the
- *  directory of the destination QEMUs' sockets, and what @tls refers to. */
+/** First settles what this host can tell alone, then starts the threads. Borrows the store, the
+ *  directory of the destination QEMUs' sockets, and the agent's options. */
 int vc_settler_start(struct vc_store *store, const char *socket_dir, const struct vc_log *log,
-                     bool insecure, const struct vecycle_tls *tls, struct vc_settler **out,
+                     const struct vecycle_agent_options *agent, struct vc_settler **out,
                      struct vc_err *err) VC_NODISCARD;
 /** There may be something new to settle. Any thread. */
 void vc_settler_kick(struct vc_settler *s);

@@ -30,8 +30,7 @@ struct vc_settler {
     struct vc_store *store;
     struct vc_log log;
     const char *socket_dir;
-    bool insecure;
-    struct vecycle_tls tls;
+    const struct vecycle_agent_options *agent;
     struct vc_cancel cancel;
     struct vc_thread thread, looker;
     pthread_mutex_t mu;
@@ -56,15 +55,26 @@ static bool read_record(struct vc_settler *s, const struct vc_id *vm, struct vc_
 static struct vc_settle_options options(struct vc_settler *s, const struct vc_id *vm)
 {
     return (struct vc_settle_options){
-        .store = s->store, .vm = vm, .answer_ms = ANSWER_MS, .cancel = &s->cancel, .log = &s->log};
+        .store = s->store,
+        .vm = vm,
+        .dead_peer_ms = s->agent->dead_peer_ms,
+        .answer_ms = ANSWER_MS,
+        .cancel = &s->cancel,
+        .log = &s->log,
+    };
 }
 
 static int dial(struct vc_settler *s, const struct vc_id *vm, const struct vc_handover *h,
                 struct vc_err *err)
 {
     struct vc_settle_options o = options(s, vm);
-    struct vc_tls_options tls = vc_public_tls(&s->tls, &s->cancel);
-    struct vc_dial_options d = {.insecure = s->insecure, .tls = &tls};
+    struct vc_tls_options tls = vc_public_tls(&s->agent->tls, &s->cancel);
+    struct vc_dial_options d = {
+        .insecure = s->agent->insecure,
+        .timeout_ms = (int)s->agent->dead_peer_ms,
+        .tls = &tls,
+        .cancel_fd = s->cancel.fd,
+    };
     struct vc_conn *conn;
     int rc;
 
@@ -260,7 +270,7 @@ static void look_back(struct vc_settler *s)
 }
 
 int vc_settler_start(struct vc_store *store, const char *socket_dir, const struct vc_log *log,
-                     bool insecure, const struct vecycle_tls *tls, struct vc_settler **out,
+                     const struct vecycle_agent_options *agent, struct vc_settler **out,
                      struct vc_err *err)
 {
     struct vc_settler *s = calloc(1, sizeof(*s));
@@ -271,8 +281,7 @@ int vc_settler_start(struct vc_store *store, const char *socket_dir, const struc
     s->store = store;
     s->log = *log;
     s->socket_dir = socket_dir;
-    s->insecure = insecure;
-    s->tls = *tls;
+    s->agent = agent;
     pthread_mutex_init(&s->mu, NULL);
     vc_cond_init(&s->changed);
     rc = vc_cancel_init(&s->cancel, err);

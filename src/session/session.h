@@ -137,6 +137,7 @@ struct vc_settle_options {
     const char *socket_dir;   /* of the destination's QEMUs; NULL: leave them */
     const char *qmp_path;     /* source: QEMU's QMP socket, if not where it was; or NULL */
     bool at_once;             /* vc_session_look_back(): a VM that is in use is not waited for */
+    uint32_t dead_peer_ms;    /* 0: 10 s */
     uint32_t answer_ms;       /* for a word that is repeated; 0: 3 times the dead-peer time */
     struct vc_cancel *cancel; /* may be NULL */
     const struct vc_log *log;

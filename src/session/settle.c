@@ -183,13 +183,13 @@ static int guarded(struct vc_link *link, const struct vc_settle_options *o, uint
 static int meet(struct vc_conn *conn, const struct vc_settle_options *o, struct vc_link **out,
                 struct vc_err *err)
 {
-    int rc = vc_link_new(conn, VC_WIRE_SOURCE, 0, out, err);
+    int rc = vc_link_new(conn, VC_WIRE_SOURCE, o->dead_peer_ms, out, err);
 
     if (rc) {
         *out = NULL;
         return rc;
     }
-    return guarded(*out, o, VC_OPEN_TIMES * VC_LINK_DEAD_PEER_MS, say_hello, NULL, err);
+    return guarded(*out, o, VC_OPEN_TIMES * vc_dead_peer_ms(o->dead_peer_ms), say_hello, NULL, err);
 }
 
 /* ---- settling ---- */
@@ -235,7 +235,8 @@ struct round {
 static int tell(struct round *r, struct vc_link *link, uint8_t word, struct vc_err *err)
 {
     const struct vc_settle_options *o = r->o;
-    uint32_t limit_ms = o->answer_ms ? o->answer_ms : VC_ANSWER_TIMES * VC_LINK_DEAD_PEER_MS;
+    uint32_t limit_ms =
+        o->answer_ms ? o->answer_ms : VC_ANSWER_TIMES * vc_dead_peer_ms(o->dead_peer_ms);
     struct vc_guard guard;
     int rc = vc_guard_start(&guard, link, o->cancel, limit_ms, err);
 
@@ -424,7 +425,8 @@ int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn, char
     }
     rc = meet(conn, o, &link, err);
     if (!rc)
-        rc = guarded(link, o, VC_ANSWER_TIMES * VC_LINK_DEAD_PEER_MS, just_ask, &r, err);
+        rc =
+            guarded(link, o, VC_ANSWER_TIMES * vc_dead_peer_ms(o->dead_peer_ms), just_ask, &r, err);
     vc_link_free(link);
     if (!rc)
         snprintf(text, VC_WHY_BYTES, "%s", r.a.status.text);
