@@ -350,6 +350,7 @@ static void shut_down(struct agent *a)
     for (size_t i = 0; i < a->n_listeners; i++)
         vc_listener_close(a->listeners[i]);
     close_control(a);
+    vc_settler_cancel(a->settler); /* a session may wait for a VM that it has locked */
     vc_agent_end_sessions(a);
     vc_rekeyer_stop(a->rekeyer);
     vc_keeper_stop(a->keeper);

@@ -78,6 +78,8 @@ int vc_settler_start(struct vc_store *store, const char *socket_dir, const struc
                      struct vc_err *err) VC_NODISCARD;
 /** There may be something new to settle. Any thread. */
 void vc_settler_kick(struct vc_settler *s);
+/** It begins to end, and locks no VM any more; NULL is fine. */
+void vc_settler_cancel(struct vc_settler *s);
 /** Ends it; NULL is fine. */
 void vc_settler_stop(struct vc_settler *s);
 

@@ -9,12 +9,21 @@
 #include "base/clock.h"
 #include "base/thread.h"
 
-/* The agent settles by itself what a lost connection, or its own death, has left open at this host
+/* Theory of operation
+ *
+ * The agent settles by itself what a lost connection, or its own death, has left open at this host
  * as the source: when it starts, after a migration that failed, and again and again, ever more
- * rarely, until it has met the other host. A way through ssh is left to whoever has the keys. */
+ * rarely, until it has met the other host. A way through ssh is left to whoever has the keys.
+ *
+ * Another host may be away, or take its time: each has a thread of its own while it is called,
+ * which goes over the VMs that went there, so that the VMs of all others need not wait for it. One
+ * thread (vc-settle) knows which hosts are to be called, and when, and calls nobody itself; one
+ * (vc-look) looks at this host's own QEMUs. */
 
 #define FIRST_PAUSE_S 1
 #define LONGEST_PAUSE_S 60
+/** Hosts that are called at the same time. */
+#define MAX_CALLS 8
 /** How often this host's own QEMU is looked at while something is open. */
 #define LOOK_S 1ull
 /** How often an agent that has started tries to put back in QEMU what one that was killed had set:
@@ -26,6 +35,13 @@
 
 static_assert(ANSWER_MS < VC_VM_SETTLED_MS, "those who need the VM meanwhile wait for longer");
 
+/* What a thread waits for. */
+enum news {
+    NEWS_TO_SETTLE = 1, /* for vc-settle: something may be open that was not */
+    NEWS_TO_LOOK = 2,   /* the same for vc-look */
+    NEWS_CALLED = 4,    /* a call has ended */
+};
+
 struct vc_settler {
     struct vc_store *store;
     struct vc_log log;
@@ -33,9 +49,24 @@ struct vc_settler {
     const struct vecycle_agent_options *agent;
     struct vc_cancel cancel;
     struct vc_thread thread, looker;
+    struct peer *peers; /* [thread: vc-settle] */
     pthread_mutex_t mu;
     pthread_cond_t changed;
-    bool kicked, looks, stop; /* [lock: mu] something is new; for the looker too */
+    unsigned news; /* [lock: mu] */
+    bool stop;     /* [lock: mu] */
+};
+
+/* Another host that is owed a word, and the call to it. */
+struct peer {
+    struct vc_settler *s;
+    struct peer *next;
+    char address[sizeof(((struct vc_handover *)NULL)->peer)];
+    struct vc_thread thread;
+    bool wanted, hurry; /* [thread: vc-settle] records name it; it is called without a pause */
+    uint64_t due_ns, pause_s;
+    bool first;        /* [const in a call] what goes wrong is told as new */
+    struct vc_id last; /* [thread: the call] the VM at which the last one ended */
+    bool called;       /* [lock: mu] the call has ended */
 };
 
 /* The record as it is, without the lock. False: it cannot be read, or there is none. */
@@ -105,13 +136,24 @@ static void say_open(struct vc_settler *s, const struct vc_id *vm, const struct 
     vc_log_err(&s->log, VC_LOG_WARNING, "an interrupted migration is not settled yet", err);
 }
 
+/* A way through ssh is for whoever has the keys: what is left is to look. */
+static bool can_be_called(const struct vc_handover *h)
+{
+    return strncmp(h->peer, "ssh:", 4) != 0;
+}
+
+static bool is_open(const struct vc_handover *h)
+{
+    return h->state == VC_HANDOVER_LEAVING || h->state == VC_HANDOVER_LEFT ||
+           (h->state == VC_HANDOVER_KEPT && can_be_called(h));
+}
+
 /* What this host knows by itself, also while the other one is away. True: the other host has to be
  * told something, and can be. *open: something is open, and another look may help. */
 static bool look_at(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h, bool *open)
 {
     struct vc_settle_options o = options(s, vm);
     struct vc_err err = VC_ERR_INIT;
-    bool has_way;
     int rc = 0;
 
     o.at_once = true; /* or one VM that is being migrated would hold up the look at all others */
@@ -124,11 +166,8 @@ static bool look_at(struct vc_settler *s, const struct vc_id *vm, struct vc_hand
         *open = true;
         return false;
     }
-    /* A way through ssh is for whoever has the keys: what is left is to look. */
-    has_way = strncmp(h->peer, "ssh:", 4) != 0;
-    *open = h->state == VC_HANDOVER_LEAVING || h->state == VC_HANDOVER_LEFT ||
-            (h->state == VC_HANDOVER_KEPT && has_way);
-    return !rc && *open && h->state != VC_HANDOVER_LEAVING && has_way;
+    *open = is_open(h);
+    return !rc && *open && h->state != VC_HANDOVER_LEAVING && can_be_called(h);
 }
 
 /* What a killed agent had set in QEMU. True: something is left that QEMU may take another time. */
@@ -148,100 +187,257 @@ static bool put_back(struct vc_settler *s)
 
         err = VC_ERR_INIT;
         o.socket_dir = s->socket_dir;
+        o.at_once = true;
         if (read_record(s, &ids[i], &h) && h.n_settings)
             rc = vc_session_put_back(&o, &err);
         if (rc < 0)
             vc_log_err(&s->log, VC_LOG_DEBUG, "QEMU's settings are not put back", &err);
-        left |= rc == VC_AGAIN;
+        left |= rc == VC_AGAIN || rc == VC_E_BUSY;
     }
     return left;
 }
 
-/* True: it is still open, and another attempt may help. */
-static bool settle_one(struct vc_settler *s, const struct vc_id *vm, bool first, bool dials)
+/* Whether there is something new; waits for it until the deadline (0: for ever). *got: what. False:
+ * it is time to end. */
+static bool wait(struct vc_settler *s, unsigned which, uint64_t deadline, unsigned *got)
 {
+    VC_LOCKED(&s->mu);
+
+    while (!s->stop && !(s->news & which)) {
+        if (!deadline)
+            pthread_cond_wait(&s->changed, &s->mu);
+        else if (!vc_cond_wait_until(&s->changed, &s->mu, deadline))
+            break;
+    }
+    *got = s->news & which;
+    s->news &= ~which;
+    return !s->stop;
+}
+
+static void tell(struct vc_settler *s, unsigned news)
+{
+    VC_LOCKED(&s->mu);
+
+    s->news |= news;
+    pthread_cond_broadcast(&s->changed);
+}
+
+/* ---- a call ---- */
+
+/* 0: it is settled, or nothing can be done. */
+static int settle_one(struct peer *p, const struct vc_id *vm)
+{
+    struct vc_settler *s = p->s;
     struct vc_err err = VC_ERR_INIT;
     char name[VC_ID_TEXT_BYTES];
     struct vc_handover h;
     bool open;
     int rc;
 
-    if (!look_at(s, vm, &h, &open) || !dials)
-        return open;
+    if (!read_record(s, vm, &h) || strcmp(h.peer, p->address) != 0 || !look_at(s, vm, &h, &open))
+        return 0;
     rc = dial(s, vm, &h, &err);
     vc_id_format(vm, name);
     if (rc) {
         vc_err_prefix(&err, "%s", name);
-        vc_log_err(&s->log, first ? VC_LOG_WARNING : VC_LOG_DEBUG, "not settled yet", &err);
+        vc_log_err(&s->log, p->first ? VC_LOG_WARNING : VC_LOG_DEBUG, "not settled yet", &err);
     } else {
         vc_log(&s->log, VC_LOG_INFO, "%s: the migration to '%s' is settled", name, h.peer);
     }
-    return rc != 0;
+    return rc;
 }
 
-/* Goes over all VMs; true: something is still open. */
-static bool settle_all(struct vc_settler *s, bool first, bool dials)
+/* Whose turn it is after that VM. */
+static size_t find_next(const struct vc_id *ids, size_t n, const struct vc_id *last)
 {
+    for (size_t i = 0; i < n; i++)
+        if (vc_id_equal(&ids[i], last))
+            return i + 1;
+    return 0;
+}
+
+/* Goes over the VMs that went there. A host that does not answer is not asked about others; the
+ * next call begins with those, as it may be one VM that keeps it from answering. */
+static void *call_main(void *arg)
+{
+    struct peer *p = arg;
+    struct vc_settler *s = p->s;
     vc_auto_free struct vc_id *ids = NULL;
     struct vc_err err = VC_ERR_INIT;
-    size_t n = 0;
-    bool open = false;
+    size_t n = 0, begin;
+    int rc = vc_store_list(s->store, &ids, &n, &err);
 
-    if (vc_store_list(s->store, &ids, &n, &err))
-        return false;
-    for (size_t i = 0; i < n && !vc_cancel_is_set(&s->cancel); i++)
-        open |= settle_one(s, &ids[i], first, dials);
-    return open;
-}
-
-/* False: it is time to end. *kicked: there is something new. */
-static bool wait(struct vc_settler *s, bool open, uint64_t wait_s, bool *kick, bool *kicked)
-{
-    uint64_t deadline = vc_now_ns() + wait_s * VC_NS_PER_S;
-    VC_LOCKED(&s->mu);
-
-    while (!s->stop && !*kick) {
-        if (!open)
-            pthread_cond_wait(&s->changed, &s->mu);
-        else if (!vc_cond_wait_until(&s->changed, &s->mu, deadline))
+    begin = find_next(ids, n, &p->last);
+    for (size_t i = 0; i < n && rc != VC_E_UNREACHABLE && rc != VC_E_PEER_LOST; i++) {
+        p->last = ids[(begin + i) % n];
+        if (vc_cancel_is_set(&s->cancel))
             break;
+        rc = settle_one(p, &p->last);
     }
-    *kicked = *kick;
-    *kick = false;
-    return !s->stop;
-}
-
-/* Looks, and tells other hosts what they have to know, ever more rarely. */
-static void *settler_main(void *arg)
-{
-    struct vc_settler *s = arg;
-    uint64_t pause_s = FIRST_PAUSE_S;
-    unsigned left = PUT_BACK_TIMES;
-    bool kicked = true, open;
-
-    do {
-        left = left && put_back(s) ? left - 1 : 0;
-        open = settle_all(s, kicked, true) || left;
-        pause_s = kicked || left ? FIRST_PAUSE_S : VC_MIN(2 * pause_s, (uint64_t)LONGEST_PAUSE_S);
-    } while (wait(s, open, pause_s, &s->kicked, &kicked));
+    {
+        VC_LOCKED(&s->mu);
+        p->called = true;
+    }
+    tell(s, NEWS_CALLED);
     return NULL;
 }
 
-/* Looks at this host's own QEMUs, whoever does not answer to the other thread, so that nobody
- * continues a VM here unnoticed. */
+/* ---- whom to call, and when ---- */
+
+static void add_peer(struct vc_settler *s, const struct vc_handover *h)
+{
+    struct peer *p = s->peers;
+
+    while (p && strcmp(p->address, h->peer) != 0)
+        p = p->next;
+    if (!p) {
+        p = calloc(1, sizeof(*p));
+        if (!p) /* no memory: another time */
+            return;
+        *p = (struct peer){.s = s, .next = s->peers, .hurry = true};
+        snprintf(p->address, sizeof(p->address), "%s", h->peer);
+        s->peers = p;
+    }
+    p->wanted = true;
+}
+
+static void find_peers(struct vc_settler *s)
+{
+    vc_auto_free struct vc_id *ids = NULL;
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_handover h;
+    size_t n = 0;
+
+    if (vc_store_list(s->store, &ids, &n, &err))
+        return;
+    for (struct peer *p = s->peers; p; p = p->next)
+        p->wanted = false;
+    for (size_t i = 0; i < n; i++)
+        if (read_record(s, &ids[i], &h) && is_open(&h) && can_be_called(&h))
+            add_peer(s, &h);
+}
+
+/* Joins the calls that have ended, and forgets who is owed nothing any more. */
+static void reap(struct vc_settler *s, bool all)
+{
+    struct peer **at = &s->peers;
+
+    while (*at) {
+        struct peer *p = *at;
+        bool called;
+
+        {
+            VC_LOCKED(&s->mu);
+            called = p->called;
+        }
+        if (p->thread.running && (called || all)) {
+            vc_thread_join(&p->thread);
+            p->due_ns = vc_now_ns() + p->pause_s * VC_NS_PER_S;
+        }
+        if (p->thread.running || (p->wanted && !all)) {
+            at = &p->next;
+            continue;
+        }
+        *at = p->next;
+        free(p);
+    }
+}
+
+static void call(struct peer *p)
+{
+    struct vc_settler *s = p->s;
+    struct vc_err err = VC_ERR_INIT;
+
+    p->pause_s = p->hurry ? FIRST_PAUSE_S : VC_MIN(2 * p->pause_s, (uint64_t)LONGEST_PAUSE_S);
+    p->due_ns = vc_now_ns() + p->pause_s * VC_NS_PER_S;
+    p->first = p->hurry;
+    p->hurry = false;
+    p->called = false; /* nobody else knows it now */
+    if (vc_thread_start(&p->thread, "vc-call", call_main, p, &err))
+        vc_log_err(&s->log, VC_LOG_WARNING, "another host is not called", &err);
+}
+
+/* Who has waited for longest. *next_ns: when the next call is due that no other has to end for; 0:
+ * none. */
+static struct peer *choose(struct vc_settler *s, uint64_t *next_ns)
+{
+    struct peer *best = NULL;
+    unsigned n = 0;
+
+    *next_ns = 0;
+    for (struct peer *p = s->peers; p; p = p->next) {
+        n += p->thread.running;
+        if (p->hurry)
+            p->due_ns = VC_MIN(p->due_ns, vc_now_ns());
+        if (!p->thread.running && (!best || p->due_ns < best->due_ns))
+            best = p;
+    }
+    if (!best || n >= MAX_CALLS)
+        return NULL;
+    if (best->due_ns <= vc_now_ns())
+        return best;
+    *next_ns = best->due_ns;
+    return NULL;
+}
+
+/* Has other hosts told what they have to know, ever more rarely. */
+static void *settler_main(void *arg)
+{
+    struct vc_settler *s = arg;
+    unsigned news = NEWS_TO_SETTLE;
+    uint64_t next_ns;
+
+    do {
+        struct peer *p;
+
+        find_peers(s);
+        reap(s, false);
+        for (p = s->peers; p && (news & NEWS_TO_SETTLE); p = p->next)
+            p->hurry = true;
+        while ((p = choose(s, &next_ns)))
+            call(p);
+    } while (wait(s, NEWS_TO_SETTLE | NEWS_CALLED, next_ns, &news));
+    reap(s, true);
+    return NULL;
+}
+
+/* ---- looking ---- */
+
+/* True: something is open. */
+static bool look_at_all(struct vc_settler *s)
+{
+    vc_auto_free struct vc_id *ids = NULL;
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_handover h;
+    size_t n = 0;
+    bool any = false, open;
+
+    if (vc_store_list(s->store, &ids, &n, &err))
+        return false;
+    for (size_t i = 0; i < n && !vc_cancel_is_set(&s->cancel); i++) {
+        look_at(s, &ids[i], &h, &open);
+        any |= open;
+    }
+    return any;
+}
+
+/* Looks at this host's own QEMUs, whoever of the other hosts does not answer, so that nobody
+ * continues a VM here unnoticed. What is new is looked at where the other host is called. */
 static void *looker_main(void *arg)
 {
     struct vc_settler *s = arg;
-    uint64_t look_s = LOOK_S;
-    bool kicked, open = true;
+    unsigned left = PUT_BACK_TIMES, news = NEWS_TO_LOOK;
+    uint64_t begin_ns, took_ns;
+    bool open;
 
-    while (wait(s, open, look_s, &s->looks, &kicked)) {
-        uint64_t begin_ns = vc_now_ns();
-
-        open = kicked || settle_all(s, false, false); /* what is new is the other thread's first */
+    do {
+        begin_ns = vc_now_ns();
+        left = left && put_back(s) ? left - 1 : 0;
+        open = news || look_at_all(s) || left;
+        took_ns = vc_now_ns() - begin_ns;
         /* A look holds the VM's lock: at a QEMU that does not answer, others get their turn. */
-        look_s = VC_MAX(LOOK_S, 2 * (vc_now_ns() - begin_ns) / VC_NS_PER_S);
-    }
+    } while (wait(s, NEWS_TO_LOOK,
+                  open ? vc_now_ns() + VC_MAX(LOOK_S * VC_NS_PER_S, 2 * took_ns) : 0, &news));
     return NULL;
 }
 
@@ -300,13 +496,10 @@ int vc_settler_start(struct vc_store *store, const char *socket_dir, const struc
 
 void vc_settler_kick(struct vc_settler *s)
 {
-    VC_LOCKED(&s->mu);
-
-    s->kicked = s->looks = true;
-    pthread_cond_broadcast(&s->changed);
+    tell(s, NEWS_TO_SETTLE | NEWS_TO_LOOK);
 }
 
-void vc_settler_stop(struct vc_settler *s)
+void vc_settler_cancel(struct vc_settler *s)
 {
     if (!s)
         return;
@@ -317,6 +510,13 @@ void vc_settler_stop(struct vc_settler *s)
     }
     if (s->cancel.fd >= 0)
         vc_cancel_now(&s->cancel);
+}
+
+void vc_settler_stop(struct vc_settler *s)
+{
+    if (!s)
+        return;
+    vc_settler_cancel(s);
     vc_thread_join(&s->thread);
     vc_thread_join(&s->looker);
     vc_cancel_fini(&s->cancel);

@@ -78,7 +78,7 @@ int vc_session_put_back(const struct vc_settle_options *o, struct vc_err *err)
 {
     struct vc_handover h;
     struct vc_vm *v = NULL;
-    int rc = vc_vm_open(o->store, o->vm, VC_VM_WRITE, &v, err);
+    int rc = vc_vm_open(o->store, o->vm, o->at_once ? VC_VM_TRY : VC_VM_WRITE, &v, err);
 
     if (!rc)
         rc = vc_handover_get(v, &h, err);

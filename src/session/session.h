@@ -136,7 +136,7 @@ struct vc_settle_options {
     const struct vc_id *vm;
     const char *socket_dir;   /* of the destination's QEMUs; NULL: leave them */
     const char *qmp_path;     /* source: QEMU's QMP socket, if not where it was; or NULL */
-    bool at_once;             /* vc_session_look_back(): a VM that is in use is not waited for */
+    bool at_once;             /* to look back, to put back: a VM that is in use is not waited for */
     uint32_t dead_peer_ms;    /* 0: 10 s */
     uint32_t answer_ms;       /* for a word that is repeated; 0: 3 times the dead-peer time */
     struct vc_cancel *cancel; /* may be NULL */
@@ -217,7 +217,7 @@ void vc_holder_describe(struct vc_holder *who, const struct vc_id *lineage,
 /* ---- leftover.c: what a session that was killed has left changed in QEMU ---- */
 
 /** Puts the settings of QEMU back that the VM's record lists. 0: no more can be done now. VC_AGAIN:
- *  QEMU could not take all of them yet; another time. VC_E_BUSY: the VM is being migrated; other
+ *  QEMU could not take all of them yet; another time. VC_E_BUSY: the VM is in use; other
  *  errors: its QEMU cannot be asked. */
 int vc_session_put_back(const struct vc_settle_options *o, struct vc_err *err) VC_NODISCARD;
 

@@ -105,6 +105,28 @@ class Moving:
         return mute
 
 
+def test_a_host_that_does_not_answer_holds_up_no_other_hosts_vm(hosts):
+    """Its call does not end in this test, which ends it with the agent."""
+    f = hosts
+    home = f.vecycles[0]
+    mine, other = Moving(f, "mine"), Moving(f, "other")
+    for m in mine, other:
+        m.lose(WORD, SOURCE, 61)
+    home.agent.stop()
+    mute = mine.fall_mute(greets=False)
+    home.start_agent([home.address], ["--dead-peer", "900"])
+    assert mute.was_called.wait(60)
+    other.gate.refuse(False)
+    wait_for(other.dest.is_running, 90, "the other VM to run")
+    other.wait_handover("settled")
+    r = home.run("resolve", mine.vm, "--run")
+    assert r.returncode == 61 and "in use" not in r.stderr, r.stderr
+    assert not mute.was_left.is_set()
+    assert mine.handover() == "left" and mine.qemu.status() == "postmigrate"
+    assert home.agent.stop() == 0, home.log.read_text()
+    assert mute.was_left.wait(60)
+
+
 @pytest.mark.parametrize("what", ["migrate", "resolve"])
 def test_a_vm_is_not_refused_while_its_word_is_not_answered(hosts, what):
     f = hosts
