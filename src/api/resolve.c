@@ -76,7 +76,9 @@ static int retry(struct request *r, struct vc_err *err)
 
     if (rc == VC_NOT_FOUND || (!rc && (h.state == VC_HANDOVER_NONE || h.state == VC_HANDOVER_VOID)))
         return nothing_open(err);
-    if (rc || h.state == VC_HANDOVER_SETTLED) /* it runs here after all */
+    if (!rc && h.state == VC_HANDOVER_SETTLED) /* it runs here after all, if this was no source */
+        return vc_session_check_rest(&r->settle, &h, err);
+    if (rc)
         return rc;
     if (h.state == VC_HANDOVER_LEAVING)
         return vc_err_set_hint(err, VC_E_UNSETTLED,
@@ -147,6 +149,8 @@ int vecycle_resolve_show(const struct vecycle_context *c, const char *vm,
     if (rc == VC_NOT_FOUND)
         rc = vc_err_set_hint(&e, VC_E_NO_SUCH_VM, "`vecycle ls` lists them",
                              "the store has no such VM");
+    if (!rc)
+        rc = vc_session_check_rest(&r.settle, &h, &e);
     if (!rc && is_of_source(&h))
         ask_there(&r, &h, out->there);
     vc_store_close(r.store);

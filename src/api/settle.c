@@ -457,10 +457,12 @@ static void look_back(struct vc_settler *s)
 
         err = VC_ERR_INIT;
         o.socket_dir = s->socket_dir;
-        if (read_record(s, &ids[i], &h) && h.state != VC_HANDOVER_NONE &&
-            h.state != VC_HANDOVER_SETTLED && h.state != VC_HANDOVER_VOID &&
-            (vc_session_look_back(&o, &h, NULL, &err) ||
-             (h.state == VC_HANDOVER_LEAVING && is_denied(&h))))
+        if (!read_record(s, &ids[i], &h) || h.state == VC_HANDOVER_NONE ||
+            h.state == VC_HANDOVER_VOID)
+            continue;
+        if (h.state == VC_HANDOVER_SETTLED ? vc_session_check_rest(&o, &h, &err) != 0
+                                           : vc_session_look_back(&o, &h, NULL, &err) ||
+                                                 (h.state == VC_HANDOVER_LEAVING && is_denied(&h)))
             say_open(s, &ids[i], &h, &err);
     }
 }

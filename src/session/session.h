@@ -151,6 +151,10 @@ struct vc_settle_options {
  * the VM is being migrated. */
 int vc_session_look_back(const struct vc_settle_options *o, struct vc_handover *h,
                          char why[VC_WHY_BYTES], struct vc_err *err) VC_NODISCARD;
+/** Whether the VM of a settled record has left by a postcopy that was interrupted, so that its QEMU
+ * here has memory that nobody else has. VC_E_POSTCOPY: it has. 0: no, or it cannot be told. */
+int vc_session_check_rest(const struct vc_settle_options *o, const struct vc_handover *h,
+                          struct vc_err *err) VC_NODISCARD;
 
 /** Tells the destination what was decided, over a new connection (taken), made for the record of
  * that @session: the source side of mode 3. Locks the VM once the destination has said hello, for

@@ -117,6 +117,25 @@ int vc_session_look_back(const struct vc_settle_options *o, struct vc_handover *
     return rc;
 }
 
+int vc_session_check_rest(const struct vc_settle_options *o, const struct vc_handover *h,
+                          struct vc_err *err)
+{
+    struct vc_look l;
+    int rc = 0;
+
+    if (h->state != VC_HANDOVER_SETTLED || !strchr(h->socket, '/')) /* a destination's has a name */
+        return 0;
+    vc_look_at_source(h, o->vm, o->qmp_path, &l);
+    if (l.qmp && vc_qmp_status_is_switched(l.status))
+        rc = vc_err_set_hint(err, VC_E_POSTCOPY,
+                             "`vecycle migrate --recover` with its QMP socket and the destination",
+                             "the VM is at '%.80s', and the rest of its memory is in this host's "
+                             "QEMU alone, which must not be ended (it is '%s')",
+                             h->peer, l.status);
+    vc_look_end(&l);
+    return rc;
+}
+
 /* ---- the exchange ---- */
 
 struct answer {

@@ -42,6 +42,9 @@ static int check_paused(struct vc_migration *m, struct vc_err *err)
             "wait for it; QEMU before 8.2 hangs in one whose link fails at once, "
             "and then the VM is lost",
             "a recovery has begun already (it is '%s')", now.status);
+    if (!rc && !strcmp(now.status, "completed"))
+        return vc_err_set(err, VC_E_QEMU_STATE,
+                          "there is nothing to recover: the VM's migration has completed");
     if (!rc && strcmp(now.status, "postcopy-paused") != 0)
         return vc_err_set_hint(err, VC_E_QEMU_STATE, "migrate without --recover",
                                "there is no interrupted postcopy to recover (it is '%s')",

@@ -489,6 +489,25 @@ def test_a_recovery_leaves_a_vm_alone_that_was_continued_before(slow):
     recovers(f, "paused")
 
 
+def test_the_rest_that_a_source_qemu_holds_is_told_when_all_vecycles_have_died(slow):
+    """Whoever is told that nothing is open may end that QEMU."""
+    f = slow
+    p = in_postcopy(f)
+    for v in f.vecycles:
+        v.agent.kill()
+    f.gate.cut()
+    p.wait()
+    wait_paused(f)
+    assert handovers(f)[0] == "settled"
+    for v in f.vecycles:
+        v.start_agent([v.address])
+    assert "must not be ended" in f.vecycles[0].log.read_text()
+    for argv in [], ["--retry"]:
+        r = f.vecycles[0].run("resolve", f.vm, *argv)
+        assert r.returncode == 62 and "--recover" in r.stderr, (r.stdout, r.stderr)
+    recovers(f)
+
+
 def test_a_vm_that_its_qemu_has_left_standing_stays_open_until_it_runs(slow):
     """As QEMU 7.2 does where the switch fails: it does not continue the VM, and the agent that could
     have done so is dead."""

@@ -83,6 +83,8 @@ def carries_the_rest(f):
     f.qemu.qmp.execute("migrate-set-parameters", max_postcopy_bandwidth=0)
     r = f.vecycle().migrate(f.qemu, f.gate.address, f.dest.name, ["--recover"])
     assert r["status"] == 0 and f.qemu.status() == "postmigrate"
+    r = f.vecycle().migrate(f.qemu, f.gate.address, f.dest.name, ["--recover"], ok=False)
+    assert r["status"] == 12 and "has completed" in r["messages"], r
     f.dest.wait_status("running")
     f.arrived(1, f.dest)
     f.check_guest()
