@@ -284,8 +284,8 @@ def main():
     p.add_argument("--build", default="build")
     p.add_argument("--only", choices=["unit", "sanitizers", "e2e", "newer-qemu"], help="one part")
     p.add_argument("--long", action="store_true", help="what takes long, instead")
-    p.add_argument("--shards", type=int, default=max(1, min(4, len(os.sched_getaffinity(0)))),
-                   help="end-to-end tests that run at a time")
+    p.add_argument("--shards", type=int, default=min(4, len(os.sched_getaffinity(0)) + 1),
+                   help="end-to-end tests that run at a time (they wait more than they compute)")
     p.add_argument("rest", nargs="*", help="arguments for pytest")
     a = p.parse_args()
     parts = {a.only} if a.only else {"unit", "sanitizers", "e2e", "newer-qemu"}
