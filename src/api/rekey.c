@@ -15,11 +15,21 @@ bool vc_peer_matches(const char *pattern, const char *name)
     return fnmatch(pattern, name, FNM_NOESCAPE | FNM_CASEFOLD) == 0;
 }
 
+/* The address behind "NAME at ", of which the name is what a certificate says; or NULL. */
+static const char *behind_at(const char *peer)
+{
+    const char *found = NULL;
+
+    for (const char *p = peer; (p = strstr(p, " at ")); p++)
+        found = p;
+    return found;
+}
+
 /* The address that was called; or "NAME at ADDRESS", as a host names a TLS peer that came to it,
  * and that listens itself as well. What else it calls those that came is no address of theirs. */
 static bool dialable(const char *peer, bool called, struct vc_rekey_peer *out)
 {
-    const char *at = strstr(peer, " at ");
+    const char *at = behind_at(peer);
 
     if (called) {
         snprintf(out->address, sizeof(out->address), "%s", peer);

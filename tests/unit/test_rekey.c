@@ -74,6 +74,8 @@ static void a_checkpoint_is_of_the_host_that_its_note_names(void **state)
     assert_true(vc_rekey_is_of("tls://B.example:7891", "b.*"));
     assert_true(vc_rekey_is_of("ssh://root@b", "b"));
     assert_true(vc_rekey_is_of("unix:/run/b", "unix:/run/b"));
+    assert_true(vc_rekey_is_of("b at 10.0.0.9 at 10.0.0.7", "10.0.0.7"));
+    assert_false(vc_rekey_is_of("b at 10.0.0.9 at 10.0.0.7", "10.0.0.9"));
     assert_false(vc_rekey_is_of("b at 10.0.0.7", "c"));
     assert_false(vc_rekey_is_of("ssh://root@b", "root"));
     assert_false(vc_rekey_is_of("", "b"));
