@@ -142,8 +142,10 @@ int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)
     bool stays = vc_migration_stays(m) || (m->o->recover && !m->owes_word), never_ran;
     struct vc_wire_status done = {0};
 
-    vc_migration_record(m, VC_HANDOVER_LEFT); /* if not, the counts stand for it */
-    vc_source_pass_success(m->pipeline);      /* postcopy: before it has come */
+    /* If LEFT cannot be written, the counts stand for it. In a postcopy they are still to come, so
+     * that QEMU's success is held back until then. */
+    if (vc_migration_record(m, VC_HANDOVER_LEFT))
+        vc_source_pass_success(m->pipeline);
     if (check_continued(m, err))
         return err->code;
     m->told = true;
