@@ -49,11 +49,11 @@ struct vc_source {
     struct vc_flow flow;                            /* [lock: mu] */
     struct vc_rate rate;                            /* [lock: mu] */
     struct vc_src_batch *window_head, *window_tail; /* [lock: mu] sent, not acknowledged */
-    bool ram_known, first_pass_done, stream_ended, eof_sent, shut, failed, peer_stream_failed, lost,
-        stop;               /* [lock: mu] */
-    bool success_passes;    /* [lock: mu] vc_source_pass_success() was called */
-    uint32_t shut_status;   /* [lock: mu] */
-    uint64_t package_end;   /* [lock: mu] position behind a postcopy's package, or 0 */
+    bool ram_known, first_pass_done, stream_ended, qemu_hung_up, eof_sent, shut, failed,
+        peer_stream_failed, lost, stop; /* [lock: mu] */
+    bool success_passes;                /* [lock: mu] vc_source_pass_success() was called */
+    uint32_t shut_status;               /* [lock: mu] */
+    uint64_t package_end;               /* [lock: mu] position behind a postcopy's package, or 0 */
     bool package_delivered; /* [lock: mu] the destination QEMU has been given all of it */
     char reason[160];       /* [lock: mu] */
     struct vc_err err;      /* [lock: mu] the first one */

@@ -2,6 +2,7 @@
 #include "source/source.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -52,6 +53,14 @@ void vc_source_set_pace(struct vc_source *s, uint64_t limit_ns)
     atomic_store(&s->pace_limit_ns, limit_ns);
 }
 
+/* Asked before we hang up ourselves. */
+static bool has_hung_up(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLRDHUP};
+
+    return poll(&p, 1, 0) > 0 && p.revents & (POLLRDHUP | POLLHUP | POLLERR);
+}
+
 void vc_source_abort(struct vc_source *s, const struct vc_err *why)
 {
     {
@@ -59,6 +68,7 @@ void vc_source_abort(struct vc_source *s, const struct vc_err *why)
         if (!s->failed) {
             s->failed = true;
             s->err = *why;
+            s->qemu_hung_up = has_hung_up(s->o.qemu_fd);
         }
         s->stop = true;
         pthread_cond_broadcast(&s->changed);
@@ -106,6 +116,7 @@ void vc_source_status(struct vc_source *s, struct vc_source_status *out)
         .ram_bytes = s->ram_known ? vc_ram_bytes(&s->ram) : 0,
         .first_pass_done = s->first_pass_done,
         .stream_ended = s->stream_ended,
+        .qemu_hung_up = s->qemu_hung_up,
         .shut = s->shut,
         .shut_status = s->shut_status,
         .success_held = s->o.holds_success && s->shut && !s->shut_status && !s->success_passes,

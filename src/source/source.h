@@ -66,13 +66,14 @@ struct vc_source_status {
     double wire_rate;     /* what crosses the wire, bytes/s; 0 while unknown */
     double data_rate;     /* new pages before compression, bytes/s; 0 while unknown */
     bool ram_known;
-    bool first_pass_done;    /* every page was mentioned at least once, or the RAM section ended */
-    bool stream_ended;       /* QEMU closed its end */
-    bool shut;               /* the return path has carried SHUT ... */
-    uint32_t shut_status;    /* ... with this status, 0 = success */
-    bool success_held;       /* SHUT(0) has come, and waits for vc_source_pass_success() */
-    bool delivered;          /* all batches acknowledged */
-    bool package_sent;       /* postcopy: QEMU has sent the device state, or is about to ... */
+    bool first_pass_done; /* every page was mentioned at least once, or the RAM section ended */
+    bool stream_ended;    /* QEMU closed its end */
+    bool qemu_hung_up;    /* ... or had, when the pipeline failed and what came before was unread */
+    bool shut;            /* the return path has carried SHUT ... */
+    uint32_t shut_status; /* ... with this status, 0 = success */
+    bool success_held;    /* SHUT(0) has come, and waits for vc_source_pass_success() */
+    bool delivered;       /* all batches acknowledged */
+    bool package_sent;    /* postcopy: QEMU has sent the device state, or is about to ... */
     bool package_delivered;  /* ... and the destination QEMU was given all of it */
     bool failed;             /* vc_source_error() says why */
     bool peer_stream_failed; /* the destination's QEMU failed (also `failed`) */

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from vctest.gate import BATCH, Gate
 from vctest.proc import wait_for
 from vctest.relay import Relay
 
@@ -62,6 +63,26 @@ def test_a_boot_sector_dirtying_memory_is_carried_right(fleet):
     for to in 1, 0, 1:
         proxied(f, to, tee=True)
         f.guest.wait_passes(2)
+
+
+def test_a_cancel_is_not_blamed_on_the_destination_qemu_that_libvirt_ends_then(fleet):
+    f = fleet(namespaces=False)
+    f.boot_linux(192, 60)
+    dest = f.new_qemu(1, f"unix:{f.hosts[1].path('vm.sock')}", ["-S"])
+    gate = Gate(f.hosts[1].path("gate"), f.vecycles[1].address)
+    gate.hold(BATCH, True)
+    listen = f.hosts[0].path("out.sock")
+    p, _ = f.vecycle().start_proxy(listen, f.vm, gate.address, "vm")
+    f.qemu.migrate_plain(f"unix:{listen}")
+    assert gate.is_held.wait(60)
+    f.qemu.qmp.execute("migrate_cancel")
+    wait_for(lambda: f.qemu.qmp.execute("query-migrate")["status"] == "cancelled", 60, "QEMU to give up")
+    gate.release()
+    dest.process.kill()
+    assert p.wait() == 52 and "gave the migration up" in p.messages(), p.messages()
+    assert "destination" not in p.messages()
+    f.still_runs_here()
+    gate.close()
 
 
 def test_a_migration_cancelled_in_qemu_leaves_the_vm_here(fleet, namespaces):
