@@ -212,6 +212,22 @@ static void *answer(void *arg)
     return NULL;
 }
 
+/* Refuses whatever comes behind qmp_capabilities. */
+static void *refuse(void *arg)
+{
+    struct place *p = arg;
+    char c, line[128];
+    int id = 0;
+
+    while (vc_read_some(p->qemu_fd, &c, 1) == 1)
+        if (c == '\n' && ++id > 1) {
+            snprintf(line, sizeof(line), "{\"id\": %d, \"error\": {\"desc\": \"no\"}}\n", id);
+            if (vc_write_full(p->qemu_fd, line, strlen(line)))
+                break;
+        }
+    return NULL;
+}
+
 /* A store with a record of a migration that has arrived and waits for its word, and the connection
  * to its QEMU, parked. */
 static void place_init(struct place *p)
@@ -351,8 +367,10 @@ static void a_recovery_that_comes_to_nothing_leaves_all_as_it_was(void **state)
 
     (void)state;
     place_init(&p);
+    assert_int_equal(vc_thread_start(&p.thread, "qemu", refuse, &p, &err), 0);
     for (int i = 0; i < 3; i++) {
-        assert_true(session(&p, VC_WIRE_MODE_RECOVER, &err) < 0);
+        assert_int_equal(session(&p, VC_WIRE_MODE_RECOVER, &err), VC_E_DEST_QEMU);
+        assert_non_null(strstr(err.message, "migrate-recover"));
         assert_int_equal(record(&p), VC_HANDOVER_ARRIVING);
         assert_true(is_open(p.qemu_fd));
     }
