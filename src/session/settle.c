@@ -349,12 +349,13 @@ static int confirmed(struct round *r, int rc, struct vc_err *err)
         "the VM is kept here, and '%.80s' says: %.120s", r->h->peer, r->a.status.text);
 }
 
-/* Whether its user had paused it before that, the agent that was killed alone could know. */
+/* Whether its user had paused it before that, the agent that was killed alone could know. One that
+ * lived has continued a VM that ran, and noted of any other that it stays as it is. */
 static int check_not_left_standing(struct round *r, struct vc_err *err)
 {
     int rc;
 
-    if (!vc_look_is_left_standing(&r->look))
+    if (r->h->suspend || !vc_look_is_left_standing(&r->look))
         return 0;
     r->h->told = false;
     rc = vc_handover_begin(r->v, r->h, err);

@@ -145,8 +145,8 @@ def test_source_agent_dies_before_it_has_recorded_that_qemu_completed(gated, tmp
     assert f.dest.status() == "paused"
     assert handovers(f)[0] == "leaving"
     f.vecycles[0].start_agent([f.vecycles[0].address])
-    runs_there(f)
     wait_handovers(f, "settled", "settled")
+    runs_there(f)
 
 
 def test_resolve_retry_asks_qemu_what_became_of_the_migration(gated, tmp_path):
@@ -155,8 +155,8 @@ def test_resolve_retry_asks_qemu_what_became_of_the_migration(gated, tmp_path):
     f.vecycles[0].control = "none"
     wait_for(lambda: f.vecycle().run("resolve", f.vm, "--retry").returncode == 0, 30,
              "the word to be given")
-    runs_there(f)
     wait_handovers(f, "settled", "settled")
+    runs_there(f)
 
 
 def test_what_qemu_completed_may_be_a_later_migration_where_only_counts_were_recorded(gated, tmp_path):
@@ -195,8 +195,8 @@ def test_destination_agent_dies_before_it_has_recorded_that_it_continues_the_vm(
     killed_at_the_record(f, tmp_path, 1, 1)
     assert f.dest.status() == "paused" and handovers(f) == ["left", "arriving"]
     f.vecycles[1].start_agent([f.vecycles[1].address])
-    runs_there(f)
     wait_handovers(f, "settled", "settled")
+    runs_there(f)
 
 
 def test_destination_agent_dies_before_it_has_recorded_that_the_vm_runs(gated, tmp_path):
@@ -217,8 +217,8 @@ def test_destination_agent_dies_before_the_word(gated):
     assert p.wait() == 61, p.messages()
     assert f.dest.status() == "paused" and handovers(f) == ["left", "arriving"]
     f.vecycles[1].start_agent([f.vecycles[1].address])
-    runs_there(f)
     wait_handovers(f, "settled", "settled")
+    runs_there(f)
 
 
 def test_destination_agent_is_stopped_before_the_word(gated):
@@ -229,8 +229,8 @@ def test_destination_agent_is_stopped_before_the_word(gated):
     assert p.wait() == 61, p.messages()
     assert f.dest.status() == "paused" and handovers(f) == ["left", "arriving"]
     f.vecycles[1].start_agent([f.vecycles[1].address])
-    runs_there(f)
     wait_handovers(f, "settled", "settled")
+    runs_there(f)
 
 
 @pytest.mark.parametrize("call", ["write", "sync"])
@@ -257,8 +257,8 @@ def test_the_word_waits_for_a_disk_that_hangs_at_the_record(gated, tmp_path, cal
     assert f.dest.status() == "paused" and handovers(f) == ["left", "arriving"]
     f.gate.release()
     assert p.wait() == 0, p.messages()
-    runs_there(f)
     wait_handovers(f, "settled", "settled")
+    runs_there(f)
 
 
 def test_a_late_answer_is_not_taken_for_the_answer_to_another_decision(gated, tmp_path):
@@ -345,8 +345,8 @@ def test_a_vm_does_not_run_at_the_destination_before_that_is_recorded(gated, tmp
     assert f.dest.status() == "paused" and f.qemu.status() == "postmigrate"
     assert handovers(f) == ["left", "arriving"]
     trigger.unlink()
-    runs_there(f)
     wait_handovers(f, "settled", "settled")
+    runs_there(f)
 
 
 def test_a_success_that_cannot_be_noted_does_not_reach_the_source_qemu(gated, tmp_path):
@@ -393,8 +393,8 @@ def test_agents_settle_a_lost_word_when_they_meet_again(gated, frame, side):
     assert p.wait() == 61, p.messages()
     assert f.dest.status() == ("paused" if frame == WORD else "running")
     f.gate.refuse(False)
-    runs_there(f)
     wait_handovers(f, "settled", "settled")
+    runs_there(f)
 
 
 def test_a_vm_that_is_to_stay_paused_stays_so_when_its_word_is_repeated(gated):
