@@ -29,9 +29,10 @@
 /** How often an agent that has started tries to put back in QEMU what one that was killed had set:
  * not before the migration has failed there. */
 #define PUT_BACK_TIMES 30
-/** How long a VM is locked for an answer: others may need it. What takes longer there is done all
- * the same, and told in the next attempt. */
-#define ANSWER_MS 10000u
+/** How long a VM is locked for an answer: others may need it, and a QEMU there that does not answer
+ * is told of after 15 s (VC_QMP_TIMEOUT_MS). What takes longer there is done all the same, and told
+ * in the next attempt. */
+#define ANSWER_MS 18000u
 
 static_assert(ANSWER_MS < VC_VM_SETTLED_MS, "those who need the VM meanwhile wait for longer");
 
@@ -423,6 +424,26 @@ static bool look_at_all(struct vc_settler *s)
 
 /* Looks at this host's own QEMUs, whoever of the other hosts does not answer, so that nobody
  * continues a VM here unnoticed. What is new is looked at where the other host is called. */
+/* What the QEMU of a VM that has left by a postcopy still has of it: asked once, while the agent
+ * serves already. */
+static void tell_rests(struct vc_settler *s)
+{
+    vc_auto_free struct vc_id *ids = NULL;
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_handover h;
+    size_t n = 0;
+
+    if (vc_store_list(s->store, &ids, &n, &err))
+        return;
+    for (size_t i = 0; i < n && !vc_cancel_is_set(&s->cancel); i++) {
+        struct vc_settle_options o = options(s, &ids[i]);
+
+        err = VC_ERR_INIT;
+        if (read_record(s, &ids[i], &h) && vc_session_check_rest(&o, &h, &err))
+            say_open(s, &ids[i], &h, &err);
+    }
+}
+
 static void *looker_main(void *arg)
 {
     struct vc_settler *s = arg;
@@ -430,6 +451,7 @@ static void *looker_main(void *arg)
     uint64_t begin_ns, took_ns;
     bool open;
 
+    tell_rests(s);
     do {
         begin_ns = vc_now_ns();
         left = left && put_back(s) ? left - 1 : 0;
@@ -457,12 +479,10 @@ static void look_back(struct vc_settler *s)
 
         err = VC_ERR_INIT;
         o.socket_dir = s->socket_dir;
-        if (!read_record(s, &ids[i], &h) || h.state == VC_HANDOVER_NONE ||
-            h.state == VC_HANDOVER_VOID)
-            continue;
-        if (h.state == VC_HANDOVER_SETTLED ? vc_session_check_rest(&o, &h, &err) != 0
-                                           : vc_session_look_back(&o, &h, NULL, &err) ||
-                                                 (h.state == VC_HANDOVER_LEAVING && is_denied(&h)))
+        if (read_record(s, &ids[i], &h) && h.state != VC_HANDOVER_NONE &&
+            h.state != VC_HANDOVER_SETTLED && h.state != VC_HANDOVER_VOID &&
+            (vc_session_look_back(&o, &h, NULL, &err) ||
+             (h.state == VC_HANDOVER_LEAVING && is_denied(&h))))
             say_open(s, &ids[i], &h, &err);
     }
 }

@@ -129,10 +129,12 @@ int vc_holding_open(struct vc_holding *h, struct vc_store *store, const struct v
     char name[VC_ID_TEXT_BYTES];
     int rc;
 
-    *h = (struct vc_holding){.log = log, .store = store, .uuid = *uuid};
+    *h = (struct vc_holding){.log = log, .store = store, .uuid = *uuid, .recovers = recovers};
     if (!store)
         return 0;
     rc = vc_vm_open(store, uuid, recovers ? VC_VM_WRITE : VC_VM_CREATE, &h->vm, &trouble);
+    if (rc == VC_E_CORRUPT && recovers) /* the manifest; the record counts */
+        rc = vc_vm_open(store, uuid, VC_VM_CREATE, &h->vm, &trouble);
     if (rc == VC_NOT_FOUND)
         return 0;
     if (rc == VC_E_BUSY || rc == VC_E_NOMEM) {
@@ -253,6 +255,10 @@ int vc_holding_record(struct vc_holding *h, const struct vc_handover *record, st
         return VC_NOT_FOUND;
     if (vc_handover_begin(h->vm, record, &why) == 0)
         return 0;
+    if (h->recovers) { /* what is on the disk is true still */
+        *err = why;
+        return why.code;
+    }
     if (vc_handover_forget(h->vm, &trouble))
         return vc_err_set_hint(err, VC_E_STORE, "mend its file system, or give another --store",
                                "the VM's handover can neither be recorded nor be left out: %.150s",
@@ -301,7 +307,11 @@ void vc_holding_quarantine(struct vc_holding *h)
 {
     struct vc_err err = VC_ERR_INIT;
     struct vc_lineage fresh;
-    int rc = vc_lineage_random(&fresh, h->lineage.exposed, &err);
+    int rc;
+
+    if (!h->keeps)
+        return;
+    rc = vc_lineage_random(&fresh, h->lineage.exposed, &err);
 
     if (!rc)
         rc = adopt(h, &fresh, &err);

@@ -88,6 +88,7 @@ struct vc_holding {
     struct vc_lineage lineage;
     struct vc_store *store;
     struct vc_id uuid;
+    bool recovers;
     const struct vc_log *log;
 };
 /** Opens the VM for writing and its generations. Whatever is wrong with the store turns reuse off,
@@ -110,7 +111,8 @@ void vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l);
 void vc_holding_share(struct vc_holding *h, const struct vc_conn *peer, bool listed);
 /** Begins the record of the handover. 0: there is one, to be kept up to date. VC_NOT_FOUND: the
  * store cannot hold it, which a warning says, and has none: plain QEMU has none either. VC_E_STORE:
- * one that is not true may be on the disk, and stay there. */
+ * one that is not true may be on the disk, and stay there. In a recovery, where the record that
+ * there is stays true: any error. */
 int vc_holding_record(struct vc_holding *h, const struct vc_handover *record,
                       struct vc_err *err) VC_NODISCARD;
 /** Whether the generation that was just committed stays once the session has ended: it is not told

@@ -151,7 +151,10 @@ static int check_discardable(const struct vc_settle_options *o, const struct vc_
     struct vc_qmp *q = NULL;
     int rc;
 
-    if (vc_process_look(&h->qemu) != VC_PROCESS_GONE) {
+    /* Of a record that is another machine's, or was this one's before it had an id, a person knows.
+     */
+    if (vc_process_look(&h->qemu) != VC_PROCESS_GONE &&
+        !(force && vc_process_is_elsewhere(&h->qemu))) {
         rc = vc_target_qemu(o->socket_dir, o->vm, h, &q, err);
         if (!rc)
             rc = vc_qmp_run_state(q, state, err);

@@ -43,8 +43,8 @@ static int exchange(struct vc_migration *m, uint8_t which, uint64_t limit_ms, bo
         rc = vc_inbox_get(&m->inbox, limit_ms, &f);
     if (rc)
         return rc;
-    m->awaits_answer = false;
     *never_ran = f->type == VC_WIRE_NEVER_RAN;
+    m->awaits_answer = f->type != VC_WIRE_WORD_DONE && !*never_ran;
     rc = f->type == VC_WIRE_WORD_DONE || *never_ran
              ? vc_wire_status_decode(f->payload, f->bytes, done, err)
              : vc_err_set(err, VC_E_PROTOCOL, "%s came where WORD_DONE was expected",
@@ -142,10 +142,9 @@ int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)
     bool stays = vc_migration_stays(m) || (m->o->recover && !m->owes_word), never_ran;
     struct vc_wire_status done = {0};
 
-    /* If LEFT cannot be written, the counts stand for it. In a postcopy they are still to come, so
-     * that QEMU's success is held back until then. */
-    if (vc_migration_record(m, VC_HANDOVER_LEFT))
-        vc_source_pass_success(m->pipeline);
+    vc_migration_record(m, VC_HANDOVER_LEFT); /* if not, the counts stand for it */
+    /* In a postcopy it may come before the answer, which is behind it on the way. */
+    vc_source_pass_success(m->pipeline);
     if (check_continued(m, err))
         return err->code;
     m->told = true;

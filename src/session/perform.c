@@ -377,7 +377,8 @@ static int check_pause(struct vc_migration *m, const struct vc_source_status *st
 {
     uint64_t now = vc_now_ns(), limit_ms;
 
-    if (!m->guest_paused || vc_migration_has_switched(m) || (st->shut && !st->shut_status)) {
+    if (!m->guest_paused || m->orphan || vc_migration_has_switched(m) ||
+        (st->shut && !st->shut_status)) {
         m->acked_before_pause = st->acked_bytes;
         return 0;
     }

@@ -140,6 +140,17 @@ static int take_over(struct vc_migration *m, const struct vc_handover *h, struct
     return rc < 0 ? rc : 0;
 }
 
+/* Whether the record is of a migration away from this QEMU. */
+static bool is_of_qemu(const struct vc_migration *m, const struct vc_handover *h)
+{
+    const struct vc_process *now = vc_qmp_process(m->qmp);
+
+    if (h->state == VC_HANDOVER_NONE || !strchr(h->socket, '/')) /* a destination's has a name */
+        return false;
+    return !vc_process_is_known(now) || !vc_process_is_known(&h->qemu) ||
+           vc_process_equal(now, &h->qemu);
+}
+
 static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
 {
     struct vc_err trouble = VC_ERR_INIT;
@@ -153,7 +164,7 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
         vc_log_err(m->o->log, VC_LOG_WARNING, "an old record is overwritten", &trouble);
         return 0;
     }
-    if (h.state != VC_HANDOVER_NONE)
+    if (is_of_qemu(m, &h))
         m->interrupted = h.session;
     /* LEFT comes before the word; an agent that died may not have come so far. */
     m->owes_word = m->o->recover && (h.state == VC_HANDOVER_LEFT || h.state == VC_HANDOVER_LEAVING);

@@ -301,7 +301,7 @@ int vc_handover_forget(struct vc_vm *vm, struct vc_err *err)
     vm->handover_fd = -1;
     if (io->unlink(io, vm->dir_fd, "handover", 0) < 0 && errno != ENOENT)
         return vc_store_errno(err, "remove", "handover");
-    return 0;
+    return vc_durable_sync_dir(io, vm->dir_fd, "the VM's directory", err);
 }
 
 struct vc_handover *vc_handover_edit(struct vc_vm *vm)

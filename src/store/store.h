@@ -38,8 +38,9 @@ struct vc_txn;   /* a generation being written */
 #define VC_STORE_MAX_LAYERS 8
 #define VC_STORE_MAX_GENERATIONS 16
 #define VC_ROOT_BYTES 32
-/** How long the lock of a VM that is being settled is waited for. */
-#define VC_VM_SETTLED_MS 15000u
+/** How long the lock of a VM that is being settled is waited for: while its QEMU is looked at, and
+ * the other host is waited for. */
+#define VC_VM_SETTLED_MS 35000u
 
 /** Opens the store, creating the directory (0700, parents too) if @create. It is the caller's own,
  *  and nobody else may write in it; root may open another user's, and works in it as that user.

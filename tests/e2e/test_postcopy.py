@@ -501,7 +501,7 @@ def test_the_rest_that_a_source_qemu_holds_is_told_when_all_vecycles_have_died(s
     assert handovers(f)[0] == "settled"
     for v in f.vecycles:
         v.start_agent([v.address])
-    assert "must not be ended" in f.vecycles[0].log.read_text()
+    wait_for(lambda: "must not be ended" in f.vecycles[0].log.read_text(), 60, "the agent to say so")
     for argv in [], ["--retry"]:
         r = f.vecycles[0].run("resolve", f.vm, *argv)
         assert r.returncode == 62 and "--recover" in r.stderr, (r.stdout, r.stderr)
