@@ -29,10 +29,10 @@
 /** How often an agent that has started tries to put back in QEMU what one that was killed had set:
  * not before the migration has failed there. */
 #define PUT_BACK_TIMES 30
-/** How long a VM is locked for an answer: others may need it, and a QEMU there that does not answer
- * is told of after 15 s (VC_QMP_TIMEOUT_MS). What takes longer there is done all the same, and told
- * in the next attempt. */
-#define ANSWER_MS 18000u
+/** How long a VM is locked for an answer: others may need it, and QEMU's QMP socket, which serves
+ * one client and is waited for for 15 s (VC_QMP_TIMEOUT_MS). What takes longer there is done all
+ * the same, and told in the next attempt. */
+#define ANSWER_MS 10000u
 
 static_assert(ANSWER_MS < VC_VM_SETTLED_MS, "those who need the VM meanwhile wait for longer");
 

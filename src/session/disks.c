@@ -154,10 +154,12 @@ int vc_disks_activate(struct vc_qmp *q, struct vc_err *err)
     ours = start_server(q, &client, &why) == 0; /* else there may be one, which does as well */
     why = VC_ERR_INIT;
     rc = activate_all(q, &why);
-    /* QEMU waits for its clients when it stops the server; there is nothing left to be had from it.
-     */
+    /* QEMU waits for its clients when it stops the server, and does not look at their sockets
+     * meanwhile (7.2 waits in AIO_WAIT_WHILE, which polls others): a command that it has answered
+     * since shows that its main loop has come round, and has seen ours closed. */
     vc_cleanup_close(&client);
     client = -1;
+    (void)is_exported(q);
     if (ours && vc_qmp_simple(q, "nbd-server-stop", err))
         return err->code;
     return rc ? vc_err_set_hint(

@@ -40,7 +40,7 @@ struct vc_txn;   /* a generation being written */
 #define VC_ROOT_BYTES 32
 /** How long the lock of a VM that is being settled is waited for: while its QEMU is looked at, and
  * the other host is waited for. */
-#define VC_VM_SETTLED_MS 35000u
+#define VC_VM_SETTLED_MS 30000u
 
 /** Opens the store, creating the directory (0700, parents too) if @create. It is the caller's own,
  *  and nobody else may write in it; root may open another user's, and works in it as that user.
