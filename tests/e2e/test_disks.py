@@ -145,8 +145,8 @@ def test_a_lost_word(f, frame, side):
     f.gate.cut()
     assert p.wait() == 61, p.messages()
     f.gate.refuse(False)
-    writes_there(f)
     wait_for(lambda: handovers(f) == ["settled", "settled"], 60, "the word to be given")
+    writes_there(f)
 
 
 def test_a_word_lost_and_a_person_who_continues_the_vm_here(f):
