@@ -526,15 +526,15 @@ int vc_migration_follow(struct vc_migration *m, struct vc_err *err)
             vc_source_abort(m->pipeline, err);
             return err->code;
         }
+        if (st.failed)
+            vc_source_error(m->pipeline, err);
         /* Whoever cancels it in QEMU may end the destination's QEMU at once, as libvirt does. */
-        if ((st.stream_ended && st.delivered) || (st.failed && st.qemu_hung_up && !st.shut)) {
+        if (st.failed && (err->code != VC_E_DEST_QEMU || !st.qemu_hung_up || st.shut))
+            return err->code;
+        if (st.failed || (st.stream_ended && st.delivered)) {
             (void)vc_err_set_hint(err, VC_E_MIGRATION, "was it cancelled there?",
                                   "the source QEMU gave the migration up");
             vc_source_abort(m->pipeline, err);
-            return err->code;
-        }
-        if (st.failed) {
-            vc_source_error(m->pipeline, err);
             return err->code;
         }
         if (is_cancelled(m, &st)) {
