@@ -12,6 +12,7 @@
 #include "api/api.h"
 #include "base/clock.h"
 #include "base/fdio.h"
+#include "net/address.h"
 
 /* vecycle_migrate(), vecycle_proxy(), vecycle_receive(): open the descriptors as the caller's user,
  * then run the job in the agent if there is one, else here. */
@@ -284,7 +285,7 @@ int vecycle_migrate(const struct vecycle_context *c, const struct vecycle_migrat
     m.progress.attempts = &t.attempts;
     m.log = &log;
     rc = vc_public_address(o->to, m.to, &e);
-    t.authenticates = !strncmp(m.to, "ssh:", 4) || !strncmp(m.to, "tls:", 4);
+    t.authenticates = vc_address_is_ssh(m.to) || !strncmp(m.to, "tls:", 4);
     if (!rc)
         rc = vc_retry_run(&t, &r, &e);
     if (result) {

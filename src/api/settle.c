@@ -8,6 +8,7 @@
 #include "api/api.h"
 #include "base/clock.h"
 #include "base/thread.h"
+#include "net/address.h"
 
 /* Theory of operation
  *
@@ -140,7 +141,7 @@ static void say_open(struct vc_settler *s, const struct vc_id *vm, const struct 
 /* A way through ssh is for whoever has the keys: what is left is to look. */
 static bool can_be_called(const struct vc_handover *h)
 {
-    return strncmp(h->peer, "ssh:", 4) != 0;
+    return !vc_address_is_ssh(h->peer);
 }
 
 static bool is_open(const struct vc_handover *h)
@@ -149,8 +150,9 @@ static bool is_open(const struct vc_handover *h)
            (h->state == VC_HANDOVER_KEPT && can_be_called(h));
 }
 
-/* What this host knows by itself, also while the other one is away. True: the other host has to be
- * told something, and can be. *open: something is open, and another look may help. */
+/* What this host knows by itself, also while the other one is away. @h: the record as it was read,
+ * and then as it is. True: the other host has to be told something, and can be. *open: something is
+ * open, and another look may help. */
 static bool look_at(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h, bool *open)
 {
     struct vc_settle_options o = options(s, vm);
@@ -158,9 +160,6 @@ static bool look_at(struct vc_settler *s, const struct vc_id *vm, struct vc_hand
     int rc = 0;
 
     o.at_once = true; /* or one VM that is being migrated would hold up the look at all others */
-    *open = false;
-    if (!read_record(s, vm, h))
-        return false;
     if (h->state == VC_HANDOVER_LEAVING || h->state == VC_HANDOVER_LEFT)
         rc = vc_session_look_back(&o, h, NULL, &err);
     if (rc == VC_E_BUSY) { /* a migration is under way, or a person settles it: looked at again */
@@ -171,31 +170,39 @@ static bool look_at(struct vc_settler *s, const struct vc_id *vm, struct vc_hand
     return !rc && *open && h->state != VC_HANDOVER_LEAVING && can_be_called(h);
 }
 
-/* What a killed agent had set in QEMU. True: something is left that QEMU may take another time. */
-static bool put_back(struct vc_settler *s)
+/* Calls @look for each VM of which there is a record, until the settler ends. True: one of them
+ * said so. */
+static bool any_vm(struct vc_settler *s, bool (*look)(struct vc_settler *s, const struct vc_id *vm,
+                                                      struct vc_handover *h))
 {
     vc_auto_free struct vc_id *ids = NULL;
     struct vc_err err = VC_ERR_INIT;
     struct vc_handover h;
-    bool left = false;
+    bool any = false;
     size_t n = 0;
 
     if (vc_store_list(s->store, &ids, &n, &err))
         return false;
-    for (size_t i = 0; i < n && !vc_cancel_is_set(&s->cancel); i++) {
-        struct vc_settle_options o = options(s, &ids[i]);
-        int rc = 0;
+    for (size_t i = 0; i < n && !vc_cancel_is_set(&s->cancel); i++)
+        if (read_record(s, &ids[i], &h))
+            any |= look(s, &ids[i], &h);
+    return any;
+}
 
-        err = VC_ERR_INIT;
-        o.socket_dir = s->socket_dir;
-        o.at_once = true;
-        if (read_record(s, &ids[i], &h) && h.n_settings)
-            rc = vc_session_put_back(&o, &err);
-        if (rc < 0)
-            vc_log_err(&s->log, VC_LOG_DEBUG, "QEMU's settings are not put back", &err);
-        left |= rc == VC_AGAIN || rc == VC_E_BUSY;
-    }
-    return left;
+/* What a killed agent had set in QEMU. True: something is left that QEMU may take another time. */
+static bool put_back(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h)
+{
+    struct vc_settle_options o = options(s, vm);
+    struct vc_err err = VC_ERR_INIT;
+    int rc = 0;
+
+    o.socket_dir = s->socket_dir;
+    o.at_once = true;
+    if (h->n_settings)
+        rc = vc_session_put_back(&o, &err);
+    if (rc < 0)
+        vc_log_err(&s->log, VC_LOG_DEBUG, "QEMU's settings are not put back", &err);
+    return rc == VC_AGAIN || rc == VC_E_BUSY;
 }
 
 /* Whether there is something new; waits for it until the deadline (0: for ever). *got: what. False:
@@ -302,6 +309,7 @@ static void add_peer(struct vc_settler *s, const struct vc_handover *h)
     p->wanted = true;
 }
 
+/* Where the store cannot be listed, those that are known stay. */
 static void find_peers(struct vc_settler *s)
 {
     vc_auto_free struct vc_id *ids = NULL;
@@ -405,45 +413,29 @@ static void *settler_main(void *arg)
 /* ---- looking ---- */
 
 /* True: something is open. */
-static bool look_at_all(struct vc_settler *s)
+static bool look(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h)
 {
-    vc_auto_free struct vc_id *ids = NULL;
-    struct vc_err err = VC_ERR_INIT;
-    struct vc_handover h;
-    size_t n = 0;
-    bool any = false, open;
+    bool open;
 
-    if (vc_store_list(s->store, &ids, &n, &err))
+    look_at(s, vm, h, &open);
+    return open;
+}
+
+/* What the QEMU of a VM that has left by a postcopy still has of it: asked once, while the agent
+ * serves already. */
+static bool tell_rest(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h)
+{
+    struct vc_settle_options o = options(s, vm);
+    struct vc_err err = VC_ERR_INIT;
+
+    if (!vc_session_check_rest(&o, h, &err))
         return false;
-    for (size_t i = 0; i < n && !vc_cancel_is_set(&s->cancel); i++) {
-        look_at(s, &ids[i], &h, &open);
-        any |= open;
-    }
-    return any;
+    say_open(s, vm, h, &err);
+    return true;
 }
 
 /* Looks at this host's own QEMUs, whoever of the other hosts does not answer, so that nobody
  * continues a VM here unnoticed. What is new is looked at where the other host is called. */
-/* What the QEMU of a VM that has left by a postcopy still has of it: asked once, while the agent
- * serves already. */
-static void tell_rests(struct vc_settler *s)
-{
-    vc_auto_free struct vc_id *ids = NULL;
-    struct vc_err err = VC_ERR_INIT;
-    struct vc_handover h;
-    size_t n = 0;
-
-    if (vc_store_list(s->store, &ids, &n, &err))
-        return;
-    for (size_t i = 0; i < n && !vc_cancel_is_set(&s->cancel); i++) {
-        struct vc_settle_options o = options(s, &ids[i]);
-
-        err = VC_ERR_INIT;
-        if (read_record(s, &ids[i], &h) && vc_session_check_rest(&o, &h, &err))
-            say_open(s, &ids[i], &h, &err);
-    }
-}
-
 static void *looker_main(void *arg)
 {
     struct vc_settler *s = arg;
@@ -451,11 +443,11 @@ static void *looker_main(void *arg)
     uint64_t begin_ns, took_ns;
     bool open;
 
-    tell_rests(s);
+    any_vm(s, tell_rest);
     do {
         begin_ns = vc_now_ns();
-        left = left && put_back(s) ? left - 1 : 0;
-        open = news || look_at_all(s) || left;
+        left = left && any_vm(s, put_back) ? left - 1 : 0;
+        open = news || any_vm(s, look) || left;
         took_ns = vc_now_ns() - begin_ns;
         /* A look holds the VM's lock: at a QEMU that does not answer, others get their turn. */
     } while (wait(s, NEWS_TO_LOOK,
@@ -463,28 +455,22 @@ static void *looker_main(void *arg)
     return NULL;
 }
 
-/* Records that a killed agent left in the middle of a migration, as far as this host alone can
+/* A record that a killed agent left in the middle of a migration, as far as this host alone can
  * tell: before anybody can start a new one. */
-static void look_back(struct vc_settler *s)
+static bool look_back(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h)
 {
-    vc_auto_free struct vc_id *ids = NULL;
+    struct vc_settle_options o = options(s, vm);
     struct vc_err err = VC_ERR_INIT;
-    struct vc_handover h;
-    size_t n = 0;
 
-    if (vc_store_list(s->store, &ids, &n, &err))
-        return;
-    for (size_t i = 0; i < n; i++) {
-        struct vc_settle_options o = options(s, &ids[i]);
-
-        err = VC_ERR_INIT;
-        o.socket_dir = s->socket_dir;
-        if (read_record(s, &ids[i], &h) && h.state != VC_HANDOVER_NONE &&
-            h.state != VC_HANDOVER_SETTLED && h.state != VC_HANDOVER_VOID &&
-            (vc_session_look_back(&o, &h, NULL, &err) ||
-             (h.state == VC_HANDOVER_LEAVING && is_denied(&h))))
-            say_open(s, &ids[i], &h, &err);
-    }
+    o.socket_dir = s->socket_dir;
+    if (h->state == VC_HANDOVER_NONE || h->state == VC_HANDOVER_SETTLED ||
+        h->state == VC_HANDOVER_VOID)
+        return false;
+    if (!vc_session_look_back(&o, h, NULL, &err) &&
+        (h->state != VC_HANDOVER_LEAVING || !is_denied(h)))
+        return false;
+    say_open(s, vm, h, &err);
+    return true;
 }
 
 int vc_settler_start(struct vc_store *store, const char *socket_dir, const struct vc_log *log,
@@ -504,7 +490,7 @@ int vc_settler_start(struct vc_store *store, const char *socket_dir, const struc
     vc_cond_init(&s->changed);
     rc = vc_cancel_init(&s->cancel, err);
     if (!rc) {
-        look_back(s);
+        any_vm(s, look_back);
         rc = vc_thread_start(&s->thread, "vc-settle", settler_main, s, err);
     }
     if (!rc)

@@ -3,20 +3,22 @@
 
 #include <time.h>
 
-uint64_t vc_now_ns(void)
+static uint64_t read_ns(clockid_t clock)
 {
     struct timespec ts;
 
-    clock_gettime(CLOCK_MONOTONIC, &ts);
+    clock_gettime(clock, &ts);
     return (uint64_t)ts.tv_sec * VC_NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
+uint64_t vc_now_ns(void)
+{
+    return read_ns(CLOCK_MONOTONIC);
 }
 
 uint64_t vc_boot_ns(void)
 {
-    struct timespec ts;
-
-    clock_gettime(CLOCK_BOOTTIME, &ts);
-    return (uint64_t)ts.tv_sec * VC_NS_PER_S + (uint64_t)ts.tv_nsec;
+    return read_ns(CLOCK_BOOTTIME);
 }
 
 uint64_t vc_wall_s(void)

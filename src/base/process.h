@@ -33,6 +33,11 @@ static inline bool vc_process_is_known(const struct vc_process *p)
 
 /** Whether both are known and the same process. */
 bool vc_process_equal(const struct vc_process *a, const struct vc_process *b);
+/** Whether they are not known to be two. */
+static inline bool vc_process_may_equal(const struct vc_process *a, const struct vc_process *b)
+{
+    return !vc_process_is_known(a) || !vc_process_is_known(b) || vc_process_equal(a, b);
+}
 
 enum vc_process_life {
     VC_PROCESS_IN_DOUBT = 0, /* it cannot be told from here */

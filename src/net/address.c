@@ -211,6 +211,11 @@ bool vc_address_format(const struct vc_address *a, const char *port, char *out, 
     return len >= 0 && (size_t)len < n;
 }
 
+bool vc_address_is_ssh(const char *address)
+{
+    return !strncmp(address, "ssh:", 4);
+}
+
 void vc_address_bare(const char *host, char out[256])
 {
     size_t n = strlen(host);

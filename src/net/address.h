@@ -37,6 +37,10 @@ int vc_address_parse(const char *text, struct vc_address *out, struct vc_err *er
 bool vc_address_format(const struct vc_address *a, const char *port, char *out,
                        size_t n) VC_NODISCARD;
 
+/** Whether it is reached through ssh, so by whoever has the keys. @address in full, with its
+ * scheme. */
+bool vc_address_is_ssh(const char *address);
+
 /** An IPv6 address without brackets and zone, as certificates have it; any other name as it is:
  *  "[fe80::1%eth0]" -> "fe80::1". */
 void vc_address_bare(const char *host, char out[256]);

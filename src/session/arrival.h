@@ -27,10 +27,9 @@ struct arrival {
     uint8_t offered; /* vc_wire_base of our ACCEPT ... */
     bool of_partial; /* ... which names the partial generation */
     uint64_t features;
-    const char *stream_suffix; /* of the socket that QEMU was told to listen on, or NULL */
-    bool recorded;             /* a handover was begun */
-    bool continues_record;     /* recover: there is a record of what was interrupted */
-    uint8_t found;             /* recover: vc_handover_state of the record that there was */
+    const char *stream_suffix;      /* of the socket that QEMU was told to listen on, or NULL */
+    bool recorded;                  /* a handover was begun */
+    struct vc_handover interrupted; /* recover: the record that there was; state NONE: none */
     bool word_done;    /* it runs here, or is to stay paused here: the source knows, or will ask */
     bool is_void;      /* it will never run here */
     bool stopped_late; /* this vecycle is to stop, and waits for the end of a postcopy */

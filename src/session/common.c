@@ -9,6 +9,7 @@
 
 #include "base/bytes.h"
 #include "base/clock.h"
+#include "session/settings.h"
 
 /** Time for it to hang up. */
 #define BYE_TIMEOUT_MS 5000
@@ -247,13 +248,15 @@ void vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l)
     h->keeps = false;
 }
 
-int vc_holding_record(struct vc_holding *h, const struct vc_handover *record, struct vc_err *err)
+int vc_holding_record(struct vc_holding *h, const struct vc_handover *record,
+                      struct vc_settings *settings, bool *recorded, struct vc_err *err)
 {
     struct vc_err why = VC_ERR_INIT, trouble = VC_ERR_INIT;
 
-    if (!h->vm)
-        return VC_NOT_FOUND;
-    if (vc_handover_begin(h->vm, record, &why) == 0)
+    *recorded = h->vm && vc_handover_begin(h->vm, record, &why) == 0;
+    if (*recorded)
+        vc_settings_record(settings, h->vm);
+    if (*recorded || !h->vm)
         return 0;
     if (h->recovers) { /* what is on the disk is true still */
         *err = why;
@@ -267,7 +270,7 @@ int vc_holding_record(struct vc_holding *h, const struct vc_handover *record, st
                "the handover is not recorded: should the connection be lost at its very end, "
                "`vecycle resolve` cannot help",
                &why);
-    return VC_NOT_FOUND;
+    return 0;
 }
 
 struct verdict {
@@ -312,7 +315,6 @@ void vc_holding_quarantine(struct vc_holding *h)
     if (!h->keeps)
         return;
     rc = vc_lineage_random(&fresh, h->lineage.exposed, &err);
-
     if (!rc)
         rc = adopt(h, &fresh, &err);
     vc_wipe(&fresh, sizeof(fresh));

@@ -8,6 +8,8 @@
 #include "link/link.h"
 #include "session/session.h"
 
+struct vc_settings;
+
 /** What both roles offer in HELLO. */
 #define VC_SESSION_FEATURES                                                        \
     (VC_WIRE_FEATURE_ANNOUNCE | VC_WIRE_FEATURE_MOVED | VC_WIRE_FEATURE_CHANNELS | \
@@ -88,7 +90,7 @@ struct vc_holding {
     struct vc_lineage lineage;
     struct vc_store *store;
     struct vc_id uuid;
-    bool recovers;
+    bool recovers; /* the rest of a postcopy: the record is that of what was interrupted */
     const struct vc_log *log;
 };
 /** Opens the VM for writing and its generations. Whatever is wrong with the store turns reuse off,
@@ -109,11 +111,12 @@ void vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l);
 /** Notes who is given the key of the lineage that the holding has: before it goes out. Where the
  *  store cannot note it, a warning says so. @listed: the peer was on this host's list. */
 void vc_holding_share(struct vc_holding *h, const struct vc_conn *peer, bool listed);
-/** Begins the record of the handover. 0: there is one, to be kept up to date. VC_NOT_FOUND: the
- * store cannot hold it, which a warning says, and has none: plain QEMU has none either. VC_E_STORE:
- * one that is not true may be on the disk, and stay there. In a recovery, where the record that
- * there is stays true: any error. */
+/** Begins the record of the handover, with what was @settings changed in QEMU. *recorded: there is
+ *  one, to be kept up to date. Where the store cannot hold it, a warning says so, and there is
+ * none: plain QEMU has none either. VC_E_STORE: one that is not true may be on the disk, and stay
+ * there. In a recovery, where the record that there is stays true: any error. */
 int vc_holding_record(struct vc_holding *h, const struct vc_handover *record,
+                      struct vc_settings *settings, bool *recorded,
                       struct vc_err *err) VC_NODISCARD;
 /** Whether the generation that was just committed stays once the session has ended: it is not told
  *  as kept where the store's limits demand at once that it goes. Says so if not. */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "net/address.h"
 #include "qmp/qmp.h"
 #include "session/migration.h"
 #include "session/runstate.h"
@@ -58,7 +59,7 @@ static int exchange(struct vc_migration *m, uint8_t which, uint64_t limit_ms, bo
 /* A way through ssh is for whoever has the keys. */
 static bool agent_can_settle(const struct vc_migration *m)
 {
-    return strncmp(m->o->to, "ssh:", 4) != 0;
+    return !vc_address_is_ssh(m->o->to);
 }
 
 /* Who settles what stays open. */

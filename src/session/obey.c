@@ -104,9 +104,9 @@ static int apply(struct arrival *a, uint8_t word, char state[VC_RUN_STATE_BYTES]
     rc = vc_qmp_run_state(a->qmp, state, err);
     if (!rc)
         rc = check_arrived(state, err);
-    if (rc || !is_to_go_on(word, state) || a->found == VC_HANDOVER_SETTLED)
+    if (rc || !is_to_go_on(word, state) || a->interrupted.state == VC_HANDOVER_SETTLED)
         return rc; /* whatever became of the VM since it was continued is its own affair */
-    if (a->found == VC_HANDOVER_VOID)
+    if (a->interrupted.state == VC_HANDOVER_VOID)
         return vc_err_set(err, VC_E_UNSETTLED, "the VM is the source's, and never runs there");
     if (a->recorded) {
         vc_handover_edit(a->holding.vm)->told = true;

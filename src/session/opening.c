@@ -243,31 +243,22 @@ static int take_start(struct arrival *a, struct vc_err *err)
     return 0;
 }
 
-/* The record of the interrupted session stands, and is settled by this one. Where it cannot be
- * read, the VM goes on without. */
+/* The record of the interrupted session stands, and is settled by this one. */
 static int keep_record(struct arrival *a, struct vc_err *err)
 {
-    struct vc_err trouble = VC_ERR_INIT;
-    struct vc_handover h;
-    int rc = VC_NOT_FOUND;
-    bool is_open;
+    const struct vc_handover *h = &a->interrupted;
+    bool is_open = h->state == VC_HANDOVER_ARRIVING || h->state == VC_HANDOVER_ABOUT_TO_RUN;
+    bool begun = false;
+    int rc = 0;
 
-    if (!a->continues_record)
+    if (h->state == VC_HANDOVER_NONE)
         return 0;
-    if (vc_handover_get(a->holding.vm, &h, &trouble)) {
-        vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &trouble);
-        return 0;
-    }
-    a->found = h.state;
-    is_open = h.state == VC_HANDOVER_ARRIVING || h.state == VC_HANDOVER_ABOUT_TO_RUN;
-    a->about_to_run = h.state == VC_HANDOVER_ABOUT_TO_RUN;
-    vc_settings_take_over(&a->settings, &h);
-    if (is_open || h.n_settings)
-        rc = vc_holding_record(&a->holding, &h, err);
-    if (!rc)
-        vc_settings_record(&a->settings, a->holding.vm);
-    a->recorded = is_open && !rc;
-    return rc < 0 ? rc : 0;
+    a->about_to_run = h->state == VC_HANDOVER_ABOUT_TO_RUN;
+    vc_settings_take_over(&a->settings, h);
+    if (is_open || h->n_settings)
+        rc = vc_holding_record(&a->holding, h, &a->settings, &begun, err);
+    a->recorded = is_open && begun;
+    return rc;
 }
 
 /* What a session that was killed has left in QEMU is not its owner's. */
@@ -290,8 +281,6 @@ static int begin_handover(struct arrival *a, struct vc_err *err)
         .since_unix = vc_wall_s(),
     };
 
-    int rc;
-
     if (!a->qmp)
         return 0;
     if (a->open.mode == VC_WIRE_MODE_RECOVER)
@@ -300,11 +289,7 @@ static int begin_handover(struct arrival *a, struct vc_err *err)
     snprintf(h.peer, sizeof(h.peer), "%s", vc_link_peer(a->link));
     snprintf(h.socket, sizeof(h.socket), "%s", a->name);
     h.qemu = *vc_qmp_process(a->qmp);
-    rc = vc_holding_record(&a->holding, &h, err);
-    a->recorded = !rc;
-    if (a->recorded)
-        vc_settings_record(&a->settings, a->holding.vm);
-    return rc < 0 ? rc : 0;
+    return vc_holding_record(&a->holding, &h, &a->settings, &a->recorded, err);
 }
 
 /* ---- the whole ---- */
@@ -355,7 +340,8 @@ static bool is_of_qemu(const struct arrival *a, const struct vc_handover *h)
     return !strcmp(h->socket, a->name);
 }
 
-/* Only the host that has the rest of the VM's memory may send it. */
+/* Only the host that has the rest of the VM's memory may send it. Where there is no record that can
+ * be read, the VM goes on without. */
 static int check_interrupted(struct arrival *a, struct vc_err *err)
 {
     struct vc_err ignored = VC_ERR_INIT;
@@ -363,7 +349,7 @@ static int check_interrupted(struct arrival *a, struct vc_err *err)
 
     if (!a->holding.vm || vc_handover_get(a->holding.vm, &h, &ignored) || !is_of_qemu(a, &h))
         return 0;
-    a->continues_record = true;
+    a->interrupted = h;
     if (vc_id_equal(&a->open.interrupted, &h.session) ||
         (vc_id_is_nil(&a->open.interrupted) && !strcmp(h.peer, vc_link_peer(a->link))))
         return 0;

@@ -123,7 +123,7 @@ int vc_session_check_rest(const struct vc_settle_options *o, const struct vc_han
     struct vc_look l;
     int rc = 0;
 
-    if (h->state != VC_HANDOVER_SETTLED || !strchr(h->socket, '/')) /* a destination's has a name */
+    if (h->state != VC_HANDOVER_SETTLED || !vc_handover_has_path(h))
         return 0;
     vc_look_at_source(h, o->vm, o->qmp_path, &l);
     if (l.qmp && vc_qmp_status_is_switched(l.status))
@@ -247,19 +247,26 @@ struct round {
     struct vc_vm *v;
     struct vc_handover *h;
     struct vc_look look; /* of which the QMP connection stays, until the answer has come */
+    uint8_t word;
     struct answer a;
 };
 
-/* The VM's lock is held meanwhile. */
+static int say_word(struct vc_link *link, void *opaque, struct vc_err *err)
+{
+    struct round *r = opaque;
+
+    return exchange(link, r->h, r->word, &r->a, err);
+}
+
+/* A word and its answer. To settle, the VM's lock is held meanwhile. */
 static int tell(struct round *r, struct vc_link *link, uint8_t word, struct vc_err *err)
 {
     const struct vc_settle_options *o = r->o;
     uint32_t limit_ms =
         o->answer_ms ? o->answer_ms : VC_ANSWER_TIMES * vc_dead_peer_ms(o->dead_peer_ms);
-    struct vc_guard guard;
-    int rc = vc_guard_start(&guard, link, o->cancel, limit_ms, err);
 
-    return rc ? rc : vc_guard_end(&guard, exchange(link, r->h, word, &r->a, err), err);
+    r->word = word;
+    return guarded(link, o, limit_ms, say_word, r, err);
 }
 
 /* The peer is there and waits for the word: looks at the own QEMU, and the decision follows at
@@ -349,8 +356,9 @@ static int confirmed(struct round *r, int rc, struct vc_err *err)
         "the VM is kept here, and '%.80s' says: %.120s", r->h->peer, r->a.status.text);
 }
 
-/* Whether its user had paused it before that, the agent that was killed alone could know. One that
- * lived has continued a VM that ran, and noted of any other that it stays as it is. */
+/* The VM stands where QEMU left it. Whether it is to run, an agent that was killed in the migration
+ * alone could know: its user may have paused it. One that lived has continued a VM that ran, and
+ * noted of any other that it stays as it is. */
 static int check_not_left_standing(struct round *r, struct vc_err *err)
 {
     int rc;
@@ -419,14 +427,6 @@ int vc_session_repeat_word(const struct vc_settle_options *o, const struct vc_id
     return rc;
 }
 
-static int just_ask(struct vc_link *link, void *opaque, struct vc_err *err)
-{
-    struct round *r = opaque;
-    int rc = open_session(link, r->o, r->h, err);
-
-    return rc ? rc : exchange(link, r->h, VC_WIRE_WORD_ASK, &r->a, err);
-}
-
 int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn, char text[VC_WHY_BYTES],
                    struct vc_err *err)
 {
@@ -445,8 +445,9 @@ int vc_session_ask(const struct vc_settle_options *o, struct vc_conn *conn, char
     }
     rc = meet(conn, o, &link, err);
     if (!rc)
-        rc =
-            guarded(link, o, VC_ANSWER_TIMES * vc_dead_peer_ms(o->dead_peer_ms), just_ask, &r, err);
+        rc = open_session(link, o, &h, err);
+    if (!rc)
+        rc = tell(&r, link, VC_WIRE_WORD_ASK, err);
     vc_link_free(link);
     if (!rc)
         snprintf(text, VC_WHY_BYTES, "%s", r.a.status.text);

@@ -127,28 +127,23 @@ static int set_up_qemu(struct vc_migration *m, struct vc_err *err)
  * that session is kept up to date, if there is anything to be settled by us. */
 static int take_over(struct vc_migration *m, const struct vc_handover *h, struct vc_err *err)
 {
-    int rc = VC_NOT_FOUND;
+    bool begun = false;
+    int rc = 0;
 
     vc_settings_take_over(&m->settings, h);
     if (!m->o->recover)
         vc_settings_put_back(&m->settings);
     else if (m->owes_word || h->n_settings)
-        rc = vc_holding_record(&m->holding, h, err);
-    if (!rc)
-        vc_settings_record(&m->settings, m->holding.vm);
-    m->recorded = m->owes_word && !rc;
-    return rc < 0 ? rc : 0;
+        rc = vc_holding_record(&m->holding, h, &m->settings, &begun, err);
+    m->recorded = m->owes_word && begun;
+    return rc;
 }
 
 /* Whether the record is of a migration away from this QEMU. */
 static bool is_of_qemu(const struct vc_migration *m, const struct vc_handover *h)
 {
-    const struct vc_process *now = vc_qmp_process(m->qmp);
-
-    if (h->state == VC_HANDOVER_NONE || !strchr(h->socket, '/')) /* a destination's has a name */
-        return false;
-    return !vc_process_is_known(now) || !vc_process_is_known(&h->qemu) ||
-           vc_process_equal(now, &h->qemu);
+    return h->state != VC_HANDOVER_NONE && vc_handover_has_path(h) &&
+           vc_process_may_equal(vc_qmp_process(m->qmp), &h->qemu);
 }
 
 static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
@@ -176,9 +171,7 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
     if ((h.state == VC_HANDOVER_ARRIVING ||
          (h.state == VC_HANDOVER_ABOUT_TO_RUN && !vc_run_state_goes_on(m->state))) &&
         !m->o->recover && vc_process_look(&h.qemu) != VC_PROCESS_GONE &&
-        (!vc_process_is_known(&h.qemu) || !vc_process_is_known(vc_qmp_process(m->qmp)) ||
-         vc_process_equal(&h.qemu, vc_qmp_process(m->qmp))) &&
-        strcmp(m->state, "running") != 0)
+        vc_process_may_equal(&h.qemu, vc_qmp_process(m->qmp)) && strcmp(m->state, "running") != 0)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
                                "the VM has arrived from '%.100s', and whether it is this host's is "
                                "not known",
@@ -356,8 +349,6 @@ static int begin_handover(struct vc_migration *m, struct vc_err *err)
         .suspend = m->o->suspend,
     };
 
-    int rc;
-
     if (m->o->recover) /* the record of the interrupted session stands */
         return 0;
     snprintf(h.peer, sizeof(h.peer), "%s", m->o->to);
@@ -365,11 +356,7 @@ static int begin_handover(struct vc_migration *m, struct vc_err *err)
     h.qemu = *vc_qmp_process(m->qmp);
     snprintf(h.tls_hostname, sizeof(h.tls_hostname), "%s",
              m->o->tls_hostname ? m->o->tls_hostname : "");
-    rc = vc_holding_record(&m->holding, &h, err);
-    m->recorded = !rc;
-    if (m->recorded)
-        vc_settings_record(&m->settings, m->holding.vm);
-    return rc < 0 ? rc : 0;
+    return vc_holding_record(&m->holding, &h, &m->settings, &m->recorded, err);
 }
 
 /* ---- the whole ---- */

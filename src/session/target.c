@@ -102,7 +102,6 @@ int vc_target_connect(const char *dir, const char *name, const char *suffix, str
 int vc_target_check(struct vc_qmp *q, const struct vc_id *vm, const struct vc_handover *h,
                     struct vc_err *err)
 {
-    const struct vc_process *now = vc_qmp_process(q);
     struct vc_id uuid;
     int rc = vc_qmp_uuid(q, &uuid, err);
 
@@ -112,8 +111,7 @@ int vc_target_check(struct vc_qmp *q, const struct vc_id *vm, const struct vc_ha
         return vc_err_set(err, VC_E_UNSETTLED, "another VM's QEMU has its socket now");
     vc_qmp_identify(q, vm);
     if (vc_process_look(&h->qemu) == VC_PROCESS_GONE ||
-        (vc_process_is_known(now) && vc_process_is_known(&h->qemu) &&
-         !vc_process_equal(now, &h->qemu)))
+        !vc_process_may_equal(vc_qmp_process(q), &h->qemu))
         return vc_err_set(err, VC_E_UNSETTLED, "another QEMU of the VM has its socket now");
     return 0;
 }

@@ -34,15 +34,18 @@ static void look_for_another(struct vc_look *l, const struct vc_handover *h, con
                     "all processes of this host can be seen");
 }
 
+static bool waits(const struct vc_look *l)
+{
+    return l->qmp && !strcmp(l->state, "inmigrate");
+}
+
 /* The QEMU at the path is not the one of the record, or cannot be asked. */
 static void not_reached(struct vc_look *l, const struct vc_handover *h, const struct vc_id *vm,
                         const char *why)
 {
-    bool waits = l->qmp && !strcmp(l->state, "inmigrate");
-
     in_doubt(l, why);
     if (vc_process_look(&h->qemu) == VC_PROCESS_GONE)
-        look_for_another(l, h, vm, waits ? vc_qmp_process(l->qmp)->pid : 0);
+        look_for_another(l, h, vm, waits(l) ? vc_qmp_process(l->qmp)->pid : 0);
     else if (vc_process_is_elsewhere(&h->qemu))
         in_doubt(l, "the record is of another machine, or of this one before it had a machine-id: "
                     "whether the VM runs there is not known here");
@@ -52,12 +55,8 @@ static void not_reached(struct vc_look *l, const struct vc_handover *h, const st
 
 static bool is_same_qemu(const struct vc_handover *h, const struct vc_qmp *q)
 {
-    const struct vc_process *now = vc_qmp_process(q);
-
-    if (vc_process_look(&h->qemu) == VC_PROCESS_GONE)
-        return false;
-    return !vc_process_is_known(now) || !vc_process_is_known(&h->qemu) ||
-           vc_process_equal(now, &h->qemu);
+    return vc_process_look(&h->qemu) != VC_PROCESS_GONE &&
+           vc_process_may_equal(vc_qmp_process(q), &h->qemu);
 }
 
 static bool has_failed(const struct vc_qmp_migration *m)
@@ -192,10 +191,10 @@ void vc_look_at_source(const struct vc_handover *h, const struct vc_id *vm, cons
     }
     vc_qmp_identify(out->qmp, vm);
     if (!is_same_qemu(h, out->qmp)) {
-        bool waits = !strcmp(out->state, "inmigrate");
+        bool is_waiting = waits(out);
 
         not_reached(out, h, vm, "another QEMU of the VM is at its QMP socket");
-        if (!waits && out->where == VC_VM_GONE) /* it runs the VM, or may */
+        if (!is_waiting && out->where == VC_VM_GONE) /* it runs the VM, or may */
             in_doubt(out, "another QEMU of the VM is at its QMP socket");
         return;
     }

@@ -261,6 +261,13 @@ static int make_file(struct vc_vm *vm, struct vc_err *err)
     return vc_durable_write_file(vm->store->io, vm->dir_fd, "handover", file, sizeof(file), err);
 }
 
+static void close_file(struct vc_vm *vm)
+{
+    if (vm->handover_fd >= 0)
+        close(vm->handover_fd);
+    vm->handover_fd = -1;
+}
+
 int vc_handover_begin(struct vc_vm *vm, const struct vc_handover *h, struct vc_err *err)
 {
     const struct vc_io *io = vm->store->io;
@@ -269,9 +276,7 @@ int vc_handover_begin(struct vc_vm *vm, const struct vc_handover *h, struct vc_e
     int rc = read_record(vm, &old, &vm->handover_seq, &damage);
     bool fresh = rc != 0;
 
-    if (vm->handover_fd >= 0)
-        close(vm->handover_fd);
-    vm->handover_fd = -1;
+    close_file(vm);
     if (rc < 0 && rc != VC_E_CORRUPT) {
         *err = damage;
         return rc;
@@ -296,9 +301,7 @@ int vc_handover_forget(struct vc_vm *vm, struct vc_err *err)
 {
     const struct vc_io *io = vm->store->io;
 
-    if (vm->handover_fd >= 0)
-        close(vm->handover_fd);
-    vm->handover_fd = -1;
+    close_file(vm);
     if (io->unlink(io, vm->dir_fd, "handover", 0) < 0 && errno != ENOENT)
         return vc_store_errno(err, "remove", "handover");
     return vc_durable_sync_dir(io, vm->dir_fd, "the VM's directory", err);

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "base/err.h"
 #include "base/io.h"
@@ -401,6 +402,13 @@ struct vc_handover {
     uint32_t n_settings;
     struct vc_handover_setting settings[VC_HANDOVER_MAX_SETTINGS];
 };
+
+/** Whether it is of a migration away from here, whatever its state: of a destination's QEMU it has
+ * the name. */
+static inline bool vc_handover_has_path(const struct vc_handover *h)
+{
+    return strchr(h->socket, '/') != NULL;
+}
 
 /** Prepares the record so that a later write of a new state is one overwrite of allocated blocks
  *  plus fdatasync: no journal commit, as it happens while the guest is paused. Writes and syncs

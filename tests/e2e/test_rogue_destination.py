@@ -6,18 +6,15 @@ import struct
 import threading
 
 import pytest
-from vctest.gate import EOF, RETURN, SHUT, Gate, ping
+from vctest.gate import EOF, SHUT, Gate, ping
 from vctest.proc import wait_for
+from vcwire import BY_NAME, frame
 
 DESTINATION = False
-ACK = 19
+ACK = BY_NAME["ACK"].number
 
 
-def frame(kind, body):
-    return struct.pack("<IBBH", len(body), kind, 0, 0) + body
-
-
-PONG = frame(RETURN, struct.pack(">HHI", 2, 4, 0))  # QEMU's
+PONG = frame("RETURN", struct.pack(">HHI", 2, 4, 0))  # QEMU's
 
 
 class Rogue(Gate):
@@ -32,7 +29,7 @@ class Rogue(Gate):
 
     def _may_pass(self, kind, body, from_source):
         if kind == ACK and not from_source and self.keeps_acks:
-            self.acks.append(frame(kind, body))
+            self.acks.append(frame("ACK", body))
             self.sockets[0].sendall(ping())
             return False
         return super()._may_pass(kind, body, from_source)

@@ -11,7 +11,8 @@ import uuid
 import pytest
 import vcstore
 import vcwire
-from vctest.proc import Event, wait_for
+from vctest.peer import Listener
+from vctest.proc import wait_for
 from vctest.vecycle import BINARY
 
 SOURCE, DESTINATION = 1, 2
@@ -19,15 +20,12 @@ REKEY = 7
 ANY = 0x3ff  # features
 
 
-class Rogue:
+class Rogue(Listener):
     """The other end of a session of mode 7, over that socket."""
 
     def __init__(self, sock, role):
-        self.sock, self.lock = sock, threading.Lock()
-        self.frames, self.error = {}, None
-        self.ended = Event()
-        self.arrived = threading.Condition()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.lock = threading.Lock()
+        self.listen(sock)
         self.send("HELLO", vcwire.encode("HELLO", dict(low=1, high=1, role=role, security=0, features=ANY,
                                                        software="rogue")))
 
@@ -58,22 +56,9 @@ class Rogue:
         self.over_and_over(lambda n: self.send("PING", struct.pack("<Q", n)))
 
     def has(self, name):
-        wait_for(lambda: name in self.frames or self.ended.is_set(), 30, name)
-        assert name in self.frames, (list(self.frames), self.error)
-        return self.frames[name]
-
-    def _listen(self):
-        with self.sock.makefile("rb") as stream:
-            try:
-                while head := stream.read(8):
-                    payload = stream.read(int.from_bytes(head[:4], "little"))
-                    name = vcwire.BY_NUMBER[head[4]].name
-                    self.frames[name] = payload
-                    if name == "ERROR":
-                        self.error = payload[5:].decode()
-            except OSError:
-                pass
-        self.ended.set()
+        wait_for(lambda: name in self.answers or self.ended.is_set(), 30, name)
+        assert name in self.answers, (self.seen, self.error)
+        return self.answers[name]
 
 
 @pytest.fixture
@@ -105,8 +90,8 @@ def try_to_ask(f):
         session=os.urandom(16), vm=uuid.UUID(f.vm).bytes, mode=REKEY, name="", window=0, has_lineage=1,
         lineage=m.lineage, algorithm=m.algorithm, lineage_flags=int(m.exposed),
         generations=[(g.id.bytes, g.root)])))
-    wait_for(lambda: "ACCEPT" in r.frames or r.ended.is_set(), 60, "an answer")
-    if "ACCEPT" not in r.frames and "re-keyed already" in r.error:
+    wait_for(lambda: "ACCEPT" in r.answers or r.ended.is_set(), 60, "an answer")
+    if "ACCEPT" not in r.answers and "re-keyed already" in r.error:
         return None
     r.has("ACCEPT")
     r.send("START", vcwire.encode("START", dict(

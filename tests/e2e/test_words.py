@@ -92,6 +92,16 @@ def restart_with(vecycle, tmp_path, shim, **env):
             del os.environ[name]
 
 
+def restart_hanging(vecycle, tmp_path, what, after="0"):
+    """Its agent, whose disk hangs in that from when the first file exists until the second, a FIFO, is
+    opened for writing."""
+    trigger, fifo = tmp_path / "trigger", tmp_path / "disk"
+    os.mkfifo(fifo)
+    restart_with(vecycle, tmp_path, "hang_at_handover", VC_HANG_TRIGGER=str(trigger),
+                 VC_HANG_FIFO=str(fifo), VC_HANG_IN=what, VC_HANG_AFTER=after)
+    return trigger, fifo
+
+
 def restart_mortal(vecycle, tmp_path, nth):
     """Its agent will be killed in the place of its n-th write to a record, once the file exists."""
     trigger = tmp_path / "trigger"
@@ -237,10 +247,7 @@ def test_destination_agent_is_stopped_before_the_word(gated):
 def test_the_word_waits_for_a_disk_that_hangs_at_the_record(gated, tmp_path, call):
     """As long as LEFT may not be on the disk, nobody runs the VM, and nobody else decides about it."""
     f = gated()
-    trigger, fifo = tmp_path / "trigger", tmp_path / "disk"
-    os.mkfifo(fifo)
-    restart_with(f.vecycles[0], tmp_path, "hang_at_handover", VC_HANG_TRIGGER=str(trigger),
-                 VC_HANG_FIFO=str(fifo), VC_HANG_IN=call, VC_HANG_AFTER="1" if call == "write" else "0")
+    trigger, fifo = restart_hanging(f.vecycles[0], tmp_path, call, "1" if call == "write" else "0")
     p = held(f, SHUT, DESTINATION)
     trigger.touch()
     f.gate.hold(WORD, SOURCE)  # and SHUT passes
@@ -264,10 +271,7 @@ def test_the_word_waits_for_a_disk_that_hangs_at_the_record(gated, tmp_path, cal
 def test_a_late_answer_is_not_taken_for_the_answer_to_another_decision(gated, tmp_path):
     """The destination's disk hangs before it continues the VM, and somebody continues it here: both run."""
     f = gated()
-    trigger, fifo = tmp_path / "trigger", tmp_path / "disk"
-    os.mkfifo(fifo)
-    restart_with(f.vecycles[1], tmp_path, "hang_at_handover", VC_HANG_TRIGGER=str(trigger),
-                 VC_HANG_FIFO=str(fifo), VC_HANG_IN="write", VC_HANG_AFTER="0")
+    trigger, fifo = restart_hanging(f.vecycles[1], tmp_path, "write", "0")
     f.gate.hold(WORD, SOURCE)
     p = start(f, "--dead-peer", "5")
     assert f.gate.is_held.wait(90), p.messages()
@@ -288,10 +292,7 @@ def test_a_late_answer_is_not_taken_for_the_answer_to_another_decision(gated, tm
 def test_a_store_that_hangs_at_a_checkpoint_keeps_the_record_right(gated, tmp_path, frame, side):
     """How much was sent is noted all the same, and the rest once the disk answers."""
     f = gated()
-    trigger, fifo = tmp_path / "trigger", tmp_path / "disk"
-    os.mkfifo(fifo)
-    restart_with(f.vecycles[0], tmp_path, "hang_at_handover", VC_HANG_TRIGGER=str(trigger),
-                 VC_HANG_FIFO=str(fifo), VC_HANG_IN="other")
+    trigger, fifo = restart_hanging(f.vecycles[0], tmp_path, "other")
     f.gate.hold(BATCH, SOURCE)
     p = start(f, "--dead-peer", "30")
     assert f.gate.is_held.wait(60), p.messages()
@@ -368,10 +369,7 @@ def test_a_success_that_cannot_be_noted_does_not_reach_the_source_qemu(gated, tm
 def test_a_vm_that_is_continued_here_before_its_word_is_never_given_away(gated, tmp_path):
     """While the record is written somebody finds the VM paused, and continues it."""
     f = gated()
-    trigger, fifo = tmp_path / "trigger", tmp_path / "disk"
-    os.mkfifo(fifo)
-    restart_with(f.vecycles[0], tmp_path, "hang_at_handover", VC_HANG_TRIGGER=str(trigger),
-                 VC_HANG_FIFO=str(fifo), VC_HANG_IN="write", VC_HANG_AFTER="1")
+    trigger, fifo = restart_hanging(f.vecycles[0], tmp_path, "write", "1")
     p = held(f, SHUT, DESTINATION)
     trigger.touch()
     f.gate.release()

@@ -77,7 +77,7 @@ def kinds(effect, body, at):
 
 
 def seen_in(code, wrappers):
-    """What each function does, by itself and by calling wrappers."""
+    """What each function does, by itself and by calling wrappers, or by having them called."""
     seen = {}
     for (file, name), body in code.items():
         calls = [(found.end(), effect) for call, effect in CALLS for found in call.finditer(body)]
@@ -85,7 +85,7 @@ def seen_in(code, wrappers):
             if (file, name) == (where, wrapper) or (not wrapper.startswith("vc_") and file != where):
                 continue
             calls += [(found.end(), effect) for effect in effects
-                      for found in re.finditer(rf"(?<![\w>.]){wrapper}\(", body)]
+                      for found in re.finditer(rf"(?<![\w>.]){wrapper}(?:\(|(?=, ))", body)]
         seen[file, name] = set().union(*(kinds(effect, body, at) for at, effect in calls))
     return seen
 
