@@ -243,24 +243,6 @@ static int take_start(struct arrival *a, struct vc_err *err)
     return 0;
 }
 
-/* The record of the interrupted session stands, and is settled by this one. */
-static int keep_record(struct arrival *a, struct vc_err *err)
-{
-    const struct vc_handover *h = &a->interrupted;
-    bool is_open = h->state == VC_HANDOVER_ARRIVING || h->state == VC_HANDOVER_ABOUT_TO_RUN;
-    bool begun = false;
-    int rc = 0;
-
-    if (h->state == VC_HANDOVER_NONE)
-        return 0;
-    a->about_to_run = h->state == VC_HANDOVER_ABOUT_TO_RUN;
-    vc_settings_take_over(&a->settings, h);
-    if (is_open || h->n_settings)
-        rc = vc_holding_record(&a->holding, h, &a->settings, &begun, err);
-    a->recorded = is_open && begun;
-    return rc;
-}
-
 /* What a session that was killed has left in QEMU is not its owner's. */
 static void take_over_settings(struct arrival *a)
 {
@@ -281,10 +263,8 @@ static int begin_handover(struct arrival *a, struct vc_err *err)
         .since_unix = vc_wall_s(),
     };
 
-    if (!a->qmp)
+    if (!a->qmp || a->open.mode == VC_WIRE_MODE_RECOVER)
         return 0;
-    if (a->open.mode == VC_WIRE_MODE_RECOVER)
-        return keep_record(a, err);
     take_over_settings(a);
     snprintf(h.peer, sizeof(h.peer), "%s", vc_link_peer(a->link));
     snprintf(h.socket, sizeof(h.socket), "%s", a->name);
@@ -358,8 +338,27 @@ static int check_interrupted(struct arrival *a, struct vc_err *err)
                            h.peer);
 }
 
-/* The source's QEMU resumes when this is accepted, and cannot go back then: so QEMU here, if it is
- * not one that waits for the rest of a postcopy, refuses first. */
+/* The record of the interrupted session stands, and is settled by this one. */
+static int keep_record(struct arrival *a, struct vc_err *err)
+{
+    const struct vc_handover *h = &a->interrupted;
+    bool is_open = h->state == VC_HANDOVER_ARRIVING || h->state == VC_HANDOVER_ABOUT_TO_RUN;
+    bool begun = false;
+    int rc = 0;
+
+    if (h->state == VC_HANDOVER_NONE)
+        return 0;
+    a->about_to_run = h->state == VC_HANDOVER_ABOUT_TO_RUN;
+    vc_settings_take_over(&a->settings, h);
+    if (is_open || h->n_settings)
+        rc = vc_holding_record(&a->holding, h, &a->settings, &begun, err);
+    a->recorded = is_open && begun;
+    return rc;
+}
+
+/* The source's QEMU resumes when this is accepted, and cannot go back then. So a QEMU here that
+ * does not wait for the rest of a postcopy refuses first, and so does a disk that takes no record.
+ */
 static int find_interrupted(struct arrival *a, struct vc_err *err)
 {
     int rc = await_holding(a, err);
@@ -368,6 +367,8 @@ static int find_interrupted(struct arrival *a, struct vc_err *err)
         rc = find_qemu(a, err);
     if (!rc)
         rc = check_interrupted(a, err);
+    if (!rc)
+        rc = keep_record(a, err);
     return rc ? rc : vc_preempt_recover(a, err);
 }
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from vctest.gate import BATCH, EOF, SHUT, WORD, WORD_DONE, Gate, hello, ping
+from vctest.preload import restart_hanging, restart_mortal, restart_refusing, restart_with
 from vctest.proc import wait_for
 
-PRELOAD = Path(__file__).resolve().parents[1] / "support" / "preload"
 SOURCE, DESTINATION = True, False
 
 
@@ -74,40 +74,6 @@ def held(f, *what):
     p = start(f)
     assert f.gate.is_held.wait(90)
     return p
-
-
-def restart_with(vecycle, tmp_path, shim, **env):
-    """Its agent, with that file of tests/support/preload in front of the C library."""
-    if "VC_TEST_VECYCLE" in os.environ:
-        pytest.skip("a sanitizer has to be loaded first")
-    lib = tmp_path / f"{shim}.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", lib, PRELOAD / f"{shim}.c", "-ldl"], check=True)
-    env = {"LD_PRELOAD": str(lib), **env}
-    vecycle.agent.stop()
-    os.environ.update(env)
-    try:
-        vecycle.start_agent([vecycle.address])
-    finally:
-        for name in env:
-            del os.environ[name]
-
-
-def restart_hanging(vecycle, tmp_path, what, after="0"):
-    """Its agent, whose disk hangs in that from when the first file exists until the second, a FIFO, is
-    opened for writing."""
-    trigger, fifo = tmp_path / "trigger", tmp_path / "disk"
-    os.mkfifo(fifo)
-    restart_with(vecycle, tmp_path, "hang_at_handover", VC_HANG_TRIGGER=str(trigger),
-                 VC_HANG_FIFO=str(fifo), VC_HANG_IN=what, VC_HANG_AFTER=after)
-    return trigger, fifo
-
-
-def restart_mortal(vecycle, tmp_path, nth):
-    """Its agent will be killed in the place of its n-th write to a record, once the file exists."""
-    trigger = tmp_path / "trigger"
-    restart_with(vecycle, tmp_path, "die_at_handover", VC_DIE_TRIGGER=str(trigger),
-                 VC_DIE_WRITE=str(nth))
-    return trigger
 
 
 # Longer than whatever a test does after it, on a busy machine too.
@@ -327,13 +293,6 @@ def test_a_destination_is_not_told_to_quit_before_that_is_recorded(gated, tmp_pa
     trigger.unlink()
     wait_handovers(f, "settled", "void")
     assert "told to quit" not in f.vecycles[1].log.read_text().split("the source gave the migration up")[0]
-
-
-def restart_refusing(vecycle, tmp_path):
-    """Its agent, whose writes to a record fail as long as that file exists."""
-    trigger = tmp_path / "trigger"
-    restart_with(vecycle, tmp_path, "refuse_handover", VC_REFUSE_TRIGGER=str(trigger))
-    return trigger
 
 
 def test_a_vm_does_not_run_at_the_destination_before_that_is_recorded(gated, tmp_path):
