@@ -69,6 +69,26 @@ static const char *settler(const struct vc_migration *m)
                                : "`vecycle resolve --retry` settles it";
 }
 
+/* Its QEMU has ended: whether somebody has started the VM anew, as a supervisor does at once. */
+static int check_not_started_anew(struct vc_migration *m, struct vc_err *err)
+{
+    pid_t other = vc_process_find_option(vc_qmp_process(m->qmp), "uuid", vc_process_option_is_id,
+                                         &m->vm, m->neighbour);
+
+    if (!other)
+        return 0;
+    m->started_anew = other > 0;
+    if (other < 0)
+        return vc_err_set_hint(err, VC_E_UNSETTLED,
+                               "look at both hosts, then see `vecycle resolve`",
+                               "the source QEMU has ended, and whether another one runs the VM "
+                               "cannot be told: not all processes of this host can be seen");
+    return vc_err_set_hint(err, VC_E_UNSETTLED, "look at both hosts, then see `vecycle resolve`",
+                           "the source QEMU has ended, and process %d has the VM's UUID: it may "
+                           "run the VM",
+                           (int)other);
+}
+
 /* Somebody has continued the VM here, or QEMU cannot say that nobody has: the destination's must
  * not be told to run. QEMU lets nobody do that before it has completed. Nothing comes between this
  * look and the decision. */
@@ -77,15 +97,17 @@ static int check_continued(struct vc_migration *m, struct vc_err *err)
     struct vc_err ignored = VC_ERR_INIT;
     bool is_over;
 
-    if (m->orphan) /* its process has ended, and no RESUME was seen since the guest was paused */
-        return 0;
+    if (m->orphan) /* no RESUME was seen since the guest was paused */
+        return check_not_started_anew(m, err);
     /* Events that came before the end of the connection are taken in all the same. */
     is_over = vc_migration_take_events(m, &ignored) != 0;
     if (m->continued)
         return vc_err_set(err, VC_E_CANCELLED,
                           "somebody continued the VM here, before the destination was told to");
-    if (!is_over || vc_qmp_process_ended(m->qmp, EXIT_TIMEOUT_MS))
+    if (!is_over)
         return 0;
+    if (vc_qmp_process_ended(m->qmp, EXIT_TIMEOUT_MS))
+        return check_not_started_anew(m, err);
     return vc_err_set_hint(err, VC_E_UNSETTLED, settler(m),
                            "the migration is complete, but whether somebody has continued the VM "
                            "here is not known: %.120s",
@@ -146,8 +168,11 @@ int vc_migration_give_word(struct vc_migration *m, struct vc_err *err)
     vc_migration_record(m, VC_HANDOVER_LEFT); /* if not, the counts stand for it */
     /* In a postcopy it may come before the answer, which is behind it on the way. */
     vc_source_pass_success(m->pipeline);
-    if (check_continued(m, err))
+    if (check_continued(m, err)) {
+        if (m->started_anew) /* noted, for when that one has ended */
+            vc_migration_record(m, VC_HANDOVER_LEFT);
         return err->code;
+    }
     m->told = true;
     if (exchange(m, stays ? VC_WIRE_WORD_SUSPEND : VC_WIRE_WORD_CONTINUE,
                  VC_ANSWER_TIMES * (uint64_t)vc_link_dead_peer_ms(m->link), &never_ran, &done, err))

@@ -24,6 +24,8 @@ struct vc_migration {
     struct vc_source *pipeline;
     struct vc_qmp *qmp; /* NULL: proxy */
     struct vc_id vm, session, generation;
+    pid_t neighbour; /* another process with the VM's UUID, from before this migration; 0, -1: none,
+                        or not known: vc_process_find_option() */
     enum vc_wire_base base;
     uint64_t features; /* that both sides have */
     uint64_t start_ns;
@@ -51,6 +53,7 @@ struct vc_migration {
     char state[VC_RUN_STATE_BYTES];    /* the guest's, by others' doing than the migration's */
     char event[VC_RUN_STATE_BYTES];    /* the state that the last event told of, or "" */
     bool told;                         /* a decision may have been sent */
+    bool started_anew;                 /* its QEMU has ended, and another process has its UUID */
     bool noted;                        /* the destination's success was seen, and passed on */
     enum vc_handover_state owed_state; /* to be recorded once the store answers; 0: none */
     struct {                           /* a note in a store that hangs elsewhere */

@@ -40,8 +40,11 @@ static int update_source(struct vc_vm *v, const struct vc_settle_options *o, str
 {
     enum vc_handover_state next = state_now(h, l);
 
-    if (next == h->state)
+    if (next == h->state && h->started_anew >= l->started_anew)
         return 0;
+    h->started_anew |= l->started_anew;
+    if (next == h->state)
+        return vc_handover_begin(v, h, err);
     vc_log(o->log, VC_LOG_WARNING, "a migration to '%s' was interrupted: %s", h->peer,
            next == VC_HANDOVER_LEFT ? "it had completed"
            : l->runs                ? "the VM runs here"

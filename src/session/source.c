@@ -63,6 +63,10 @@ static int check_qemu(struct vc_migration *m, struct vc_err *err)
     if (!rc && vc_id_is_nil(&m->vm))
         return vc_err_set_hint(err, VC_E_QEMU_STATE, "start QEMU with -uuid $(uuidgen)",
                                "the VM has no UUID to know it by");
+    if (!rc)
+        m->neighbour =
+            vc_process_find_option(vc_qmp_process(m->qmp), "uuid", vc_process_option_is_id, &m->vm,
+                                   vc_qmp_process(m->qmp)->pid);
     if (!rc && m->o->recover)
         return check_paused(m, err);
     if (!rc)

@@ -45,6 +45,7 @@ bool vc_migration_record(struct vc_migration *m, enum vc_handover_state state)
     h->suspend |= vc_migration_stays(m);
     h->left_suspended = !strcmp(m->state, "suspended");
     h->told = m->told;
+    h->started_anew = m->started_anew;
     h->sum = m->sum;
     if (vc_handover_set(m->holding.vm, state, &err) == 0)
         return true;

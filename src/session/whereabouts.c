@@ -17,15 +17,21 @@ static void in_doubt(struct vc_look *l, const char *why)
 }
 
 /* The QEMU of the record is gone for certain. So is the VM, unless somebody has started it anew,
- * wherever its QMP socket is now. @waits: a QEMU that waits for a migration, or 0. */
+ * wherever its QMP socket is now, or had done so: what has left is older than that. @waits: a QEMU
+ * that waits for a migration, or 0. */
 static void look_for_another(struct vc_look *l, const struct vc_handover *h, const struct vc_id *vm,
                              pid_t waits)
 {
     struct vc_id want = *vm;
     pid_t other = vc_process_find_option(&h->qemu, "uuid", vc_process_option_is_id, &want, waits);
 
-    l->where = other ? VC_VM_IN_DOUBT : VC_VM_GONE;
-    if (other > 0)
+    l->where = other || h->started_anew ? VC_VM_IN_DOUBT : VC_VM_GONE;
+    l->started_anew = other > 0;
+    if (!other && h->started_anew)
+        in_doubt(l,
+                 "its QEMU has ended, and another process had the VM's UUID then: it may have run "
+                 "the VM");
+    else if (other > 0)
         snprintf(l->why, sizeof(l->why),
                  "its QEMU has ended, and process %d has the VM's UUID: it may run the VM",
                  (int)other);
@@ -194,8 +200,10 @@ void vc_look_at_source(const struct vc_handover *h, const struct vc_id *vm, cons
         bool is_waiting = waits(out);
 
         not_reached(out, h, vm, "another QEMU of the VM is at its QMP socket");
-        if (!is_waiting && out->where == VC_VM_GONE) /* it runs the VM, or may */
+        if (!is_waiting && out->where == VC_VM_GONE) { /* it runs the VM, or may */
             in_doubt(out, "another QEMU of the VM is at its QMP socket");
+            out->started_anew = true;
+        }
         return;
     }
     snprintf(out->status, sizeof(out->status), "%s", m.status);

@@ -21,10 +21,11 @@ enum vc_whereabouts {
 #define VC_LOOK_WHY_BYTES 200
 struct vc_look {
     enum vc_whereabouts where;
-    bool runs;                       /* HERE: it was seen to run */
-    struct vc_qmp *qmp;              /* the QEMU of the record, or NULL */
-    char state[VC_RUN_STATE_BYTES];  /* of that QEMU, or "" */
-    char why[VC_LOOK_WHY_BYTES];     /* IN_DOUBT: what stands in the way */
+    bool runs;                      /* HERE: it was seen to run */
+    struct vc_qmp *qmp;             /* the QEMU of the record, or NULL */
+    char state[VC_RUN_STATE_BYTES]; /* of that QEMU, or "" */
+    bool started_anew;              /* IN_DOUBT: its QEMU is gone, and another one may run the VM */
+    char why[VC_LOOK_WHY_BYTES];    /* IN_DOUBT: what stands in the way */
     char status[VC_RUN_STATE_BYTES]; /* query-migrate's, or "" */
     struct vc_handover_sum sum;      /* LEFT: of this migration */
 };

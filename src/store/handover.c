@@ -19,6 +19,8 @@ static const char magic[8] = "vchandov";
 #define HAS_COUNTS 1u
 #define TOLD 2u
 #define LEFT_SUSPENDED 4u
+#define STARTED_ANEW 8u
+#define ALL_FLAGS (HAS_COUNTS | TOLD | LEFT_SUSPENDED | STARTED_ANEW)
 /* No record is written so often: the number behind a larger one might be smaller. */
 #define MAX_SEQ (1ull << 63)
 
@@ -74,7 +76,8 @@ static void encode(const struct vc_handover *h, uint64_t seq, uint8_t slot[SLOT_
     vc_write_u8(&w, h->suspend);
     write_process(&w, &h->qemu);
     vc_write_u8(&w, (uint8_t)((h->has_counts ? HAS_COUNTS : 0) | (h->told ? TOLD : 0) |
-                              (h->left_suspended ? LEFT_SUSPENDED : 0)));
+                              (h->left_suspended ? LEFT_SUSPENDED : 0) |
+                              (h->started_anew ? STARTED_ANEW : 0)));
     vc_write_u64(&w, h->data_records);
     vc_write_u64(&w, h->zero_records);
     vc_write_u64(&w, h->noted_ns);
@@ -159,10 +162,11 @@ static bool read_rest(struct vc_reader *r, struct vc_handover *h)
     legal &= read_flag(r, &h->suspend);
     legal &= read_process(r, &h->qemu);
     flags = vc_read_u8(r);
-    legal &= flags <= (HAS_COUNTS | TOLD | LEFT_SUSPENDED);
+    legal &= flags <= ALL_FLAGS;
     h->has_counts = flags & HAS_COUNTS;
     h->told = flags & TOLD;
     h->left_suspended = flags & LEFT_SUSPENDED;
+    h->started_anew = flags & STARTED_ANEW;
     h->data_records = vc_read_u64(r);
     h->zero_records = vc_read_u64(r);
     h->noted_ns = vc_read_u64(r);

@@ -399,6 +399,7 @@ struct vc_handover {
     struct vc_handover_sum sum; /* source, from LEFT on: of this migration */
     bool told;           /* KEPT: a decision may have been sent; ABOUT_TO_RUN: one has come */
     bool left_suspended; /* source: the guest was in ACPI S3 when it left */
+    bool started_anew;   /* source: another process had the VM's UUID, after its QEMU had ended */
     uint32_t n_settings;
     struct vc_handover_setting settings[VC_HANDOVER_MAX_SETTINGS];
 };

@@ -394,6 +394,23 @@ def test_source_qemu_dies_in_the_switch_and_the_vm_runs_at_the_destination(gated
     f.check_guest()
 
 
+def test_a_vm_that_is_started_anew_in_the_switch_is_not_continued_at_the_destination(gated):
+    """By a supervisor that starts a QEMU again which has crashed."""
+    f = gated()
+    p = held(f, SHUT, DESTINATION)
+    wait_for(lambda: f.dest.status() == "paused", 30, "the VM to arrive")
+    f.qemu.process.kill()
+    again = f.new_qemu(0)
+    again.wait_status("running")
+    f.gate.release()
+    assert p.wait() == 61, p.messages()
+    assert f"process {again.process.pid} has the VM's UUID" in p.messages(), p.messages()
+    again.stop()
+    r = f.vecycle().run("resolve", f.vm, "--retry")
+    assert r.returncode == 61 and handovers(f) == ["left", "arriving"], r.stderr
+    assert f.dest.status() == "paused"
+
+
 @pytest.mark.parametrize("aside,status", [(False, 23), (True, 52)])
 def test_a_hang_in_the_switch_ends_and_the_vm_goes_on_here(gated, aside, status):
     """The destination's report of success gets lost, with or without all that comes behind it."""

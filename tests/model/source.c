@@ -13,7 +13,7 @@ void send_message(const struct steps *out, struct state *to, enum message m)
     to->answer = ANS_NONE;
     if (m == MSG_WORD && !to->slive && to->spath == PATH_OTHER && to->sother == OTHER_RUNS)
         to->stale = 1; /* it was there to be seen */
-    if (m == MSG_WORD && !to->slive && to->sq == SQ_GONE && to->aside)
+    if (m == MSG_WORD && to->sq == SQ_GONE && to->aside)
         to->stale = 1; /* the same */
 }
 
@@ -87,7 +87,7 @@ static enum look look_for_process(const struct steps *out, const struct state *s
         return LOOK_GONE;
     if (is_broken(out, ANY_PID) && !s->sknown) /* that one has ended */
         return LOOK_GONE;
-    if (s->aside && !s->slive && !is_broken(out, GONE_IS_NOWHERE))
+    if (s->sq == SQ_GONE && s->aside && !is_broken(out, GONE_IS_NOWHERE))
         return LOOK_DOUBT;
     return s->sknown && s->sq == SQ_GONE ? LOOK_GONE : LOOK_DOUBT;
 }
@@ -98,6 +98,8 @@ static enum look look_in_session(const struct steps *out, const struct state *s)
 {
     if (s->sresume && !is_broken(out, RESUME_IGNORED))
         return LOOK_CONTINUED;
+    if (s->sq == SQ_GONE && s->aside && !is_broken(out, GONE_IS_NOWHERE))
+        return LOOK_DOUBT;
     if (s->sconn || is_broken(out, BROKEN_IS_UNBROKEN))
         return s->sq == SQ_GONE ? LOOK_GONE : LOOK_OURS;
     return look_for_process(out, s);
