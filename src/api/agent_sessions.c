@@ -97,6 +97,16 @@ static bool take_fds(struct vc_job *job, const int fds[4], size_t n)
     return job->kind == VC_JOB_ABOUT ? n > 0 : n < 2 || (source && n < 3);
 }
 
+/* Whether somebody else than root and the agent's own user asks. */
+static bool is_of_another_user(int control)
+{
+    struct ucred who;
+    socklen_t n = sizeof(who);
+
+    return getsockopt(control, SOL_SOCKET, SO_PEERCRED, &who, &n) < 0 ||
+           (who.uid != 0 && who.uid != geteuid());
+}
+
 /* A client sends its request at once; it is read in one piece, with a time limit. */
 static int read_request(struct session *s, struct vc_err *err)
 {
@@ -115,6 +125,7 @@ static int read_request(struct session *s, struct vc_err *err)
         o = vc_json_parse(line, (size_t)n - 1);
     rc = o ? vc_job_from_json(o, &s->job, err)
            : vc_err_set(err, VC_E_PROTOCOL, "control socket: not a request");
+    s->job.must_be_known = is_of_another_user(s->control);
     if (take_fds(&s->job, fds, n_fds) && !rc)
         rc = vc_err_set(err, VC_E_PROTOCOL, "control socket: descriptors are missing");
     return rc;

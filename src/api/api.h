@@ -43,6 +43,7 @@ struct vc_job {
     void (*opened)(void *opaque); /* receive: past the opening; of the process that runs it */
     bool suspend, postcopy, postcopy_preempt, recover, auto_converge;
     char stream_path[VC_JOB_STREAM_BYTES]; /* migrate: where listen_fd listens */
+    bool must_be_known;                    /* migrate: QEMU's process, or it is refused */
     bool dial;                             /* connect to the peer, which is a tls:// address */
     bool accept_tls;                       /* conn is to be secured first */
     char tls_hostname[VC_JOB_TEXT_BYTES];  /* dial: name in the certificate; "": the address's */

@@ -70,6 +70,7 @@ static int run_source(struct vc_job *j, struct vc_conn *conn, struct vc_store *s
         .name = j->name,
         .qmp_fd = driven ? fd : -1,
         .qmp_name = j->qmp,
+        .must_be_known = j->must_be_known,
         .max_bandwidth = j->max_bandwidth,
         .downtime_limit_ms = j->downtime_limit_ms,
         .dead_peer_ms = j->dead_peer_ms,

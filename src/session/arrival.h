@@ -28,7 +28,8 @@ struct arrival {
     bool of_partial; /* ... which names the partial generation */
     uint64_t features;
     const char *stream_suffix;      /* of the socket that QEMU was told to listen on, or NULL */
-    bool recorded;                  /* a handover was begun */
+    bool recorded;                  /* a handover was begun, and is open */
+    bool holds_record;              /* there is one that can be written */
     struct vc_handover interrupted; /* recover: the record that there was; state NONE: none */
     bool word_done;    /* it runs here, or is to stay paused here: the source knows, or will ask */
     bool is_void;      /* it will never run here */

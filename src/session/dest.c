@@ -220,6 +220,15 @@ static int await_vm(struct arrival *a, struct vc_dest_status *st, struct vc_err 
     }
 }
 
+/* QEMU has reported that nothing is missing. */
+static bool has_all(struct arrival *a)
+{
+    struct vc_dest_status st;
+
+    vc_dest_status(a->pipeline, &st);
+    return st.shut && st.shut_status == 0;
+}
+
 /* After the switch to postcopy the end of the session pauses QEMU's side of the migration, unless
  * the source's VM goes on. */
 static int perform(struct arrival *a, struct vc_err *err)
@@ -314,13 +323,33 @@ static void commit(struct arrival *a)
 
 /* ---- the whole ---- */
 
-/* Whether the connection to QEMU is needed for the rest of a postcopy: such a QEMU may be unable to
- * take a new one. */
-static bool parks(const struct arrival *a, int rc)
+/* Whether QEMU still waits for the rest of a postcopy. One that does not answer has its lock held
+ * by a guest that waits for a page. */
+static bool awaits_rest(struct arrival *a)
+{
+    struct vc_qmp_migration now;
+    struct vc_err ignored = VC_ERR_INIT;
+
+    if (vc_qmp_migration(a->qmp, &now, &ignored))
+        return !vc_qmp_is_gone(a->qmp);
+    return vc_qmp_status_is_switched(now.status);
+}
+
+/* One that comes for a migration of its own is refused, and QEMU is asked nothing for it. */
+static bool is_refused_parked(const struct arrival *a)
+{
+    return a->open.mode != VC_WIRE_MODE_RECOVER && a->open.mode != VC_WIRE_MODE_WORD;
+}
+
+/* Whether the connection to QEMU is needed for that rest: such a QEMU may be unable to take a new
+ * one. Any other QEMU needs its only QMP connection for others. */
+static bool parks(struct arrival *a, int rc)
 {
     if (!a->qmp || vc_qmp_is_gone(a->qmp))
         return false;
-    return rc == VC_E_POSTCOPY || (a->was_parked && (rc || a->open.mode == VC_WIRE_MODE_WORD));
+    if (rc == VC_E_POSTCOPY || !a->was_parked)
+        return rc == VC_E_POSTCOPY;
+    return is_refused_parked(a) || awaits_rest(a);
 }
 
 static int run(struct arrival *a, struct vc_err *err)
@@ -340,6 +369,19 @@ static int run(struct arrival *a, struct vc_err *err)
     commit(a);
     a->result->phase = VC_PHASE_DONE;
     return 0;
+}
+
+/* Whether the rest of a postcopy has come, for whoever asks about a VM that waits for it. */
+static void record_rest(struct arrival *a, int rc)
+{
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_handover *h = a->holds_record ? vc_handover_edit(a->holding.vm) : NULL;
+
+    if (!h || !h->awaits_rest || rc == VC_E_POSTCOPY || !a->pipeline || !has_all(a))
+        return;
+    h->awaits_rest = false;
+    if (vc_handover_set(a->holding.vm, (enum vc_handover_state)h->state, &err))
+        vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
 }
 
 /* It did not come to a good end. A VM that has arrived waits for its word, which the source gives
@@ -378,6 +420,7 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
                     struct vc_err *err)
 {
     struct arrival a = {.o = o, .result = result, .inbox = {.fd = -1}};
+    bool stays;
     int rc = vc_link_new(o->conn, VC_WIRE_DESTINATION, o->dead_peer_ms, &a.link, err);
 
     *result = (struct vc_session_result){0};
@@ -389,13 +432,15 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
         rc = run(&a, err);
     if (rc)
         rc = wind_up(&a, rc, err);
+    record_rest(&a, rc);
     if (rc && rc != VC_E_SEAL && a.pipeline)
         keep(&a, err);
     vc_dest_free(a.pipeline);
     vc_preempt_tidy(&a);
-    if (!parks(&a, rc))
+    stays = parks(&a, rc);
+    if (!stays)
         vc_settings_put_back(&a.settings);
-    if (parks(&a, rc))
+    else
         vc_parking_put(o->parking, &a.open.vm, vc_steal_ptr(a.qmp));
     if (rc == VC_E_SEAL)
         vc_holding_quarantine(&a.holding);

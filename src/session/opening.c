@@ -61,9 +61,13 @@ static struct vc_session_wants wants_of(const struct arrival *a)
 static int check_settings(struct arrival *a, struct vc_err *err)
 {
     struct vc_session_wants wants = wants_of(a);
+    int rc = 0;
 
-    return a->open.mode == VC_WIRE_MODE_RECOVER ? 0
-                                                : vc_session_check_settings(a->qmp, &wants, err);
+    if (a->open.mode == VC_WIRE_MODE_RECOVER)
+        return 0;
+    if (vc_arrival_is_postcopy(a))
+        rc = vc_preempt_check_path(a, err);
+    return rc ? rc : vc_session_check_settings(a->qmp, &wants, err);
 }
 
 /* Behind START: a session that is refused before leaves QEMU as it is. */
@@ -130,6 +134,15 @@ static int find_name(struct arrival *a, struct vc_err *err)
     return vc_arrival_ask_leave(a, a->name, err);
 }
 
+static int refuse_parked(const struct arrival *a, struct vc_err *err)
+{
+    return vc_err_set_hint(
+        err, VC_E_DEST_QEMU,
+        "`vecycle migrate --recover` at the host that has it, or start another "
+        "QEMU for the VM",
+        "the destination QEMU '%s' waits for the rest of an interrupted postcopy", a->name);
+}
+
 static int find_qemu(struct arrival *a, struct vc_err *err)
 {
     int rc;
@@ -139,8 +152,8 @@ static int find_qemu(struct arrival *a, struct vc_err *err)
     rc = vc_arrival_connect(a, a->name, err);
     if (!rc)
         vc_settings_init(&a->settings, a->qmp, &a->open.vm, a->o->log);
-    if (!rc && a->was_parked && a->open.mode == VC_WIRE_MODE_RECOVER)
-        return 0; /* it is known, and may be unable to answer */
+    if (!rc && a->was_parked) /* it is known, and may be unable to answer */
+        return a->open.mode == VC_WIRE_MODE_RECOVER ? 0 : refuse_parked(a, err);
     if (!rc)
         rc = check_qemu(a, err);
     if (rc == VC_E_QMP || rc == VC_E_QEMU_STATE) {
@@ -262,6 +275,7 @@ static int begin_handover(struct arrival *a, struct vc_err *err)
         .session = a->open.session,
         .since_unix = vc_wall_s(),
     };
+    int rc;
 
     if (!a->qmp || a->open.mode == VC_WIRE_MODE_RECOVER)
         return 0;
@@ -269,7 +283,9 @@ static int begin_handover(struct arrival *a, struct vc_err *err)
     snprintf(h.peer, sizeof(h.peer), "%s", vc_link_peer(a->link));
     snprintf(h.socket, sizeof(h.socket), "%s", a->name);
     h.qemu = *vc_qmp_process(a->qmp);
-    return vc_holding_record(&a->holding, &h, &a->settings, &a->recorded, err);
+    rc = vc_holding_record(&a->holding, &h, &a->settings, &a->recorded, err);
+    a->holds_record = a->recorded;
+    return rc;
 }
 
 /* ---- the whole ---- */
@@ -308,6 +324,20 @@ static int await_holding(struct arrival *a, struct vc_err *err)
     return rc;
 }
 
+/* Whether the VM of OPEN is the one at that socket by what is recorded. If not, QEMU has to say so
+ * before the VM is locked: a peer that may reach one socket must not keep other VMs from theirs. */
+static bool record_names_socket(const struct arrival *a)
+{
+    struct vc_err ignored = VC_ERR_INIT;
+    struct vc_handover h;
+    struct vc_vm *vm = NULL;
+    bool names = a->o->store && !vc_vm_open(a->o->store, &a->open.vm, VC_VM_READ, &vm, &ignored) &&
+                 !vc_handover_get(vm, &h, &ignored) && !strcmp(h.socket, a->name);
+
+    vc_vm_close(vm);
+    return names;
+}
+
 /* Whether the record speaks of what this QEMU takes in. */
 static bool is_of_qemu(const struct arrival *a, const struct vc_handover *h)
 {
@@ -343,16 +373,15 @@ static int keep_record(struct arrival *a, struct vc_err *err)
 {
     const struct vc_handover *h = &a->interrupted;
     bool is_open = h->state == VC_HANDOVER_ARRIVING || h->state == VC_HANDOVER_ABOUT_TO_RUN;
-    bool begun = false;
     int rc = 0;
 
     if (h->state == VC_HANDOVER_NONE)
         return 0;
     a->about_to_run = h->state == VC_HANDOVER_ABOUT_TO_RUN;
     vc_settings_take_over(&a->settings, h);
-    if (is_open || h->n_settings)
-        rc = vc_holding_record(&a->holding, h, &a->settings, &begun, err);
-    a->recorded = is_open && begun;
+    if (is_open || h->n_settings || h->awaits_rest)
+        rc = vc_holding_record(&a->holding, h, &a->settings, &a->holds_record, err);
+    a->recorded = is_open && a->holds_record;
     return rc;
 }
 
@@ -361,10 +390,13 @@ static int keep_record(struct arrival *a, struct vc_err *err)
  */
 static int find_interrupted(struct arrival *a, struct vc_err *err)
 {
-    int rc = await_holding(a, err);
+    bool is_recorded = record_names_socket(a);
+    int rc = is_recorded ? await_holding(a, err) : 0;
 
     if (!rc)
         rc = find_qemu(a, err);
+    if (!rc && !is_recorded)
+        rc = await_holding(a, err);
     if (!rc)
         rc = check_interrupted(a, err);
     if (!rc)

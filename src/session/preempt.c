@@ -180,6 +180,19 @@ static int path_of(const struct arrival *a, const char *suffix, char out[VC_PREE
     return vc_err_set(err, VC_E_DEST_QEMU, "the path of the socket directory is too long");
 }
 
+int vc_preempt_check_path(const struct arrival *a, struct vc_err *err)
+{
+    char path[VC_PREEMPT_PATH_BYTES];
+    int rc = path_of(a, RECOVER_SUFFIX, path, err);
+
+    if (rc || strlen(path) < QEMU_PATH_BYTES)
+        return rc;
+    return vc_err_set_hint(err, VC_E_DEST_QEMU, "choose a shorter --socket-dir or --name there",
+                           "an interrupted postcopy could not be recovered: '%.64s' is too long a "
+                           "name for its socket",
+                           a->name);
+}
+
 int vc_preempt_incoming(struct arrival *a, struct vc_err *err)
 {
     char path[VC_PREEMPT_PATH_BYTES], short_path[QEMU_PATH_BYTES];
@@ -208,7 +221,8 @@ int vc_preempt_recover(struct arrival *a, struct vc_err *err)
     if (rc)
         return rc;
     unlink(path);
-    rc = path_for_qemu(a->qmp, path, short_path, err);
+    rc =
+        path_for_qemu(a->qmp, path, short_path, err); /* one that is too long: QEMU has to answer */
     if (!rc)
         rc = vc_qmp_recover(a->qmp, short_path, err);
     if (rc) {

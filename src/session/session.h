@@ -76,6 +76,7 @@ struct vc_source_session {
     /* Driven: QEMU's QMP socket. */
     int qmp_fd;                 /* connected; taken; -1: proxy */
     const char *qmp_name;       /* for messages and the handover record */
+    bool must_be_known;         /* QEMU's process, or the migration is refused */
     uint64_t max_bandwidth;     /* bytes/s; 0: unlimited */
     uint64_t downtime_limit_ms; /* 0: as QEMU has it */
     bool suspend;               /* leave it paused at the destination */
@@ -152,7 +153,8 @@ struct vc_settle_options {
 int vc_session_look_back(const struct vc_settle_options *o, struct vc_handover *h,
                          char why[VC_WHY_BYTES], struct vc_err *err) VC_NODISCARD;
 /** Whether the VM of a settled record has left by a postcopy that was interrupted, so that its QEMU
- * here has memory that nobody else has. VC_E_POSTCOPY: it has. 0: no, or it cannot be told. */
+ * here has memory that nobody else has; or has come by one, and waits for such memory.
+ * VC_E_POSTCOPY: so it is. 0: no, or it cannot be told. */
 int vc_session_check_rest(const struct vc_settle_options *o, const struct vc_handover *h,
                           struct vc_err *err) VC_NODISCARD;
 

@@ -120,14 +120,25 @@ int vc_session_look_back(const struct vc_settle_options *o, struct vc_handover *
     return rc;
 }
 
-int vc_session_check_rest(const struct vc_settle_options *o, const struct vc_handover *h,
-                          struct vc_err *err)
+/* The record tells: QEMU cannot be asked as a rule, since a guest that waits for a page can hold
+ * its lock, and the agent keeps the only QMP connection. */
+static int check_rest_to_come(const struct vc_handover *h, struct vc_err *err)
+{
+    if (!h->awaits_rest || vc_process_look(&h->qemu) == VC_PROCESS_GONE)
+        return 0;
+    return vc_err_set_hint(err, VC_E_POSTCOPY,
+                           "`vecycle migrate --recover` there carries it; until then the guest may "
+                           "stand still",
+                           "the VM is here, and waits for the rest of its memory from '%.80s'",
+                           h->peer);
+}
+
+static int check_rest_to_go(const struct vc_settle_options *o, const struct vc_handover *h,
+                            struct vc_err *err)
 {
     struct vc_look l;
     int rc = 0;
 
-    if (h->state != VC_HANDOVER_SETTLED || !vc_handover_has_path(h))
-        return 0;
     vc_look_at_source(h, o->vm, o->qmp_path, &l);
     if (l.qmp && vc_qmp_status_is_switched(l.status))
         rc = vc_err_set_hint(err, VC_E_POSTCOPY,
@@ -137,6 +148,14 @@ int vc_session_check_rest(const struct vc_settle_options *o, const struct vc_han
                              h->peer, l.status);
     vc_look_end(&l);
     return rc;
+}
+
+int vc_session_check_rest(const struct vc_settle_options *o, const struct vc_handover *h,
+                          struct vc_err *err)
+{
+    if (h->state != VC_HANDOVER_SETTLED)
+        return 0;
+    return vc_handover_has_path(h) ? check_rest_to_go(o, h, err) : check_rest_to_come(h, err);
 }
 
 /* ---- the exchange ---- */

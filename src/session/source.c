@@ -87,6 +87,21 @@ static int check_qemu(struct vc_migration *m, struct vc_err *err)
     return rc;
 }
 
+/* Later this process reaches QEMU by a path that somebody else has named, with rights of its own.
+ * It must find the QEMU that this one is, and no other that has the VM's UUID. */
+static int check_known(const struct vc_migration *m, struct vc_err *err)
+{
+    if (!m->o->must_be_known || vc_process_is_known(vc_qmp_process(m->qmp)))
+        return 0;
+    return vc_err_set_hint(
+        err, VC_E_REFUSED,
+        "connect to QEMU's own socket in the agent's PID namespace; or migrate as "
+        "root, or with --control none",
+        "the agent cannot tell which process the QEMU at '%.100s' is, and works "
+        "for another user",
+        m->o->qmp_name);
+}
+
 /* The destination has the same as OPEN says. */
 static struct vc_session_wants wants_of(const struct vc_migration *m)
 {
@@ -179,6 +194,11 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
         return vc_err_set_hint(err, VC_E_UNSETTLED, "see `vecycle resolve`",
                                "the VM has arrived from '%.100s', and whether it is this host's is "
                                "not known",
+                               h.peer);
+    if (h.state == VC_HANDOVER_VOID && vc_process_look(&h.qemu) != VC_PROCESS_GONE &&
+        vc_process_may_equal(&h.qemu, vc_qmp_process(m->qmp)) && strcmp(m->state, "running") != 0)
+        return vc_err_set_hint(err, VC_E_UNSETTLED, "end this QEMU, and migrate the VM from there",
+                               "this is a copy of the VM that never ran: the VM stayed at '%.100s'",
                                h.peer);
     if (!m->o->recover &&
         (h.state == VC_HANDOVER_LEFT || (h.state == VC_HANDOVER_KEPT && h.told) ||
@@ -507,6 +527,8 @@ static int run(struct vc_migration *m, struct vc_err *err)
 
     if (m->qmp)
         rc = check_qemu(m, err);
+    if (!rc && m->qmp)
+        rc = check_known(m, err);
     if (!rc && m->qmp)
         vc_settings_init(&m->settings, m->qmp, &m->vm, m->o->log);
     if (!rc)

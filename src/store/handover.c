@@ -20,7 +20,8 @@ static const char magic[8] = "vchandov";
 #define TOLD 2u
 #define LEFT_SUSPENDED 4u
 #define STARTED_ANEW 8u
-#define ALL_FLAGS (HAS_COUNTS | TOLD | LEFT_SUSPENDED | STARTED_ANEW)
+#define AWAITS_REST 16u
+#define ALL_FLAGS (HAS_COUNTS | TOLD | LEFT_SUSPENDED | STARTED_ANEW | AWAITS_REST)
 /* No record is written so often: the number behind a larger one might be smaller. */
 #define MAX_SEQ (1ull << 63)
 
@@ -59,6 +60,13 @@ static void write_sum(struct vc_writer *w, const struct vc_handover_sum *s)
     vc_write_u64(w, s->zero_pages);
 }
 
+static uint8_t flags_of(const struct vc_handover *h)
+{
+    return (uint8_t)((h->has_counts ? HAS_COUNTS : 0) | (h->told ? TOLD : 0) |
+                     (h->left_suspended ? LEFT_SUSPENDED : 0) |
+                     (h->started_anew ? STARTED_ANEW : 0) | (h->awaits_rest ? AWAITS_REST : 0));
+}
+
 static void encode(const struct vc_handover *h, uint64_t seq, uint8_t slot[SLOT_BYTES])
 {
     struct vc_writer w = vc_writer(slot, USED_BYTES);
@@ -75,9 +83,7 @@ static void encode(const struct vc_handover *h, uint64_t seq, uint8_t slot[SLOT_
     write_text(&w, h->socket, sizeof(h->socket));
     vc_write_u8(&w, h->suspend);
     write_process(&w, &h->qemu);
-    vc_write_u8(&w, (uint8_t)((h->has_counts ? HAS_COUNTS : 0) | (h->told ? TOLD : 0) |
-                              (h->left_suspended ? LEFT_SUSPENDED : 0) |
-                              (h->started_anew ? STARTED_ANEW : 0)));
+    vc_write_u8(&w, flags_of(h));
     vc_write_u64(&w, h->data_records);
     vc_write_u64(&w, h->zero_records);
     vc_write_u64(&w, h->noted_ns);
@@ -167,6 +173,7 @@ static bool read_rest(struct vc_reader *r, struct vc_handover *h)
     h->told = flags & TOLD;
     h->left_suspended = flags & LEFT_SUSPENDED;
     h->started_anew = flags & STARTED_ANEW;
+    h->awaits_rest = flags & AWAITS_REST;
     h->data_records = vc_read_u64(r);
     h->zero_records = vc_read_u64(r);
     h->noted_ns = vc_read_u64(r);

@@ -400,6 +400,7 @@ struct vc_handover {
     bool told;           /* KEPT: a decision may have been sent; ABOUT_TO_RUN: one has come */
     bool left_suspended; /* source: the guest was in ACPI S3 when it left */
     bool started_anew;   /* source: another process had the VM's UUID, after its QEMU had ended */
+    bool awaits_rest;    /* destination, SETTLED: not all of the VM's memory had come by postcopy */
     uint32_t n_settings;
     struct vc_handover_setting settings[VC_HANDOVER_MAX_SETTINGS];
 };

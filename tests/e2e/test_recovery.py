@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A postcopy is recovered whatever has become of the stores meanwhile, and what fails can be tried again."""
+import os
+
 import pytest
-from test_postcopy import at_the_word, handovers, migration, recovers, slow, wait_paused  # noqa: F401
+from test_postcopy import at_the_word, handovers, migration, recovers, slow, start_slow, wait_paused  # noqa: F401
+from vctest.gate import RETURN, WORD
 from vctest.preload import restart_refusing
+from vctest.proc import wait_for
 
 pytestmark = pytest.mark.newer_is_long
 BOTH = pytest.mark.parametrize("side", [0, 1], ids=["source", "destination"])
@@ -40,3 +44,75 @@ def test_a_recovery_needs_no_manifest(slow, side):  # noqa: F811
     (f.vecycles[side].store / "vms" / f.vm / "manifest").write_bytes(b"damaged" * 100)
     f.gate.refuse(False)
     recovers(f)
+
+
+def rest_arrives_and_the_decision_is_lost(f):
+    interrupted(f)
+    f.gate.refuse(False)
+    f.qemu.qmp.execute("migrate-set-parameters", max_postcopy_bandwidth=0)
+    f.gate.hold(WORD, True)
+    p, _ = f.vecycle().start_migrate(f.qemu, f.gate.address, f.dest.name, ["--recover"])
+    assert f.gate.is_held.wait(60), p.messages()
+    wait_for(lambda: migration(f.dest) == "completed", 60, "the rest to arrive")
+    f.gate.refuse()
+    f.gate.cut()
+    assert p.wait(60) != 0, p.messages()
+
+
+def test_a_vm_whose_rest_has_arrived_is_reached_by_a_person(slow):  # noqa: F811
+    """The source host is gone for good. The agent keeps no connection that nothing is recovered over."""
+    f = slow
+    rest_arrives_and_the_decision_is_lost(f)
+    f.vecycles[0].agent.kill()
+    f.qemu.process.kill()
+    r = f.vecycles[1].run("resolve", f.vm, "--run", "--force", "--socket-dir", f.hosts[1].sockets)
+    assert r.returncode == 0 and f.dest.is_running(), r.stderr
+
+
+def test_a_vm_whose_rest_has_arrived_migrates_on(slow):  # noqa: F811
+    f = slow
+    rest_arrives_and_the_decision_is_lost(f)
+    f.gate.refuse(False)
+    wait_for(lambda: handovers(f) == ["settled", "settled"], 60, "the decision to be sent again")
+    f.dest.wait_status("running")
+    f.arrived(1, f.dest)
+    f.check_guest()
+    f.migrate(0)
+    f.check_guest()
+
+
+def test_the_host_whose_vm_waits_for_its_rest_says_so(slow):  # noqa: F811
+    """A guest that waits for a page stands still, whatever its run state."""
+    f = slow
+    p = start_slow(f)
+    f.dest.wait_status("running")
+    f.gate.hold(RETURN, False)
+    assert f.gate.is_held.wait(60)
+    f.gate.cut()
+    assert p.wait() == 62, p.messages()
+    wait_paused(f)
+    there = f.vecycles[1]
+
+    def asks(*options):
+        return there.run("resolve", f.vm, *options, "--socket-dir", f.hosts[1].sockets)
+
+    for options in [], ["--retry"]:
+        r = asks(*options)
+        assert r.returncode == 62 and "--recover" in r.stderr, r.stderr
+    there.agent.kill()
+    there.start_agent([there.address])
+    wait_for(lambda: "waits for the rest" in there.log.read_text(), 60, "the agent to say so")
+    recovers(f)
+    assert asks().returncode == 0
+
+
+def test_a_postcopy_that_could_not_be_recovered_does_not_begin(slow):  # noqa: F811
+    """QEMU would have to answer before it could listen at a path longer than a socket's."""
+    f = slow
+    name = "v" * (108 - len(f"{f.hosts[1].sockets}/.recover"))
+    os.link(f.dest.qmp_path, f.hosts[1].sockets / f"{name}.qmp")
+    r = f.vecycle().migrate(f.qemu, f.vecycles[1].address, name, ["--postcopy"], ok=False)
+    assert r["status"] == 31 and "could not be recovered" in r["messages"], r
+    f.still_runs_here()
+    assert f.dest.status() == "inmigrate"
+    assert f.vecycle().migrate(f.qemu, f.vecycles[1].address, name)["status"] == 0

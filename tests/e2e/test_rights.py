@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from vctest.gate import SHUT, Gate
+from vctest.gate import SHUT, Gate, QmpGate
 from vctest.proc import wait_for
 from vctest.vecycle import BINARY
 
@@ -262,6 +262,35 @@ def test_root_gives_nothing_away_that_was_put_in_the_place_of_its_socket(fleet):
         assert (now.st_uid, now.st_gid, now.st_mode) == (before.st_uid, before.st_gid,
                                                          before.st_mode)
         (mine / "control").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("relayed", [False, True])
+def test_the_agent_works_for_another_user_if_it_knows_which_process_his_qemu_is(fleet, relayed):
+    """It reaches that QEMU later, by the path that he has named and with its own rights."""
+    f = fleet(namespaces=False)
+    home = f.vecycles[0]
+    home.agent.stop()
+    home.start_agent([home.address], ["--control-group", GROUP])
+    f.boot_selfcheck(end_mib=4, delay=100000)
+    dest = f.incoming(1)
+    path = f.hosts[0].path("relayed.qmp") if relayed else f.qemu.qmp_path
+    relay = QmpGate(path, f.qemu.qmp_path) if relayed else None
+    for d in [f.hosts[0].sockets, f.hosts[1].sockets, *f.hosts[0].sockets.parents, *f.hosts[1].sockets.parents]:
+        if str(d).startswith(f.network.dir):
+            os.chmod(d, 0o755)
+    for socket_path in path, f.vecycles[1].address.removeprefix("unix:"):
+        os.chmod(socket_path, 0o666)
+    r = f.hosts[0].run(["setpriv", "--reuid", AGENT, "--regid", GROUP, "--clear-groups", BINARY, "migrate",
+                        "--control", home.control, "--qmp", path, "--name", dest.name, "--insecure",
+                        f.vecycles[1].address])
+    if relayed:
+        assert r.returncode == 24 and "which process" in r.stderr and one_line(r.stderr), r.stderr
+        assert f.qemu.is_running()
+        relay.cut()
+        relay.close()
+    else:
+        assert r.returncode == 0, r.stderr
+        dest.wait_status("running")
 
 
 # ---- keys ----

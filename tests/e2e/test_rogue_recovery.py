@@ -4,17 +4,20 @@ host sends: the VM stays as it is."""
 import os
 import socket
 import struct
+import threading
 import uuid
 
+import test_postcopy
 import vcwire
-from test_postcopy import handovers, in_postcopy, migration, slow, wait_paused  # noqa: F401
-from vctest.gate import hello
+from test_postcopy import handovers, in_postcopy, migration, slow, start_slow, wait_paused  # noqa: F401
+from vctest.gate import RETURN, hello
 from vctest.peer import Peer
+from vctest.proc import wait_for
 
 DISMISS = 12
 
 
-def ask_to_recover(v, vm, name, interrupted=bytes(16)):
+def ask_to_recover(v, vm, name, interrupted=bytes(16), mode=5):
     """Whatever comes of it, the VM is said to be the source's."""
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(v.address.removeprefix("unix:"))
@@ -23,7 +26,7 @@ def ask_to_recover(v, vm, name, interrupted=bytes(16)):
     def play(peer):
         peer.raw(hello(1))
         peer.say("OPEN", vcwire.encode("OPEN", dict(
-            session=session, vm=uuid.UUID(vm).bytes, mode=5, name=name.encode(), window=1 << 20, has_lineage=False,
+            session=session, vm=uuid.UUID(vm).bytes, mode=mode, name=name.encode(), window=1 << 20, has_lineage=False,
             generations=[], interrupted=interrupted)))
         peer.say("START", vcwire.encode("START", dict(
             lineage=os.urandom(16), algorithm=1, lineage_flags=0, base_kind=0, has_key=True, key=os.urandom(32),
@@ -65,6 +68,24 @@ def test_the_store_gets_no_vm_for_the_asking(fleet):
     assert not os.listdir(v.store / "vms")
 
 
+def test_a_peer_that_may_reach_one_socket_locks_no_other_vm(fleet):
+    """Its own QEMU does not greet, so it is not known to be of that VM; the VM's migrations go on."""
+    f = fleet(namespaces=False)
+    f.boot_selfcheck(end_mib=4, delay=100000)
+    f.migrate(1, compare=False)
+    f.migrate(0, compare=False)
+    silent = socket.socket(socket.AF_UNIX)
+    silent.bind(str(f.hosts[1].sockets / "web-1.qmp"))
+    silent.listen(1)
+    asking = threading.Thread(target=ask_to_recover, args=(f.vecycles[1], f.vm, "web-1"))
+    asking.start()
+    connection, _ = silent.accept()
+    f.migrate(1, compare=False)
+    connection.close()
+    silent.close()
+    asking.join()
+
+
 def session_of(v, vm):
     """Of the newest record (docs/formats/store.md, section 6)."""
     data = (v.store / "vms" / vm / "handover").read_bytes()
@@ -98,6 +119,26 @@ def test_the_rest_of_a_postcopy_is_taken_from_the_host_that_has_it(slow):  # noq
     assert "ACCEPT" not in peer.seen and "another migration" in peer.error, (peer.seen, peer.error)
     assert handovers(f) == before and migration(f.dest) == "postcopy-paused"
     carries_the_rest(f)
+
+
+def test_a_qemu_that_waits_for_its_rest_is_asked_nothing(slow):  # noqa: F811
+    """It answers nobody, as its guest waits for a page: eight commands that wait for an answer keep QEMU
+    from reading the one that recovers it."""
+    f = slow
+    p = start_slow(f)
+    f.dest.wait_status("running")
+    f.gate.hold(RETURN, False)
+    assert f.gate.is_held.wait(60)
+    f.gate.cut()
+    assert p.wait() == 62, p.messages()
+    wait_paused(f)
+    f.dest.qmp.send("stop")
+    there = f.vecycles[1]
+    wait_for(lambda: "postcopy migration was interrupted" in there.log.read_text(), 90, "the session to end")
+    for mode in [2, 4] * 6:
+        peer = ask_to_recover(there, f.vm, f.dest.name, mode=mode)
+        assert "ACCEPT" not in peer.seen and "waits for the rest" in peer.error, (peer.seen, peer.error)
+    test_postcopy.carries_the_rest(f, "paused")
 
 
 def test_even_that_host_cannot_dismiss_a_vm_that_may_run(slow):  # noqa: F811

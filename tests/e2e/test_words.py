@@ -425,6 +425,22 @@ def test_a_hang_in_the_switch_ends_and_the_vm_goes_on_here(gated, aside, status)
     and_migrates_again(f)
 
 
+def test_a_copy_that_never_ran_is_not_migrated_on(gated):
+    f = gated()
+    f.qemu.qmp.execute("stop")
+    f.gate.hold({SHUT, EOF}, DESTINATION, aside=True)
+    p = start(f, "--dead-peer", "4")
+    assert f.gate.is_held.wait(90)
+    assert p.wait(120) != 0, p.messages()
+    wait_handovers(f, "settled", "void")
+    f.qemu.qmp.execute("cont")
+    f.arrived(1, f.dest)
+    other = f.incoming(0)
+    r = f.vecycle().migrate(f.dest, f.vecycles[0].address, other.name, ok=False)
+    assert r["status"] == 61 and "never ran" in r["messages"], r
+    assert handovers(f) == ["settled", "void"] and other.status() == "inmigrate"
+
+
 @pytest.mark.newer_qemu
 def test_the_word_is_not_given_for_a_vm_that_was_continued_here(gated):
     f = gated()

@@ -795,7 +795,7 @@ static void a_handover_is_remembered(void **state)
     memset(h.peer, 'p', sizeof(h.peer) - 1);
     memset(h.socket, 's', sizeof(h.socket) - 1);
     memset(h.tls_hostname, 'h', sizeof(h.tls_hostname) - 1);
-    h.suspend = h.has_counts = h.told = h.left_suspended = h.started_anew = true;
+    h.suspend = h.has_counts = h.told = h.left_suspended = h.started_anew = h.awaits_rest = true;
     h.data_records = UINT64_MAX;
     h.zero_records = 3;
     h.noted_ns = 4;
@@ -909,7 +909,7 @@ static void a_handover_with_an_odd_field_is_damaged(void **state)
         {560, "b\0x", 3},
         {1584, "\2", 1},
         {1585, "\0\0\0\200", 4},
-        {1645, "\20", 1},
+        {1645, "\40", 1},
         {1726, "\31", 1},
         {1726, "\1", 1} /* kind 0 */,
         {1726, "\1\5", 2},
