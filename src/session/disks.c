@@ -8,13 +8,19 @@
 #include <sys/un.h>
 
 #include "base/clock.h"
+#include "session/disks_graph.h"
 
 /* Theory of operation
  *
  * No command before QEMU 10.0 says "activate", but a block export does it: a node that is exported
  * has to be ready (QEMU: block/export/export.c, blk_exp_add()). So each disk is exported for a
  * moment, read-only, by an NBD server that takes one client, and that is us: we are connected
- * before QEMU is handed the socket, so nobody else gets in. */
+ * before QEMU is handed the socket, so nobody else gets in.
+ *
+ * The export succeeds all the same where QEMU could not activate the node, as where another process
+ * has a lock of its image. So it is looked at afterwards (disks_graph.c). QEMU asserts of each node
+ * on top of a graph that it is active, whether a device has it or not; those below are activated
+ * with it. */
 
 #define EXPORT "vecycle-activate"
 #define FD_NAME "vecycle-nbd"
@@ -120,21 +126,29 @@ static int activate(struct vc_qmp *q, const char *node, struct vc_err *err)
     return rc ? rc : end_export(q, err);
 }
 
-/* The disks that devices have. */
 static int activate_all(struct vc_qmp *q, struct vc_err *err)
 {
-    vc_auto_json struct json_object *list = NULL;
-    int rc = vc_qmp_execute(q, "query-block", NULL, -1, &list, err);
+    struct vc_disks d;
+    int rc = vc_disks_get(q, &d, err);
 
-    for (size_t i = 0;
-         !rc && json_object_is_type(list, json_type_array) && i < json_object_array_length(list);
-         i++) {
-        struct json_object *medium = vc_json_get(json_object_array_get_idx(list, i), "inserted");
-        const char *node = vc_json_str(medium, "node-name", "");
+    for (size_t i = 0; !rc && i < d.n; i++)
+        if (d.nodes[i].is_top)
+            rc = activate(q, d.nodes[i].name, err);
+    vc_disks_put(&d);
+    return rc;
+}
 
-        if (*node)
-            rc = activate(q, node, err);
-    }
+static int check_all(struct vc_qmp *q, struct vc_err *err)
+{
+    struct vc_disks d;
+    int rc = vc_disks_get(q, &d, err);
+
+    for (size_t i = 0; !rc && i < d.n; i++)
+        if (d.nodes[i].is_top && !vc_disks_is_active(q, &d, &d.nodes[i]))
+            rc = vc_err_set(err, VC_E_QEMU_STATE,
+                            "'%.60s' stays inactive, as if its image were locked",
+                            vc_disks_name(&d, &d.nodes[i]));
+    vc_disks_put(&d);
     return rc;
 }
 
@@ -154,6 +168,8 @@ int vc_disks_activate(struct vc_qmp *q, struct vc_err *err)
     ours = start_server(q, &client, &why) == 0; /* else there may be one, which does as well */
     why = VC_ERR_INIT;
     rc = activate_all(q, &why);
+    if (!rc)
+        rc = check_all(q, &why);
     /* QEMU waits for its clients when it stops the server, and does not look at their sockets
      * meanwhile (7.2 waits in AIO_WAIT_WHILE, which polls others): a command that it has answered
      * since shows that its main loop has come round, and has seen ours closed. */
@@ -163,7 +179,8 @@ int vc_disks_activate(struct vc_qmp *q, struct vc_err *err)
     if (ours && vc_qmp_simple(q, "nbd-server-stop", err))
         return err->code;
     return rc ? vc_err_set_hint(
-                    err, VC_E_QEMU_STATE, "continue the VM once, and try again",
+                    err, VC_E_QEMU_STATE,
+                    "end what else has its images open, or continue the VM once; then try again",
                     "this QEMU cannot migrate a VM with inactive disks, and they cannot "
                     "be activated: %.130s",
                     why.message)

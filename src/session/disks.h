@@ -11,8 +11,9 @@
  * a VM whose disks are inactive. */
 #define VC_DISKS_INACTIVE_VERSION 1000
 
-/** Activates the disks of a VM that does not run, without continuing it. No harm where they are
- *  active. VC_E_QEMU_STATE: one cannot be activated, as where another QEMU holds its lock. */
+/** Activates the disks of a VM that does not run, without continuing it, and looks that they are.
+ * No harm where they were. VC_E_QEMU_STATE: one cannot be activated, as where another QEMU holds
+ * its lock; the VM stays as it is. */
 int vc_disks_activate(struct vc_qmp *q, struct vc_err *err) VC_NODISCARD;
 
 #endif

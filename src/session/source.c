@@ -298,6 +298,15 @@ static int send_start(struct vc_migration *m, const struct vc_wire_accept *a, st
     return rc;
 }
 
+/* Before the destination is asked: the QEMU that waits there takes the disks itself, as the VM has
+ * not, when it is told to go on waiting after an attempt that failed (`cont`, settings.c). */
+static int activate_disks(struct vc_migration *m, struct vc_err *err)
+{
+    bool stands = m->qmp && !m->o->recover && !vc_run_state_goes_on(m->state);
+
+    return stands ? vc_disks_activate(m->qmp, err) : 0;
+}
+
 static int negotiate(struct vc_migration *m, struct vc_err *err)
 {
     vc_auto_frame struct vc_link_frame *f = NULL;
@@ -310,6 +319,8 @@ static int negotiate(struct vc_migration *m, struct vc_err *err)
                          m->o->log, err);
     if (!rc)
         rc = refuse_unsettled(m, err);
+    if (!rc)
+        rc = activate_disks(m, err);
     if (!rc)
         rc = send_open(m, err);
     if (!rc)
@@ -415,8 +426,6 @@ static int get_stream(struct vc_migration *m, int *fd_out, struct vc_err *err)
         rc = begin_handover(m, err);
         if (!rc)
             rc = set_up_qemu(m, err);
-        if (!rc && !m->o->recover && !vc_run_state_goes_on(m->state))
-            rc = vc_disks_activate(m->qmp, err);
         if (!rc)
             rc = vc_preempt_wanted(m, &preempt, err);
         if (!rc)

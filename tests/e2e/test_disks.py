@@ -2,10 +2,14 @@
 """A disk on storage that both hosts see, with QEMU's default locks on it, and a guest that writes to it
 before, during and after: whatever ends a migration, one QEMU can have it, and what was written is there."""
 import signal
+from pathlib import Path
 
 import pytest
+from vctest.disk import make_qcow2, shared_disk_options
 from vctest.gate import BATCH, EOF, SHUT, WORD, WORD_DONE, Gate
+from vctest.guest import SelfCheck
 from vctest.proc import wait_for
+from vctest.qemu import Qemu, new_uuid
 
 pytestmark = [pytest.mark.newer_qemu, pytest.mark.newer_is_long]
 
@@ -17,6 +21,8 @@ def f(fleet):
     f.guest.tell(f.guest.WRITE)
     f.guest.wait_writes(3)
     f.dest = f.incoming(1)
+    f.spare = [f"{f.network.dir}/spare.raw", make_qcow2(f"{f.network.dir}/spare.qcow2")]
+    open(f.spare[0], "wb").truncate(1 << 20)
     f.gate = Gate(f.hosts[1].path("gate"), f.vecycles[1].address)
     yield f
     f.gate.close()
@@ -36,6 +42,19 @@ def held(f, *what, extra=()):
 
 def handovers(f):
     return [v.json("show", f.vm)["handover"] for v in f.vecycles]
+
+
+def with_more_disks(f, options):
+    """The VM is started anew with those, too."""
+    f.qemu.stop()
+    f.dest.stop()
+    f.options += options
+    f.qemu = f.new_qemu(0)
+    f.guest = SelfCheck(f.qemu)
+    f.guest.wait_passes(2)
+    f.guest.tell(f.guest.WRITE)
+    f.guest.wait_writes(3)
+    f.dest = f.incoming(1)
 
 
 def writes_there(f):
@@ -182,6 +201,90 @@ def test_a_vm_that_stays_paused_there_has_inactive_disks_and_can_be_continued(f)
     assert f.dest.status() == "paused"
     f.dest.qmp.execute("cont")
     writes_there(f)
+
+
+def stands_there(f):
+    """It has left with --suspend, and is the destination's."""
+    p = start(f, "--suspend")
+    assert p.wait() == 0, p.messages()
+    f.arrived(1, f.dest)
+    if f.qemu.version() >= (10, 0):
+        pytest.skip("QEMU 10.0 and later migrate inactive disks")
+    f.dest = f.incoming(0)
+
+
+def goes_home(f):
+    r = f.vecycle().migrate(f.qemu, f.vecycles[0].address, f.dest.name)
+    assert r["state"] == "paused"
+    f.arrived(0, f.dest)
+    f.qemu.qmp.execute("cont")
+    f.guest.wait_writes(3)
+    f.check_guest()
+
+
+def is_refused_until_it_is_free(f, others_disk):
+    """QEMU would end in an assertion."""
+    other = Qemu(f.hosts[1], "other", 64, new_uuid(), None, ["-S", *others_disk])
+    for _ in range(2):
+        r = f.vecycle().migrate(f.qemu, f.vecycles[0].address, f.dest.name, ok=False)
+        assert r["status"] == 12 and "inactive" in r["messages"], r
+        assert f.qemu.status() == "paused" and f.dest.status() == "inmigrate"
+    other.stop()
+    goes_home(f)
+
+
+def test_a_vm_that_stands_is_not_moved_on_while_another_process_has_its_disk(f):
+    stands_there(f)
+    is_refused_until_it_is_free(f, shared_disk_options(f.disk))
+
+
+SPARE = {"read-only": "file={0},format=raw,if=virtio,read-only=on",  # it keeps writers out
+         "raw": "file={0},format=raw,if=virtio",
+         "no device": "file={1},format=qcow2,if=none,id=spare"}
+
+
+@pytest.mark.parametrize("kind", SPARE)
+def test_the_same_holds_for_a_disk_that_its_guest_does_not_write(f, kind):
+    with_more_disks(f, ["-drive", SPARE[kind].format(*f.spare)])
+    stands_there(f)
+    is_refused_until_it_is_free(f, ["-drive", SPARE[kind].format(*f.spare).replace(",read-only=on", "")])
+
+
+def test_the_same_holds_for_an_image_that_no_device_has(f):
+    with_more_disks(f, ["-blockdev", f"driver=qcow2,node-name=spare,file.driver=file,file.filename={f.spare[1]}"])
+    stands_there(f)
+    is_refused_until_it_is_free(f, ["-drive", f"file={f.spare[1]},format=qcow2,if=virtio"])
+
+
+def test_a_writer_that_shares_keeps_a_vm_that_does_not_from_moving_on(f):
+    """QEMU takes half of what it needs then."""
+    with_more_disks(f, ["-drive", SPARE["raw"].format(*f.spare)])
+    stands_there(f)
+    is_refused_until_it_is_free(f, ["-drive", f"file={f.spare[0]},format=raw,if=none,id=s", "-device",
+                                    "virtio-blk-pci,drive=s,share-rw=on"])
+
+
+def test_a_vm_that_stands_is_moved_on_with_drives_of_all_kinds(f):
+    """None of them is locked, and some never show a permission that an inactive one has not."""
+    raw, qcow2 = f.spare
+    more = [f"{raw}.{i}" for i in range(5)]
+    for path in more:
+        open(path, "wb").truncate(1 << 20)
+    firmware = Path("/usr/share/seabios/bios-256k.bin")
+    flash = ["-drive", f"file={firmware},if=pflash,format=raw,readonly=on"] if firmware.exists() else []
+    with_more_disks(f, [
+        *flash,
+        "-blockdev", f"driver=qcow2,node-name=spare,file.driver=file,file.filename={qcow2}",
+        "-blockdev", f"driver=file,node-name=bare,filename={more[0]}",
+        "-drive", f"file={more[1]},format=raw,if=none,id=unused",
+        "-drive", f"file={more[2]},format=raw,if=none,id=shared,read-only=on",
+        "-device", "virtio-blk-pci,drive=shared,share-rw=on,id=disk",
+        "-blockdev", f"driver=raw,node-name=mine,file.driver=file,file.filename={more[3]}",
+        "-device", "ide-hd,drive=mine,bus=ide.1,unit=1,id=named",
+        "-drive", f"file={more[4]},format=raw,if=floppy,read-only=on",
+        "-drive", f"file={raw},if=ide,index=2,media=cdrom,format=raw"])
+    stands_there(f)
+    goes_home(f)
 
 
 def test_postcopy(f):
