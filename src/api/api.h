@@ -69,11 +69,12 @@ int vc_job_run(struct vc_job *j, struct vc_store *store, const struct vc_log *lo
 void vc_job_fold(struct vc_store *store, const struct vc_id *vm, uint32_t min_layers,
                  const _Atomic bool *stop, const struct vc_log *log);
 
-/* ---- settle.c: what lost connections left open, in the background of an agent ---- */
+/* ---- settle.c, look.c: what lost connections left open, in the background of an agent ---- */
 
 struct vc_settler;
-/** First settles what this host can tell alone, then starts the threads. Borrows the store, the
- *  directory of the destination QEMUs' sockets, and the agent's options. */
+/** Starts the threads, and waits until what this host can tell alone is settled, as long as its
+ *  QEMUs answer. Borrows the store, the directory of the destination QEMUs' sockets, and the
+ *  agent's options. */
 int vc_settler_start(struct vc_store *store, const char *socket_dir, const struct vc_log *log,
                      const struct vecycle_agent_options *agent, struct vc_settler **out,
                      struct vc_err *err) VC_NODISCARD;

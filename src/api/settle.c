@@ -1,62 +1,33 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <assert.h>
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "api/api.h"
+#include "api/settler.h"
 #include "base/clock.h"
-#include "base/thread.h"
 #include "net/address.h"
 
 /* Theory of operation
  *
  * The agent settles by itself what a lost connection, or its own death, has left open at this host
- * as the source: when it starts, after a migration that failed, and again and again, ever more
+ * as the source: when it starts, after a migration, and again and again, ever more
  * rarely, until it has met the other host. A way through ssh is left to whoever has the keys.
  *
  * Another host may be away, or take its time: each has a thread of its own while it is called,
  * which goes over the VMs that went there, so that the VMs of all others need not wait for it. One
- * thread (vc-settle) knows which hosts are to be called, and when, and calls nobody itself; one
- * (vc-look) looks at this host's own QEMUs. */
+ * thread (vc-settle) knows which hosts are to be called, and when, and calls nobody itself. This
+ * host's own QEMUs are looked at meanwhile (look.c). */
 
 #define FIRST_PAUSE_S 1
 #define LONGEST_PAUSE_S 60
 /** Hosts that are called at the same time. */
 #define MAX_CALLS 8
-/** How often this host's own QEMU is looked at while something is open. */
-#define LOOK_S 1ull
-/** How often an agent that has started tries to put back in QEMU what one that was killed had set:
- * not before the migration has failed there. */
-#define PUT_BACK_TIMES 30
 /** How long a VM is locked for an answer: others may need it, and QEMU's QMP socket, which serves
  * one client and is waited for for 15 s (VC_QMP_TIMEOUT_MS). What takes longer there is done all
  * the same, and told in the next attempt. */
 #define ANSWER_MS 10000u
 
 static_assert(ANSWER_MS < VC_VM_SETTLED_MS, "those who need the VM meanwhile wait for longer");
-
-/* What a thread waits for. */
-enum news {
-    NEWS_TO_SETTLE = 1, /* for vc-settle: something may be open that was not */
-    NEWS_TO_LOOK = 2,   /* the same for vc-look */
-    NEWS_CALLED = 4,    /* a call has ended */
-};
-
-struct vc_settler {
-    struct vc_store *store;
-    struct vc_log log;
-    const char *socket_dir;
-    const struct vecycle_agent_options *agent;
-    struct vc_cancel cancel;
-    struct vc_thread thread, looker;
-    struct peer *peers; /* [thread: vc-settle] */
-    pthread_mutex_t mu;
-    pthread_cond_t changed;
-    unsigned news; /* [lock: mu] */
-    bool stop;     /* [lock: mu] */
-};
 
 /* Another host that is owed a word, and the call to it. */
 struct peer {
@@ -71,8 +42,7 @@ struct peer {
     bool called;       /* [lock: mu] the call has ended */
 };
 
-/* The record as it is, without the lock. False: it cannot be read, or there is none. */
-static bool read_record(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h)
+bool vc_settler_read(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h)
 {
     struct vc_err err = VC_ERR_INIT;
     struct vc_vm *v;
@@ -85,7 +55,7 @@ static bool read_record(struct vc_settler *s, const struct vc_id *vm, struct vc_
     return !rc;
 }
 
-static struct vc_settle_options options(struct vc_settler *s, const struct vc_id *vm)
+struct vc_settle_options vc_settler_options(struct vc_settler *s, const struct vc_id *vm)
 {
     return (struct vc_settle_options){
         .store = s->store,
@@ -100,7 +70,7 @@ static struct vc_settle_options options(struct vc_settler *s, const struct vc_id
 static int dial(struct vc_settler *s, const struct vc_id *vm, const struct vc_handover *h,
                 struct vc_err *err)
 {
-    struct vc_settle_options o = options(s, vm);
+    struct vc_settle_options o = vc_settler_options(s, vm);
     struct vc_tls_options tls = vc_public_tls(&s->agent->tls, &s->cancel);
     struct vc_dial_options d = {
         .insecure = s->agent->insecure,
@@ -117,97 +87,18 @@ static int dial(struct vc_settler *s, const struct vc_id *vm, const struct vc_ha
     return rc ? rc : vc_session_repeat_word(&o, &h->session, conn, err);
 }
 
-static bool is_denied(const struct vc_handover *h)
-{
-    return access(h->socket, W_OK) < 0 && errno == EACCES;
-}
-
-/* Where it was the agent's user who may not connect to QEMU, root may. */
-static void say_open(struct vc_settler *s, const struct vc_id *vm, const struct vc_handover *h,
-                     struct vc_err *err)
-{
-    char name[VC_ID_TEXT_BYTES];
-
-    vc_id_format(vm, name);
-    if (!err->code)
-        vc_err_set_errno(err, VC_E_UNSETTLED, "the agent cannot ask QEMU at '%.150s'", h->socket);
-    vc_err_prefix(err, "%s", name);
-    if (is_denied(h))
-        snprintf(err->hint, sizeof(err->hint), "`vecycle resolve --retry %s` as root settles it",
-                 name);
-    vc_log_err(&s->log, VC_LOG_WARNING, "an interrupted migration is not settled yet", err);
-}
-
-/* A way through ssh is for whoever has the keys: what is left is to look. */
-static bool can_be_called(const struct vc_handover *h)
+bool vc_settler_can_call(const struct vc_handover *h)
 {
     return !vc_address_is_ssh(h->peer);
 }
 
-static bool is_open(const struct vc_handover *h)
+bool vc_settler_is_open(const struct vc_handover *h)
 {
     return h->state == VC_HANDOVER_LEAVING || h->state == VC_HANDOVER_LEFT ||
-           (h->state == VC_HANDOVER_KEPT && can_be_called(h));
+           (h->state == VC_HANDOVER_KEPT && vc_settler_can_call(h));
 }
 
-/* What this host knows by itself, also while the other one is away. @h: the record as it was read,
- * and then as it is. True: the other host has to be told something, and can be. *open: something is
- * open, and another look may help. */
-static bool look_at(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h, bool *open)
-{
-    struct vc_settle_options o = options(s, vm);
-    struct vc_err err = VC_ERR_INIT;
-    int rc = 0;
-
-    o.at_once = true; /* or one VM that is being migrated would hold up the look at all others */
-    if (h->state == VC_HANDOVER_LEAVING || h->state == VC_HANDOVER_LEFT)
-        rc = vc_session_look_back(&o, h, NULL, &err);
-    if (rc == VC_E_BUSY) { /* a migration is under way, or a person settles it: looked at again */
-        *open = true;
-        return false;
-    }
-    *open = is_open(h);
-    return !rc && *open && h->state != VC_HANDOVER_LEAVING && can_be_called(h);
-}
-
-/* Calls @look for each VM of which there is a record, until the settler ends. True: one of them
- * said so. */
-static bool any_vm(struct vc_settler *s, bool (*look)(struct vc_settler *s, const struct vc_id *vm,
-                                                      struct vc_handover *h))
-{
-    vc_auto_free struct vc_id *ids = NULL;
-    struct vc_err err = VC_ERR_INIT;
-    struct vc_handover h;
-    bool any = false;
-    size_t n = 0;
-
-    if (vc_store_list(s->store, &ids, &n, &err))
-        return false;
-    for (size_t i = 0; i < n && !vc_cancel_is_set(&s->cancel); i++)
-        if (read_record(s, &ids[i], &h))
-            any |= look(s, &ids[i], &h);
-    return any;
-}
-
-/* What a killed agent had set in QEMU. True: something is left that QEMU may take another time. */
-static bool put_back(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h)
-{
-    struct vc_settle_options o = options(s, vm);
-    struct vc_err err = VC_ERR_INIT;
-    int rc = 0;
-
-    o.socket_dir = s->socket_dir;
-    o.at_once = true;
-    if (h->n_settings)
-        rc = vc_session_put_back(&o, &err);
-    if (rc < 0)
-        vc_log_err(&s->log, VC_LOG_DEBUG, "QEMU's settings are not put back", &err);
-    return rc == VC_AGAIN || rc == VC_E_BUSY;
-}
-
-/* Whether there is something new; waits for it until the deadline (0: for ever). *got: what. False:
- * it is time to end. */
-static bool wait(struct vc_settler *s, unsigned which, uint64_t deadline, unsigned *got)
+bool vc_settler_wait(struct vc_settler *s, unsigned which, uint64_t deadline, unsigned *got)
 {
     VC_LOCKED(&s->mu);
 
@@ -222,7 +113,7 @@ static bool wait(struct vc_settler *s, unsigned which, uint64_t deadline, unsign
     return !s->stop;
 }
 
-static void tell(struct vc_settler *s, unsigned news)
+void vc_settler_tell(struct vc_settler *s, unsigned news)
 {
     VC_LOCKED(&s->mu);
 
@@ -242,7 +133,8 @@ static int settle_one(struct peer *p, const struct vc_id *vm)
     bool open;
     int rc;
 
-    if (!read_record(s, vm, &h) || strcmp(h.peer, p->address) != 0 || !look_at(s, vm, &h, &open))
+    if (!vc_settler_read(s, vm, &h) || strcmp(h.peer, p->address) != 0 ||
+        !vc_settler_look_at(s, vm, &h, &open))
         return 0;
     rc = dial(s, vm, &h, &err);
     vc_id_format(vm, name);
@@ -286,7 +178,7 @@ static void *call_main(void *arg)
         VC_LOCKED(&s->mu);
         p->called = true;
     }
-    tell(s, NEWS_CALLED);
+    vc_settler_tell(s, VC_NEWS_CALLED);
     return NULL;
 }
 
@@ -322,7 +214,7 @@ static void find_peers(struct vc_settler *s)
     for (struct peer *p = s->peers; p; p = p->next)
         p->wanted = false;
     for (size_t i = 0; i < n; i++)
-        if (read_record(s, &ids[i], &h) && is_open(&h) && can_be_called(&h))
+        if (vc_settler_read(s, &ids[i], &h) && vc_settler_is_open(&h) && vc_settler_can_call(&h))
             add_peer(s, &h);
 }
 
@@ -393,7 +285,7 @@ static struct peer *choose(struct vc_settler *s, uint64_t *next_ns)
 static void *settler_main(void *arg)
 {
     struct vc_settler *s = arg;
-    unsigned news = NEWS_TO_SETTLE;
+    unsigned news = VC_NEWS_TO_SETTLE;
     uint64_t next_ns;
 
     do {
@@ -401,76 +293,13 @@ static void *settler_main(void *arg)
 
         find_peers(s);
         reap(s, false);
-        for (p = s->peers; p && (news & NEWS_TO_SETTLE); p = p->next)
+        for (p = s->peers; p && (news & VC_NEWS_TO_SETTLE); p = p->next)
             p->hurry = true;
         while ((p = choose(s, &next_ns)))
             call(p);
-    } while (wait(s, NEWS_TO_SETTLE | NEWS_CALLED, next_ns, &news));
+    } while (vc_settler_wait(s, VC_NEWS_TO_SETTLE | VC_NEWS_CALLED, next_ns, &news));
     reap(s, true);
     return NULL;
-}
-
-/* ---- looking ---- */
-
-/* True: something is open. */
-static bool look(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h)
-{
-    bool open;
-
-    look_at(s, vm, h, &open);
-    return open;
-}
-
-/* What the QEMU of a VM that has left by a postcopy still has of it: asked once, while the agent
- * serves already. */
-static bool tell_rest(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h)
-{
-    struct vc_settle_options o = options(s, vm);
-    struct vc_err err = VC_ERR_INIT;
-
-    if (!vc_session_check_rest(&o, h, &err))
-        return false;
-    say_open(s, vm, h, &err);
-    return true;
-}
-
-/* Looks at this host's own QEMUs, whoever of the other hosts does not answer, so that nobody
- * continues a VM here unnoticed. What is new is looked at where the other host is called. */
-static void *looker_main(void *arg)
-{
-    struct vc_settler *s = arg;
-    unsigned left = PUT_BACK_TIMES, news = NEWS_TO_LOOK;
-    uint64_t begin_ns, took_ns;
-    bool open;
-
-    any_vm(s, tell_rest);
-    do {
-        begin_ns = vc_now_ns();
-        left = left && any_vm(s, put_back) ? left - 1 : 0;
-        open = news || any_vm(s, look) || left;
-        took_ns = vc_now_ns() - begin_ns;
-        /* A look holds the VM's lock: at a QEMU that does not answer, others get their turn. */
-    } while (wait(s, NEWS_TO_LOOK,
-                  open ? vc_now_ns() + VC_MAX(LOOK_S * VC_NS_PER_S, 2 * took_ns) : 0, &news));
-    return NULL;
-}
-
-/* A record that a killed agent left in the middle of a migration, as far as this host alone can
- * tell: before anybody can start a new one. */
-static bool look_back(struct vc_settler *s, const struct vc_id *vm, struct vc_handover *h)
-{
-    struct vc_settle_options o = options(s, vm);
-    struct vc_err err = VC_ERR_INIT;
-
-    o.socket_dir = s->socket_dir;
-    if (h->state == VC_HANDOVER_NONE || h->state == VC_HANDOVER_SETTLED ||
-        h->state == VC_HANDOVER_VOID)
-        return false;
-    if (!vc_session_look_back(&o, h, NULL, &err) &&
-        (h->state != VC_HANDOVER_LEAVING || !is_denied(h)))
-        return false;
-    say_open(s, vm, h, &err);
-    return true;
 }
 
 int vc_settler_start(struct vc_store *store, const char *socket_dir, const struct vc_log *log,
@@ -489,12 +318,10 @@ int vc_settler_start(struct vc_store *store, const char *socket_dir, const struc
     pthread_mutex_init(&s->mu, NULL);
     vc_cond_init(&s->changed);
     rc = vc_cancel_init(&s->cancel, err);
-    if (!rc) {
-        any_vm(s, look_back);
-        rc = vc_thread_start(&s->thread, "vc-settle", settler_main, s, err);
-    }
     if (!rc)
-        rc = vc_thread_start(&s->looker, "vc-look", looker_main, s, err);
+        rc = vc_looker_start(s, err);
+    if (!rc)
+        rc = vc_thread_start(&s->thread, "vc-settle", settler_main, s, err);
     if (rc)
         vc_settler_stop(s);
     else
@@ -504,7 +331,7 @@ int vc_settler_start(struct vc_store *store, const char *socket_dir, const struc
 
 void vc_settler_kick(struct vc_settler *s)
 {
-    tell(s, NEWS_TO_SETTLE | NEWS_TO_LOOK);
+    vc_settler_tell(s, VC_NEWS_TO_SETTLE | VC_NEWS_TO_LOOK);
 }
 
 void vc_settler_cancel(struct vc_settler *s)

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The agent's settler: another host that does not answer costs nothing but its own VMs' words."""
+import fcntl
 import os
+import signal
 import socket
 import threading
 
 import pytest
+from vctest.elsewhere import Elsewhere
 from vctest.gate import EOF, SHUT, WORD, Gate, hello, ping
 from vctest.guest import SelfCheck, selfcheck_options
+from vctest.opens import Opens
 from vctest.proc import Event, wait_for
 from vctest.qemu import Qemu, new_uuid
 
@@ -168,3 +172,73 @@ def test_a_word_that_is_not_answered_stays_what_it_was(hosts):
     f.closing.append(m.gate)
     m.wait_handover("settled")
     assert m.dest.is_running()
+
+
+def lock_of(home, m):
+    return home.store / "vms" / m.vm / "lock"
+
+
+def is_locked(home, m):
+    with open(lock_of(home, m)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_a_qemu_that_hangs_holds_up_the_look_at_no_other_vm(hosts):
+    """Who continues it here is noticed before it can end. The calls to both hosts do not end in this test, so
+    it is the looks that lock a VM."""
+    f = hosts
+    home = f.vecycles[0]
+    mine, other = Moving(f, "mine"), Moving(f, "other")
+    for m in mine, other:
+        m.lose(WORD, SOURCE, 61)
+    home.agent.stop()
+    mutes = [m.fall_mute(greets=False) for m in (mine, other)]
+    other.qemu.process.popen.send_signal(signal.SIGSTOP)
+    home.start_agent([home.address], ["--dead-peer", "900"])
+    for mute in mutes:
+        assert mute.was_called.wait(90)
+    looks = Opens(lock_of(home, mine))
+
+    def is_looked_at_meanwhile():
+        if not is_locked(home, other):
+            return False
+        looks.forget()
+        while is_locked(home, other):
+            if looks.wait(0.05):
+                return True
+        return False
+    wait_for(is_looked_at_meanwhile, 90, "a look at one VM during one at the other")
+    looks.close()
+    mine.qemu.qmp.execute("cont")
+    mine.wait_handover("kept")
+    assert other.handover() == "left"
+    other.qemu.process.popen.send_signal(signal.SIGCONT)
+
+
+def test_a_qemu_that_hangs_does_not_keep_the_agent_from_serving(hosts):
+    """The look at it that comes first has not ended then."""
+    f = hosts
+    home = f.vecycles[0]
+    m = Moving(f, "vm")
+    m.lose(WORD, SOURCE, 61)
+    place = Elsewhere(m.qemu.qmp_path)
+
+    def serves_meanwhile():
+        home.agent.stop()
+        place.silence()
+        home.start_agent([home.address])
+        s, _ = place.server.accept()  # by the first look
+        with s:
+            s.settimeout(0)
+            try:
+                return s.recv(1) != b""
+            except BlockingIOError:
+                return True
+    wait_for(serves_meanwhile, 240, "the agent to serve during a look")
+    place.restore()
+    m.gate.refuse(False)
+    m.wait_handover("settled")
