@@ -189,7 +189,7 @@ static void *session_main(void *arg)
                s->job.kind == VC_JOB_RECEIVE ? "from" : "to", r.peer,
                (unsigned long long)(r.pages_same + r.pages_moved),
                (unsigned long long)r.pages_data);
-    if (rc && s->job.kind == VC_JOB_MIGRATE)
+    if (s->job.kind == VC_JOB_MIGRATE) /* a success too may not have been recorded */
         vc_settler_kick(a->settler);
     if (!rc && r.committed)
         vc_job_fold(a->store, &r.vm, 2, &a->stop, &a->log);

@@ -325,6 +325,19 @@ def test_a_success_that_cannot_be_noted_does_not_reach_the_source_qemu(gated, tm
     and_migrates_again(f)
 
 
+def test_a_success_that_the_source_cannot_record_is_recorded_later(gated, tmp_path):
+    f = gated()
+    trigger = restart_refusing(f.vecycles[0], tmp_path)
+    p = held(f, WORD_DONE, DESTINATION)
+    trigger.touch()
+    f.gate.release()
+    assert p.wait() == 0, p.messages()
+    assert handovers(f)[0] == "left"
+    trigger.unlink()
+    wait_handovers(f, "settled", "settled")
+    runs_there(f)
+
+
 def test_a_vm_that_is_continued_here_before_its_word_is_never_given_away(gated, tmp_path):
     """While the record is written somebody finds the VM paused, and continues it."""
     f = gated()
