@@ -12,10 +12,20 @@ static bool is_blank(const char *text, size_t n)
     return true;
 }
 
+/* In strings as well: json-c is lenient about where one begins. */
+bool vc_json_is_too_much(const char *text, size_t n)
+{
+    size_t values = 0;
+
+    for (size_t i = 0; i < n; i++)
+        values += text[i] == '{' || text[i] == '[' || text[i] == ',';
+    return values > VC_JSON_MAX_VALUES;
+}
+
 struct json_object *vc_json_parse(const char *text, size_t n)
 {
     /* A NUL ends the text for json-c, wherever it is. */
-    bool legal = n < INT_MAX && !memchr(text, 0, n);
+    bool legal = n < INT_MAX && !memchr(text, 0, n) && !vc_json_is_too_much(text, n);
     struct json_tokener *t = legal ? json_tokener_new_ex(VC_JSON_MAX_DEPTH) : NULL;
     struct json_object *o;
 

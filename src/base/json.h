@@ -21,7 +21,14 @@ static inline void vc_cleanup_json(struct json_object **o)
 /** Deepest nesting accepted. */
 #define VC_JSON_MAX_DEPTH 32
 
-/** Parses exactly one value; NULL if it is anything else. The caller owns it. */
+/** The most values in a text, counted by `{`, `[` and `,`, wherever they are. json-c takes up to
+ * 800 bytes for each. QEMU's longest answer (query-block) has some 150 for a disk with five backing
+ *  files. */
+#define VC_JSON_MAX_VALUES 65536u
+
+/** Whether a text has more values. Not parsed. */
+bool vc_json_is_too_much(const char *text, size_t n);
+/** Parses exactly one value; NULL if it is anything else, or too much. The caller owns it. */
 struct json_object *vc_json_parse(const char *text, size_t n);
 
 /** A member, borrowed; NULL if @o is no object or has none of that name. */

@@ -14,11 +14,34 @@
 #include "qmp/qmp.h"
 
 /* Lines are read into one growing buffer with a named maximum. While an answer is awaited events
- * may come: they wait in a list until they are asked for. */
+ * may come: what is read of them waits in a list until it is asked for. */
 
 #define MAX_EVENTS 256
-/** Lines that are no events and are skipped in one look for the next event. */
+/** Lines that are skipped in one look for the next event. */
 #define MAX_LOOKS 1024
+/** Longer than any word that QEMU says in a field that is read. */
+#define MAX_WORD_BYTES 32
+
+/* The events that somebody reads, and the one member of their data that is read. Of all else that
+ * QEMU may say in an event nothing is kept. */
+static const struct {
+    const char *name, *member;
+} known_events[] = {
+    {"STOP", NULL},
+    {"RESUME", NULL},
+    {"SUSPEND", NULL},
+    {"WAKEUP", NULL},
+    {"SHUTDOWN", "reason"},
+    {"MIGRATION", "status"},
+    {"GUEST_PANICKED", "action"},
+    {"BLOCK_IO_ERROR", "action"},
+    {"WATCHDOG", "action"},
+};
+
+struct event {
+    uint8_t kind;              /* index into known_events */
+    char word[MAX_WORD_BYTES]; /* of its member; "": it has none */
+};
 
 struct vc_qmp {
     int fd;
@@ -32,7 +55,7 @@ struct vc_qmp {
     atomic_bool ran;  /* [atomic] the VM was seen to run, or to be continued */
     char *buf;
     size_t have, cap;
-    struct json_object *events[MAX_EVENTS]; /* oldest first */
+    struct event events[MAX_EVENTS]; /* oldest first */
     unsigned n_events;
     uint64_t next_id;
     bool oob; /* out-of-band commands were negotiated */
@@ -82,8 +105,6 @@ void vc_qmp_free(struct vc_qmp *q)
 {
     if (!q)
         return;
-    for (unsigned i = 0; i < q->n_events; i++)
-        json_object_put(q->events[i]);
     close(q->fd);
     if (q->pidfd >= 0)
         close(q->pidfd);
@@ -115,6 +136,7 @@ static int take_line(struct vc_qmp *q, struct json_object **out, struct vc_err *
         char *end = q->have ? memchr(q->buf, '\n', q->have) : NULL;
         size_t n, skip;
         struct json_object *o;
+        bool is_too_much;
 
         if (!end)
             return VC_AGAIN;
@@ -122,11 +144,16 @@ static int take_line(struct vc_qmp *q, struct json_object **out, struct vc_err *
         skip = n + 1;
         while (n && (q->buf[n - 1] == '\r' || q->buf[n - 1] == ' '))
             n--;
+        is_too_much = vc_json_is_too_much(q->buf, n);
         o = n ? vc_json_parse(q->buf, n) : NULL;
         q->have -= skip;
         memmove(q->buf, q->buf + skip, q->have);
         if (!n)
             continue;
+        if (is_too_much)
+            return vc_err_set_hint(err, VC_E_QMP, "no QEMU says so much: what is at that socket?",
+                                   "'%s' sent a line of more than %u values", q->name,
+                                   VC_JSON_MAX_VALUES);
         if (!json_object_is_type(o, json_type_object)) {
             json_object_put(o);
             return vc_err_set_hint(err, VC_E_QMP, "give the path of a QMP socket (-qmp unix:PATH)",
@@ -178,29 +205,56 @@ static int next_object(struct vc_qmp *q, uint64_t deadline_ns, struct json_objec
 
 static void keep_event(struct vc_qmp *q, struct json_object *event)
 {
-    if (!strcmp(vc_json_str(event, "event", ""), "RESUME"))
+    const char *name = vc_json_str(event, "event", "");
+    struct event e = {0};
+
+    while (e.kind < VC_ARRAY_LEN(known_events) && strcmp(known_events[e.kind].name, name) != 0)
+        e.kind++;
+    if (e.kind == VC_ARRAY_LEN(known_events))
+        return;
+    if (!strcmp(name, "RESUME"))
         q->ran = true;
-    if (q->n_events == MAX_EVENTS) { /* nobody listens: the oldest is the least interesting */
-        json_object_put(q->events[0]);
-        memmove(q->events, q->events + 1, --q->n_events * sizeof(q->events[0]));
+    if (known_events[e.kind].member)
+        snprintf(e.word, sizeof(e.word), "%s",
+                 vc_json_str(vc_json_get(event, "data"), known_events[e.kind].member, ""));
+    if (q->n_events == MAX_EVENTS) /* nobody listens: the oldest is the least interesting */
+        memmove(q->events, q->events + 1, --q->n_events * sizeof(e));
+    q->events[q->n_events++] = e;
+}
+
+/* Takes in what is not the answer that is waited for, if any is: an event, or the answer to a
+ * command that was given up. */
+static void take_in(struct vc_qmp *q, struct json_object *o)
+{
+    if (vc_json_get(o, "event"))
+        keep_event(q, o);
+}
+
+/* The event again, as far as it was kept. */
+static struct json_object *event_to_json(const struct event *e)
+{
+    struct json_object *o = json_object_new_object(), *data;
+
+    vc_json_add_str(o, "event", known_events[e->kind].name);
+    if (*e->word) {
+        data = json_object_new_object();
+        vc_json_add_str(data, known_events[e->kind].member, e->word);
+        json_object_object_add(o, "data", data);
     }
-    q->events[q->n_events++] = event;
+    return o;
 }
 
 static int take_event(struct vc_qmp *q, struct json_object **out, struct vc_err *err)
 {
     for (unsigned i = 0; !q->n_events; i++) {
-        struct json_object *o;
+        vc_auto_json struct json_object *o = NULL;
         int rc = i < MAX_LOOKS ? next_object(q, 0, &o, err) : VC_AGAIN;
 
         if (rc)
             return rc;
-        if (vc_json_get(o, "event"))
-            keep_event(q, o);
-        else /* an answer that nobody waits for any more; an event may be behind it */
-            json_object_put(o);
+        take_in(q, o); /* whatever it is, an event may be behind it */
     }
-    *out = q->events[0];
+    *out = event_to_json(&q->events[0]);
     memmove(q->events, q->events + 1, --q->n_events * sizeof(q->events[0]));
     return 0;
 }
@@ -233,10 +287,9 @@ static int await_answer(struct vc_qmp *q, const char *command, uint64_t id,
                                    VC_QMP_TIMEOUT_MS / 1000);
         if (rc)
             return rc;
-        if (vc_json_get(o, "event")) {
-            keep_event(q, vc_steal_ptr(o));
+        take_in(q, o);
+        if (vc_json_get(o, "event"))
             continue;
-        }
         error = vc_json_get(o, "error");
         if (error && (!vc_json_get(o, "id") || vc_json_u64(o, "id", 0) == id))
             return vc_err_set(err, VC_E_QMP, "QEMU refused %s: %.160s", command,
@@ -257,10 +310,8 @@ static void drain(struct vc_qmp *q)
     int saved = errno;
 
     while (!q->gone && next_object(q, 0, &o, &ignored) == 0) {
-        if (vc_json_get(o, "event"))
-            keep_event(q, o);
-        else
-            json_object_put(o);
+        take_in(q, o);
+        json_object_put(o);
     }
     q->gone = true;
     errno = saved;

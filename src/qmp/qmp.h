@@ -63,7 +63,8 @@ int vc_qmp_execute(struct vc_qmp *q, const char *command, struct json_object *ar
                    struct json_object **ret_out, struct vc_err *err) VC_NODISCARD;
 
 /** The next event that came, without waiting: 0 (*out is the caller's); VC_AGAIN: none now, or
- *  another thread waits for an answer; VC_E_QMP: QEMU is gone. */
+ *  another thread waits for an answer; VC_E_QMP: QEMU is gone. Only of those that a migration
+ * needs, and what it needs of them (client.c, known_events); others are dropped. */
 int vc_qmp_event(struct vc_qmp *q, struct json_object **out, struct vc_err *err) VC_NODISCARD;
 
 /* ---- commands.c ---- */

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <malloc.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -1243,6 +1244,42 @@ static void what_is_no_single_value_is_no_json(void **state)
     assert_null(vc_json_parse(deep, sizeof(deep)));
 }
 
+#define NESTED 30
+
+/* An array of objects as deep as they may be, which cost most: that many times NESTED. */
+static char *many_objects(size_t n)
+{
+    char *text = malloc(n * (6 * NESTED + 2) + 2), *at = text;
+
+    assert_non_null(text);
+    for (size_t i = 0; i < n; i++) {
+        *at++ = i ? ',' : '[';
+        for (int k = 1; k < NESTED; k++)
+            at = stpcpy(at, "{\"a\":");
+        at = stpcpy(at, "{}");
+        memset(at, '}', NESTED - 1);
+        at += NESTED - 1;
+    }
+    strcpy(at, "]");
+    return text;
+}
+
+static void what_has_too_many_values_is_not_parsed(void **state)
+{
+    size_t n = VC_JSON_MAX_VALUES / (NESTED + 1);
+    vc_auto_free char *most = many_objects(n);
+    vc_auto_free char *more = many_objects(n + 1);
+    size_t before = mallinfo2().uordblks;
+    vc_auto_json struct json_object *o = parse(most);
+
+    (void)state;
+    assert_int_equal(json_object_array_length(o), n);
+    assert_true(mallinfo2().uordblks < before + (64u << 20));
+    assert_false(vc_json_is_too_much(most, strlen(most)));
+    assert_true(vc_json_is_too_much(more, strlen(more)));
+    assert_null(parse(more));
+}
+
 static void an_object_is_written_as_one_line(void **state)
 {
     vc_auto_json struct json_object *o = json_object_new_object();
@@ -1343,6 +1380,7 @@ int main(void)
         cmocka_unit_test(a_message_is_one_line_whatever_is_in_it),
         cmocka_unit_test(members_of_another_type_count_as_absent),
         cmocka_unit_test(what_is_no_single_value_is_no_json),
+        cmocka_unit_test(what_has_too_many_values_is_not_parsed),
         cmocka_unit_test(an_object_is_written_as_one_line),
         cmocka_unit_test(threads_start_with_signals_blocked),
         cmocka_unit_test(clocks_go_forward),

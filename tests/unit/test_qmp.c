@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <malloc.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -295,8 +296,9 @@ static void events_between_are_kept_in_order(void **state)
 {
     struct server s = {{AGREED,
                         {"\"stop\"",
-                         "{\"event\": \"A\"}\n{\"event\": \"B\"}\n{\"return\": {}, \"id\": #}\n"
-                         "{\"return\": {}, \"id\": 900}\n{\"event\": \"C\"}\n",
+                         "{\"event\": \"STOP\"}\n{\"event\": \"RESUME\"}\n"
+                         "{\"return\": {}, \"id\": #}\n"
+                         "{\"return\": {}, \"id\": 900}\n{\"event\": \"WAKEUP\"}\n",
                          0}}};
     struct vc_err err = VC_ERR_INIT;
     struct json_object *none = NULL;
@@ -305,19 +307,33 @@ static void events_between_are_kept_in_order(void **state)
     (void)state;
     assert_int_equal(converse(&s, &q, &err), 0);
     assert_int_equal(vc_qmp_simple(q, "stop", &err), 0);
-    expect_event(q, "A");
-    expect_event(q, "B");
+    expect_event(q, "STOP");
+    expect_event(q, "RESUME");
     /* The answer before it, which nobody waits for, must not hide it: no more bytes will come. */
     assert_int_equal(vc_wait_readable(vc_qmp_fd(q), 0), 0);
-    expect_event(q, "C");
+    expect_event(q, "WAKEUP");
     assert_int_equal(vc_qmp_event(q, &none, &err), VC_AGAIN);
     assert_null(none);
     end(&s, q);
 }
 
+/* Its data has that member and no other. */
+static void expect_word(struct vc_qmp *q, const char *name, const char *member, const char *word)
+{
+    vc_auto_json struct json_object *e = NULL;
+    struct json_object *data;
+    struct vc_err err;
+
+    assert_int_equal(vc_qmp_event(q, &e, &err), 0);
+    assert_string_equal(vc_json_str(e, "event", "?"), name);
+    data = vc_json_get(e, "data");
+    assert_string_equal(vc_json_str(data, member, "?"), word);
+    assert_int_equal(json_object_object_length(data), 1);
+}
+
 static void of_too_many_events_the_oldest_go(void **state)
 {
-    static char events[300 * 40];
+    static char events[300 * 60];
     struct server s = {{AGREED, {"\"stop\"", events, 0}}};
     struct vc_err err = VC_ERR_INIT;
     struct json_object *none;
@@ -326,17 +342,107 @@ static void of_too_many_events_the_oldest_go(void **state)
 
     (void)state;
     for (int i = 0; i < 300; i++)
-        n += (size_t)snprintf(events + n, sizeof(events) - n, "{\"event\": \"E%d\"}\n", i);
+        n += (size_t)snprintf(events + n, sizeof(events) - n,
+                              "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"%d\"}}\n", i);
     snprintf(events + n, sizeof(events) - n, "{\"return\": {}, \"id\": #}\n");
     assert_int_equal(converse(&s, &q, &err), 0);
     assert_int_equal(vc_qmp_simple(q, "stop", &err), 0);
     for (int i = 300 - 256; i < 300; i++) {
-        char name[16];
+        char number[16];
 
-        snprintf(name, sizeof(name), "E%d", i);
-        expect_event(q, name);
+        snprintf(number, sizeof(number), "%d", i);
+        expect_word(q, "MIGRATION", "status", number);
     }
     assert_int_equal(vc_qmp_event(q, &none, &err), VC_AGAIN);
+    end(&s, q);
+}
+
+static void of_an_event_is_kept_what_somebody_reads(void **state)
+{
+    struct server s = {
+        {AGREED,
+         {"\"stop\"",
+          "{\"event\": \"NIC_RX_FILTER_CHANGED\"}\n{\"event\": 17}\n"
+          "{\"event\": \"WATCHDOG\", \"data\": {\"action\": \"pause\", \"x\": [1]}}\n"
+          "{\"event\": \"SHUTDOWN\", \"data\": {\"reason\": "
+          "\"a-reason-that-is-longer-than-any\"}}\n"
+          "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true}}\n"
+          "{\"return\": {}, \"id\": #}\n",
+          0}}};
+    vc_auto_json struct json_object *bare = NULL;
+    struct vc_err err = VC_ERR_INIT;
+    struct json_object *none;
+    struct vc_qmp *q;
+
+    (void)state;
+    assert_int_equal(converse(&s, &q, &err), 0);
+    assert_int_equal(vc_qmp_simple(q, "stop", &err), 0);
+    expect_word(q, "WATCHDOG", "action", "pause");
+    expect_word(q, "SHUTDOWN", "reason", "a-reason-that-is-longer-than-an");
+    assert_int_equal(vc_qmp_event(q, &bare, &err), 0);
+    assert_string_equal(vc_json_str(bare, "event", "?"), "SHUTDOWN");
+    assert_null(vc_json_get(bare, "data"));
+    assert_int_equal(vc_qmp_event(q, &none, &err), VC_AGAIN);
+    end(&s, q);
+}
+
+/* A line with so many values, of the kind that costs most. */
+static char *add_line(char *at, const char *name, unsigned values)
+{
+    at += sprintf(at, "{\"event\": \"%s\", \"data\": [", name);
+    for (unsigned i = 0; i < values / 2; i++)
+        at = stpcpy(at, "{},");
+    return stpcpy(at, "0]}\n");
+}
+
+#define BIG_EVENTS 16u
+#define BIG_VALUES 40000u
+
+static void an_event_costs_the_same_whatever_it_says(void **state)
+{
+    vc_auto_free char *said = malloc(BIG_EVENTS * (2 * BIG_VALUES + 100));
+    struct server s = {{AGREED, {"\"stop\"", said, 0}}};
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_qmp *q;
+    char *at = said;
+    size_t before;
+
+    (void)state;
+    for (unsigned i = 0; i < BIG_EVENTS; i++)
+        at = add_line(at, "STOP", BIG_VALUES);
+    strcpy(at, "{\"return\": {}, \"id\": #}\n");
+    assert_int_equal(converse(&s, &q, &err), 0);
+    before = mallinfo2().uordblks;
+    assert_int_equal(vc_qmp_simple(q, "stop", &err), 0);
+    vc_thread_join(&s.thread); /* it has a copy of what it says */
+    /* As objects they would be more than 200 MiB. */
+    assert_true(mallinfo2().uordblks < before + (4u << 20));
+    for (unsigned i = 0; i < BIG_EVENTS; i++)
+        expect_event(q, "STOP");
+    end(&s, q);
+}
+
+static void a_line_of_too_many_values_is_not_even_looked_at(void **state)
+{
+    vc_auto_free char *said = malloc(VC_QMP_MAX_LINE_BYTES);
+    struct server s = {
+        {AGREED,
+         {"\"stop\"", said, 0},
+         {"query-status", "{\"return\": {\"status\": \"running\"}, \"id\": #}\n", 0}}};
+    struct vc_err err = VC_ERR_INIT;
+    char status[32], limit[80];
+    struct vc_qmp *q;
+
+    (void)state;
+    strcpy(add_line(said, "STOP", VC_QMP_MAX_LINE_BYTES / 2), "{\"return\": {}, \"id\": #}\n");
+    assert_int_equal(converse(&s, &q, &err), 0);
+    assert_int_equal(vc_qmp_simple(q, "stop", &err), VC_E_QMP);
+    snprintf(limit, sizeof(limit), "'the socket' sent a line of more than %u values",
+             VC_JSON_MAX_VALUES);
+    assert_string_equal(err.message, limit);
+    assert_true(err.hint[0]);
+    assert_int_equal(vc_qmp_run_state(q, status, &err), 0); /* what is behind it counts again */
+    assert_string_equal(status, "running");
     end(&s, q);
 }
 
@@ -607,6 +713,9 @@ int main(void)
         cmocka_unit_test(answers_to_others_are_passed_over),
         cmocka_unit_test(events_between_are_kept_in_order),
         cmocka_unit_test(of_too_many_events_the_oldest_go),
+        cmocka_unit_test(of_an_event_is_kept_what_somebody_reads),
+        cmocka_unit_test(an_event_costs_the_same_whatever_it_says),
+        cmocka_unit_test(a_line_of_too_many_values_is_not_even_looked_at),
         cmocka_unit_test(qemu_that_ends_in_between_is_noticed),
         cmocka_unit_test(lines_have_a_limit),
         cmocka_unit_test(a_call_that_waits_is_woken_by_shutdown),
