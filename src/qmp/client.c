@@ -17,7 +17,7 @@
  * may come: what is read of them waits in a list until it is asked for. */
 
 #define MAX_EVENTS 256
-/** Lines that are skipped in one look for the next event. */
+/** Lines that are taken in in one look for the next event, or for the answer that is owed. */
 #define MAX_LOOKS 1024
 /** Longer than any word that QEMU says in a field that is read. */
 #define MAX_WORD_BYTES 32
@@ -58,7 +58,9 @@ struct vc_qmp {
     struct event events[MAX_EVENTS]; /* oldest first */
     unsigned n_events;
     uint64_t next_id;
-    bool oob; /* out-of-band commands were negotiated */
+    uint64_t owed_id; /* of the in-band command that QEMU has yet to answer, or 0 */
+    char owed[40];    /* its name */
+    bool oob;         /* out-of-band commands were negotiated */
 };
 
 const char *vc_qmp_name(const struct vc_qmp *q)
@@ -222,12 +224,13 @@ static void keep_event(struct vc_qmp *q, struct json_object *event)
     q->events[q->n_events++] = e;
 }
 
-/* Takes in what is not the answer that is waited for, if any is: an event, or the answer to a
- * command that was given up. */
+/* Keeps an event; of an answer, notes that it has come. */
 static void take_in(struct vc_qmp *q, struct json_object *o)
 {
     if (vc_json_get(o, "event"))
         keep_event(q, o);
+    else if (vc_json_u64(o, "id", 0) == q->owed_id)
+        q->owed_id = 0;
 }
 
 /* The event again, as far as it was kept. */
@@ -291,6 +294,8 @@ static int await_answer(struct vc_qmp *q, const char *command, uint64_t id,
         if (vc_json_get(o, "event"))
             continue;
         error = vc_json_get(o, "error");
+        if (error && !vc_json_get(o, "id") && q->owed_id == id)
+            q->owed_id = 0;
         if (error && (!vc_json_get(o, "id") || vc_json_u64(o, "id", 0) == id))
             return vc_err_set(err, VC_E_QMP, "QEMU refused %s: %.160s", command,
                               vc_json_str(error, "desc", "?"));
@@ -315,6 +320,27 @@ static void drain(struct vc_qmp *q)
     }
     q->gone = true;
     errno = saved;
+}
+
+/* QEMU queues few commands in band, and once they are 8 it reads none out of band either. So there
+ * is never more than one of ours: the next one goes out when the one before is answered. Does not
+ * wait for that. */
+static int catch_up(struct vc_qmp *q, struct vc_err *err)
+{
+    for (unsigned i = 0; q->owed_id && i < MAX_LOOKS; i++) {
+        vc_auto_json struct json_object *o = NULL;
+        int rc = next_object(q, 0, &o, err);
+
+        if (rc == VC_AGAIN)
+            break;
+        if (rc)
+            return rc;
+        take_in(q, o);
+    }
+    if (!q->owed_id)
+        return 0;
+    return vc_err_set_hint(err, VC_E_QMP, "does QEMU hang, or its guest wait for a page?",
+                           "'%s' has not answered the command before yet, %s", q->name, q->owed);
 }
 
 bool vc_qmp_is_same_peer(const struct vc_qmp *q, int fd)
@@ -350,33 +376,46 @@ void vc_qmp_identify(struct vc_qmp *q, const struct vc_id *vm)
         q->process = p;
 }
 
-/* @how: "execute", "exec-oob". */
-static int execute(struct vc_qmp *q, const char *how, const char *command, struct json_object *args,
-                   int fd, struct json_object **ret_out, struct vc_err *err)
+/* A line for QEMU, the caller's; NULL: no memory. Takes @args. */
+static char *command_line(const char *how, const char *command, struct json_object *args,
+                          uint64_t id)
 {
     vc_auto_json struct json_object *o = json_object_new_object();
-    vc_auto_free char *line = NULL;
-    uint64_t id;
-    int n;
-    VC_LOCKED(&q->mu);
+    char *line = NULL;
 
-    id = ++q->next_id;
     if (!o) {
         json_object_put(args);
-        return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
+        return NULL;
     }
     vc_json_add_str(o, how, command);
     vc_json_add_u64(o, "id", id);
     if (args)
         json_object_object_add(o, "arguments", args);
-    n = asprintf(&line, "%s\n", vc_json_line(o));
-    if (n < 0) {
-        line = NULL;
+    return asprintf(&line, "%s\n", vc_json_line(o)) < 0 ? NULL : line;
+}
+
+static int execute(struct vc_qmp *q, bool oob, const char *command, struct json_object *args,
+                   int fd, struct json_object **ret_out, struct vc_err *err)
+{
+    vc_auto_free char *line = NULL;
+    uint64_t id;
+    int rc;
+    VC_LOCKED(&q->mu);
+
+    id = ++q->next_id;
+    line = command_line(oob ? "exec-oob" : "execute", command, args, id);
+    if (!line)
         return vc_err_set(err, VC_E_NOMEM, "no memory for QMP");
-    }
-    if (vc_send_fds(q->fd, line, (size_t)n, &fd, fd >= 0 ? 1 : 0) < 0) {
+    rc = oob ? 0 : catch_up(q, err);
+    if (rc)
+        return rc;
+    if (vc_send_fds(q->fd, line, strlen(line), &fd, fd >= 0 ? 1 : 0) < 0) {
         drain(q); /* what it said before it went */
         return vc_err_set_errno(err, VC_E_QMP, "cannot write to '%s'", q->name);
+    }
+    if (!oob) {
+        q->owed_id = id;
+        snprintf(q->owed, sizeof(q->owed), "%s", command);
     }
     return await_answer(q, command, id, ret_out, err);
 }
@@ -384,13 +423,13 @@ static int execute(struct vc_qmp *q, const char *how, const char *command, struc
 int vc_qmp_execute(struct vc_qmp *q, const char *command, struct json_object *args, int fd,
                    struct json_object **ret_out, struct vc_err *err)
 {
-    return execute(q, "execute", command, args, fd, ret_out, err);
+    return execute(q, false, command, args, fd, ret_out, err);
 }
 
 int vc_qmp_execute_oob(struct vc_qmp *q, const char *command, struct json_object *args,
                        struct vc_err *err)
 {
-    return execute(q, q->oob ? "exec-oob" : "execute", command, args, -1, NULL, err);
+    return execute(q, q->oob, command, args, -1, NULL, err);
 }
 
 static bool offers_oob(struct json_object *greeting)

@@ -52,13 +52,14 @@ bool vc_qmp_is_same_peer(const struct vc_qmp *q, int fd);
 /** How it is called in messages. */
 const char *vc_qmp_name(const struct vc_qmp *q);
 
-/** As vc_qmp_execute(), out of band if that was negotiated. Few commands can be ("allow-oob" in
- *  QEMU's schema). */
+/** As vc_qmp_execute(), out of band if that was negotiated: then it goes out whatever QEMU has not
+ *  answered. Few commands can be ("allow-oob" in QEMU's schema). */
 int vc_qmp_execute_oob(struct vc_qmp *q, const char *command, struct json_object *args,
                        struct vc_err *err) VC_NODISCARD;
 /** Runs a command. @args is taken (NULL: none). @fd: sent along, or -1; stays the caller's.
  *  *ret_out (may be NULL) is the caller's. VC_E_QMP: QEMU refused, or broke off; the message holds
- *  QEMU's own words. */
+ *  QEMU's own words. Also if it has not answered the command before yet: then at once, and nothing
+ *  was sent. Whoever asks again waits a little between. */
 int vc_qmp_execute(struct vc_qmp *q, const char *command, struct json_object *args, int fd,
                    struct json_object **ret_out, struct vc_err *err) VC_NODISCARD;
 

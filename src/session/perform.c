@@ -302,7 +302,7 @@ static int give_up(struct vc_migration *m, struct vc_err *err)
     vc_source_abort(m->pipeline, err);
     while ((rc == 0 || rc == VC_E_QMP) && !vc_qmp_is_gone(m->qmp) && vc_now_ns() < deadline) {
         rc = check_migration(m, &end);
-        if (rc == 0)
+        if (rc == 0 || rc == VC_E_QMP)
             poll(NULL, 0, 10);
     }
     if (rc == VC_EOF)

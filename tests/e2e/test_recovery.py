@@ -4,7 +4,7 @@ import os
 
 import pytest
 from test_postcopy import at_the_word, handovers, migration, recovers, slow, start_slow, wait_paused  # noqa: F401
-from vctest.gate import RETURN, WORD
+from vctest.gate import RETURN, WORD, WORD_DONE
 from vctest.preload import restart_refusing
 from vctest.proc import wait_for
 
@@ -116,3 +116,30 @@ def test_a_postcopy_that_could_not_be_recovered_does_not_begin(slow):  # noqa: F
     f.still_runs_here()
     assert f.dest.status() == "inmigrate"
     assert f.vecycle().migrate(f.qemu, f.vecycles[1].address, name)["status"] == 0
+
+
+def test_a_person_who_asks_does_not_stand_in_the_way_of_a_recovery(slow):  # noqa: F811
+    """The answer to the word was lost, and no agent gives it again."""
+    f = slow
+    f.vecycles[0].agent.stop()
+    f.vecycles[0].control = "none"
+    f.gate.hold(WORD_DONE, False, aside=True)
+    p = start_slow(f)
+    assert f.gate.is_held.wait(60)
+    f.gate.hold(RETURN, False)
+    assert f.gate.is_held.wait(60), "the guest does not ask for a page"
+    f.gate.cut()
+    assert p.wait() == 62, p.messages()
+    wait_paused(f)
+    f.dest.qmp.send("stop")
+    assert handovers(f)[0] == "left"
+    for _ in range(8):
+        r = f.vecycles[0].run("resolve", f.vm, "--insecure")
+        assert "there: the migration is settled" in r.stdout, (r.stdout, r.stderr)
+    f.qemu.qmp.execute("migrate-set-parameters", max_postcopy_bandwidth=0)
+    f.vecycle().migrate(f.qemu, f.gate.address, f.dest.name, ["--recover"])
+    f.dest.wait_status("paused")
+    assert handovers(f) == ["settled", "settled"]
+    f.dest.qmp.execute("cont")
+    f.arrived(1, f.dest)
+    f.check_guest()

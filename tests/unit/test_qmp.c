@@ -107,18 +107,25 @@ static void *serve(void *arg)
     return NULL;
 }
 
-/* Starts such a server and connects; the client's result. */
-static int converse_with(void *(*server)(void *), struct server *s, struct vc_qmp **q,
-                         struct vc_err *err)
+/* Starts such a server; the client's end of the connection. */
+static int start(void *(*server)(void *), struct server *s)
 {
+    struct vc_err err = VC_ERR_INIT;
     int pair[2];
 
-    *q = NULL;
     s->passed_fd = -1;
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
     s->fd = pair[0];
-    assert_int_equal(vc_thread_start(&s->thread, "qmp-server", server, s, err), 0);
-    return vc_qmp_from_fd(pair[1], "the socket", q, err);
+    assert_int_equal(vc_thread_start(&s->thread, "qmp-server", server, s, &err), 0);
+    return pair[1];
+}
+
+/* Connects to it; the client's result. */
+static int converse_with(void *(*server)(void *), struct server *s, struct vc_qmp **q,
+                         struct vc_err *err)
+{
+    *q = NULL;
+    return vc_qmp_from_fd(start(server, s), "the socket", q, err);
 }
 
 /* By the script. */
@@ -516,6 +523,88 @@ static void a_call_that_waits_is_woken_by_shutdown(void **state)
     end(&s, c.q);
 }
 
+/* ---- answers that do not come ---- */
+
+#define GREETING_OOB "{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\"]}}\r\n"
+#define AGREED_OOB                                      \
+    {NULL, GREETING_OOB, 0},                            \
+    {                                                   \
+        "\"oob\"", "{\"return\": {}, \"id\": #}\r\n", 0 \
+    }
+
+/* Nothing is sent for a command that fails so: the server would wonder at it. */
+static void expect_owed(struct vc_qmp *q, const char *command, const char *owed)
+{
+    struct vc_err err = VC_ERR_INIT;
+    char message[120];
+
+    snprintf(message, sizeof(message), "'the socket' has not answered the command before yet, %s",
+             owed);
+    assert_int_equal(vc_qmp_simple(q, command, &err), VC_E_QMP);
+    assert_string_equal(err.message, message);
+    assert_true(err.hint[0]);
+    assert_false(vc_qmp_is_gone(q));
+}
+
+static void qemu_that_does_not_answer_gets_nothing_but_oob_commands(void **state)
+{
+    struct server s = {{AGREED_OOB,
+                        {"query-uuid", "", 0},
+                        {"\"exec-oob\":\"migrate-recover\"", "{\"return\": {}, \"id\": #}\n", 0},
+                        {"\"exec-oob\":\"migrate-recover\"",
+                         "{\"return\": {}, \"id\": #}\n{\"event\": \"STOP\"}\n"
+                         "{\"return\": {}, \"id\": 2}\n",
+                         0},
+                        {"\"execute\":\"cont\"", "{\"return\": {}, \"id\": #}\n", 0}}};
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_qmp *q = NULL;
+    struct vc_id id;
+
+    (void)state;
+    assert_int_equal(vc_qmp_from_fd_oob(start(serve, &s), "the socket", &q, &err), 0);
+    assert_int_equal(vc_qmp_uuid(q, &id, &err), VC_E_QMP);
+    assert_string_equal(err.message, "'the socket' did not answer query-uuid within 15 s");
+    for (int i = 0; i < 8; i++)
+        expect_owed(q, "stop", "query-uuid");
+    assert_int_equal(vc_qmp_recover(q, "/a", &err), 0);
+    expect_owed(q, "stop", "query-uuid");
+    assert_int_equal(vc_qmp_recover(q, "/b", &err), 0);
+    assert_int_equal(vc_qmp_simple(q, "cont", &err), 0); /* the late answer was behind that one */
+    expect_event(q, "STOP");
+    end(&s, q);
+}
+
+/* Each kind of look takes it in. */
+static void an_answer_that_comes_late_is_taken_wherever_it_comes(void **state)
+{
+    struct server s = {
+        {AGREED_OOB,
+         {"\"stop\"", "[]\n{\"return\": {}, \"id\": #}\n", 0},
+         {"\"stop\"", "[]\n", 0},
+         {"migrate-recover",
+          "{\"id\": 3, \"error\": {\"desc\": \"no\"}}\n"
+          "{\"return\": {}, \"id\": #}\n",
+          0},
+         {"\"stop\"", "[]\n", 0},
+         {"migrate-recover", "{\"return\": {}, \"id\": #}\n{\"return\": {}, \"id\": 6}\n", 0},
+         {"\"cont\"", "{\"return\": {}, \"id\": #}\n", 0}}};
+    struct vc_err err = VC_ERR_INIT;
+    struct json_object *none;
+    struct vc_qmp *q = NULL;
+
+    (void)state;
+    assert_int_equal(vc_qmp_from_fd_oob(start(serve, &s), "the socket", &q, &err), 0);
+    assert_int_equal(vc_qmp_simple(q, "stop", &err), VC_E_QMP); /* it is behind what is no answer */
+    assert_int_equal(vc_qmp_simple(q, "stop", &err), VC_E_QMP); /* and was sent */
+    expect_owed(q, "cont", "stop");
+    assert_int_equal(vc_qmp_recover(q, "/a", &err), 0); /* before its own answer */
+    assert_int_equal(vc_qmp_simple(q, "stop", &err), VC_E_QMP);
+    assert_int_equal(vc_qmp_recover(q, "/b", &err), 0);
+    assert_int_equal(vc_qmp_event(q, &none, &err), VC_AGAIN); /* in the look for an event */
+    assert_int_equal(vc_qmp_simple(q, "cont", &err), 0);
+    end(&s, q);
+}
+
 /* ---- what the commands make of values ---- */
 
 static void numbers_of_64_bits_are_exact(void **state)
@@ -719,6 +808,8 @@ int main(void)
         cmocka_unit_test(qemu_that_ends_in_between_is_noticed),
         cmocka_unit_test(lines_have_a_limit),
         cmocka_unit_test(a_call_that_waits_is_woken_by_shutdown),
+        cmocka_unit_test(qemu_that_does_not_answer_gets_nothing_but_oob_commands),
+        cmocka_unit_test(an_answer_that_comes_late_is_taken_wherever_it_comes),
         cmocka_unit_test(numbers_of_64_bits_are_exact),
         cmocka_unit_test(what_is_missing_has_a_meaning),
         cmocka_unit_test(qemu_gets_the_other_end_of_the_stream),
