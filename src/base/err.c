@@ -5,15 +5,32 @@
 #include <stdio.h>
 #include <string.h>
 
+/* How many bytes a character at c has that does something to a terminal instead of being seen, in
+ * UTF-8; 0: it is seen. Among these are the controls of the direction of writing, which let a text
+ * read as another one: U+061C, U+200E, U+200F, U+202A to U+202E, and U+2066 to U+2069. */
+static size_t control_bytes(const unsigned char *c)
+{
+    if (c[0] < 0x20 || c[0] == 0x7f)
+        return 1;
+    if (c[0] == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0) /* C1 */
+        return 2;
+    if (c[0] == 0xd8 && c[1] == 0x9c)
+        return 2;
+    if (c[0] == 0xe2 && c[1] == 0x80 &&
+        (c[2] == 0x8e || c[2] == 0x8f || (c[2] >= 0xaa && c[2] <= 0xae)))
+        return 3;
+    return c[0] == 0xe2 && c[1] == 0x81 && c[2] >= 0xa6 && c[2] <= 0xa9 ? 3 : 0;
+}
+
 void vc_make_printable(char *text)
 {
-    for (unsigned char *c = (unsigned char *)text; *c; c++) {
-        bool c1 = c[0] == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0; /* in UTF-8 */
+    unsigned char *c = (unsigned char *)text;
 
-        if (*c < 0x20 || *c == 0x7f || c1)
-            *c = '?';
-        if (c1)
-            *++c = '?';
+    while (*c) {
+        size_t n = control_bytes(c);
+
+        memset(c, '?', n);
+        c += n ? n : 1;
     }
 }
 
@@ -57,6 +74,7 @@ int vc_err_prefix(struct vc_err *err, const char *fmt, ...)
     va_end(ap);
     n = strlen(err->message);
     snprintf(err->message + n, sizeof(err->message) - n, ": %s", old);
+    vc_make_printable(err->message); /* as above */
     return err->code;
 }
 

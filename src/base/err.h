@@ -80,8 +80,8 @@ int vc_err_set_at(struct vc_err *err, const char *file, int line, int code, int 
 /** Puts "prefix: " before the message (on the way up). Returns err->code. */
 int vc_err_prefix(struct vc_err *err, const char *fmt, ...) VC_PRINTF(2, 3);
 
-/** Puts a question mark in the place of each control character: what others say ends up on
- * terminals and, a line each, in logs. */
+/** Puts a question mark in the place of each byte of a control character, and of one that changes
+ *  the direction of writing: what others say ends up on terminals and, a line each, in logs. */
 void vc_make_printable(char *text);
 
 /** The stable name of a code ("qmp-connect", ...), for JSON; never NULL. */

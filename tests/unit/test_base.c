@@ -1203,6 +1203,42 @@ static void a_message_is_one_line_whatever_is_in_it(void **state)
     assert_string_equal(line, "2 from 'a??b ??2J \xc3\xa9 \xc2\xb0 \xc2'");
 }
 
+/* U+202E lets "gpj.exe" read as "exe.jpg". */
+static void what_others_say_does_not_change_the_direction_of_writing(void **state)
+{
+    static const char *const controls[] = {
+        "\u061c", "\u200e", "\u200f", "\u202a", "\u202b", "\u202c",
+        "\u202d", "\u202e", "\u2066", "\u2067", "\u2068", "\u2069",
+    };
+    /* What is beside them, and one that is cut short. */
+    static const char *const seen[] = {"\u061b", "\u061d", "\u200d", "\u2010",
+                                       "\u202f", "\u2065", "\u206a", "\xe2\x80"};
+    char line[1000] = "";
+    struct vc_log log = {keep_line, line, VC_LOG_INFO};
+    struct vc_err err;
+
+    (void)state;
+    for (size_t i = 0; i < VC_ARRAY_LEN(controls); i++) {
+        const char *marks = strlen(controls[i]) == 2 ? "??" : "???";
+        char want[64];
+
+        snprintf(want, sizeof(want), "2 from 'a%sb%s'", marks, marks);
+        vc_log(&log, VC_LOG_INFO, "from 'a%sb%s'", controls[i], controls[i]);
+        assert_string_equal(line, want);
+        (void)vc_err_set(&err, VC_E_FAILED, "x");
+        (void)vc_err_prefix(&err, "a%s", controls[i]);
+        snprintf(want, sizeof(want), "a%s: x", marks);
+        assert_string_equal(err.message, want);
+    }
+    for (size_t i = 0; i < VC_ARRAY_LEN(seen); i++) {
+        char want[64];
+
+        snprintf(want, sizeof(want), "2 %s", seen[i]);
+        vc_log(&log, VC_LOG_INFO, "%s", seen[i]);
+        assert_string_equal(line, want);
+    }
+}
+
 /* ---- json ---- */
 
 static struct json_object *parse(const char *text)
@@ -1378,6 +1414,7 @@ int main(void)
         cmocka_unit_test(every_code_has_a_name_of_its_own),
         cmocka_unit_test(a_log_drops_what_is_above_its_level),
         cmocka_unit_test(a_message_is_one_line_whatever_is_in_it),
+        cmocka_unit_test(what_others_say_does_not_change_the_direction_of_writing),
         cmocka_unit_test(members_of_another_type_count_as_absent),
         cmocka_unit_test(what_is_no_single_value_is_no_json),
         cmocka_unit_test(what_has_too_many_values_is_not_parsed),
