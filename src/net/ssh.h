@@ -31,6 +31,8 @@ struct vc_ssh {
     bool ending; /* [lock: mu] we have hung up: what it says now is of no interest */
     char last[VC_SSH_LINE_BYTES]; /* [lock: mu] a line that was not passed on yet, or "" */
     char told[240];               /* [lock: mu] the error that the user is told */
+    uint64_t lines_until_ns; /* [lock: mu] the time that the lines so far take, at the rate set */
+    uint64_t left_out;       /* [lock: mu] lines that were too many, and not counted aloud yet */
 };
 
 /** Takes a command line apart as rsync(1) -e does: words between blanks, quotes ('...', "..."), a

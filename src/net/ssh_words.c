@@ -9,12 +9,23 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fdio.h"
 #include "net/ssh.h"
 
 /* What ssh, and the other host's vecycle behind it, say on the standard error. Each line is passed
  * on as a message. The last one is held back until another one comes: where ssh fails it is the
- * reason, and becomes part of the error instead of being told twice. */
+ * reason, and becomes part of the error instead of being told twice.
+ *
+ * The other host is not trusted with our terminal and log: what it says at once is limited, and
+ * what it says for ever. */
+
+/* Lines that are passed on at once (ssh -vv says some 100), and time for each more. */
+#define MAX_LINES 200
+#define LINE_NS VC_NS_PER_S
+
+/* As much as a pipe holds: what is to be read yet once nothing more counts. */
+#define MAX_LAST_BYTES (1u << 20)
 
 /* Time for ssh to end, and for its words to arrive, once its connection has. */
 #define END_MS 2000
@@ -34,10 +45,34 @@ static bool is_told(const struct vc_ssh *s)
     return strlen(message) < 8 || strstr(s->told, message) || strstr(message, s->told);
 }
 
+static bool may_pass_locked(struct vc_ssh *s)
+{
+    uint64_t now = vc_now_ns(), from = VC_MAX(s->lines_until_ns, now);
+
+    if (from - now > (MAX_LINES - 1) * LINE_NS)
+        return false;
+    s->lines_until_ns = from + LINE_NS;
+    return true;
+}
+
+static void count_left_out_locked(struct vc_ssh *s)
+{
+    if (s->left_out)
+        vc_log(&s->log, VC_LOG_WARNING, "%s: %llu lines were left out: there are too many", s->name,
+               (unsigned long long)s->left_out);
+    s->left_out = 0;
+}
+
 static void pass_on_locked(struct vc_ssh *s)
 {
-    if (s->last[0] && !is_told(s))
-        vc_log(&s->log, s->ending ? VC_LOG_DEBUG : VC_LOG_WARNING, "%s: %s", s->name, s->last);
+    if (s->last[0] && !is_told(s)) {
+        if (may_pass_locked(s)) {
+            count_left_out_locked(s);
+            vc_log(&s->log, s->ending ? VC_LOG_DEBUG : VC_LOG_WARNING, "%s: %s", s->name, s->last);
+        } else {
+            s->left_out++;
+        }
+    }
     s->last[0] = 0;
 }
 
@@ -79,15 +114,18 @@ static void *words_main(void *arg)
     struct vc_ssh *s = arg;
     struct line l = {.len = 0};
     struct pollfd p[2] = {{.fd = s->words, .events = POLLIN}, {.fd = s->stop, .events = POLLIN}};
+    size_t left = MAX_LAST_BYTES;
     char buf[1024];
     ssize_t n = 1;
 
-    while (n) {
+    while (n && left) {
         if (poll(p, 2, -1) < 0 && errno != EINTR)
             break;
         if (!p[0].revents && p[1].revents)
             break;
         n = read(s->words, buf, sizeof(buf));
+        if (p[1].revents && n > 0)
+            left -= VC_MIN((size_t)n, left);
         if (n > 0)
             on_bytes(s, &l, buf, (size_t)n);
         else if (n < 0 && errno != EINTR && errno != EAGAIN)
@@ -106,7 +144,8 @@ int vc_ssh_listen(struct vc_ssh *s, int words, struct vc_err *err)
     return vc_thread_start(&s->thread, "vc-ssh-words", words_main, s, err);
 }
 
-/* Its words end with it, as a rule; a process that it has left behind may hold the pipe. */
+/* Its words end with it, as a rule; a process that it has left behind may hold the pipe, and fill
+ * it. */
 static void finish_listening(struct vc_ssh *s)
 {
     uint64_t one = 1;
@@ -123,6 +162,7 @@ void vc_ssh_stop_listening(struct vc_ssh *s)
     {
         VC_LOCKED(&s->mu);
         pass_on_locked(s);
+        count_left_out_locked(s);
     }
     vc_cleanup_close(&s->words);
     vc_cleanup_close(&s->stop);

@@ -683,6 +683,65 @@ static void an_ssh_that_fails_in_the_middle_says_why(void **state)
     assert_string_equal(logged, "");
 }
 
+struct lines {
+    unsigned passed, left_out, others;
+    bool first;
+};
+
+static void count_lines(void *opaque, enum vc_log_level level, const char *text)
+{
+    struct lines *l = opaque;
+    unsigned n;
+
+    (void)level;
+    if (sscanf(text, "there: line %u", &n) == 1) {
+        l->first |= n == 1;
+        l->passed++;
+    } else if (sscanf(text, "there: %u lines were left out", &n) == 1) {
+        l->left_out += n;
+    } else {
+        l->others++;
+    }
+}
+
+/* A line a second is more than a person reads, and at that rate these would take hours. */
+#define MANY_LINES 20000
+
+static void what_the_other_host_says_without_end_is_counted(void **state)
+{
+    struct lines l = {0};
+    struct vc_log log = {.fn = count_lines, .opaque = &l, .max = VC_LOG_DEBUG};
+    struct vc_dial_options o = greeted;
+    struct vc_err err = VC_ERR_INIT;
+    struct vc_conn *c = NULL;
+    char path[PATH_MAX], frame[16];
+
+    (void)state;
+    o.ssh = stand_in("seq -f 'line %.0f' 20000 >&2; " HELLO, path, sizeof(path));
+    o.log = &log;
+    if (vc_conn_dial("ssh://there", &o, &c, &err))
+        fail_msg("%s", err.message);
+    get(c, frame, sizeof(frame));
+    vc_conn_close(c);
+    assert_int_equal(unlink(path), 0);
+    assert_true(l.first);
+    assert_int_equal(l.others, 0);
+    assert_true(l.passed < MANY_LINES);
+    assert_int_equal(l.passed + l.left_out, MANY_LINES);
+}
+
+/* As a pipe does that a process keeps filling. */
+static void who_never_stops_talking_is_not_listened_to_for_ever(void **state)
+{
+    struct vc_ssh s = {.words = -1, .stop = -1, .mu = PTHREAD_MUTEX_INITIALIZER};
+    struct vc_err err;
+
+    (void)state;
+    assert_int_equal(vc_ssh_listen(&s, open("/dev/zero", O_RDONLY | O_CLOEXEC), &err), 0);
+    vc_ssh_stop_listening(&s);
+    pthread_mutex_destroy(&s.mu);
+}
+
 /* A terminal's signals go to its foreground's process group, which is ours. */
 static void ssh_is_in_a_process_group_of_its_own(void **state)
 {
@@ -877,6 +936,8 @@ int main(void)
         cmocka_unit_test(why_ssh_ended_is_told_once),
         cmocka_unit_test(an_ssh_that_says_nothing_is_given_up),
         cmocka_unit_test(an_ssh_that_fails_in_the_middle_says_why),
+        cmocka_unit_test(what_the_other_host_says_without_end_is_counted),
+        cmocka_unit_test(who_never_stops_talking_is_not_listened_to_for_ever),
         cmocka_unit_test(ssh_is_in_a_process_group_of_its_own),
         cmocka_unit_test(an_ssh_command_is_a_command_line),
         cmocka_unit_test(addresses_are_taken_apart_in_one_way),
