@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -176,8 +177,10 @@ static int run(struct vc_ssh *s, const struct vc_address *a, const struct vc_dia
     argv[n] = NULL;
     s->tty = o->ssh ? own_terminal() : -1;
     rc = spawn(s, (char *const *)argv, sock, words);
-    if (!rc)
+    if (!rc) {
+        s->pidfd = (int)syscall(SYS_pidfd_open, s->child, 0);
         return 0;
+    }
     errno = rc;
     vc_err_set_errno_hint(err, VC_E_UNREACHABLE,
                           rc == ENOENT ? "install an ssh client, or see --ssh" : "see --ssh",
@@ -203,7 +206,7 @@ int vc_ssh_start(const struct vc_address *a, const struct vc_dial_options *o, st
     s->cancel_fd = o->cancel_fd;
     s->limit_ms = VC_SSH_OPEN_TIMES * o->timeout_ms;
     s->log = o->log ? *o->log : (struct vc_log){0};
-    s->tty = s->words = s->stop = -1;
+    s->tty = s->words = s->stop = s->pidfd = -1;
     s->begun = !o->greeting;
     pthread_mutex_init(&s->mu, NULL);
     if (snprintf(s->name, sizeof(s->name), "%s%s%s", a->user, a->user[0] ? "@" : "", a->host) >=
@@ -276,6 +279,7 @@ void vc_ssh_end(struct vc_ssh *s)
         /* The kernel holds it: nothing more can be done. */
     }
     vc_ssh_stop_listening(s);
+    vc_cleanup_close(&s->pidfd);
     pthread_mutex_destroy(&s->mu);
     free(s);
 }
@@ -321,18 +325,18 @@ static size_t find_greeting(const struct vc_ssh *s, const char *p, size_t n)
 }
 
 /* Looks at what waits and takes out of it what is noise. 1: the greeting comes next; 0: not yet;
- * VC_EOF; an error. */
+ * VC_EOF, also if ssh has ended and something that it left behind holds the socket; an error. */
 static int look(struct vc_ssh *s, int fd, struct noise *x, struct vc_err *err)
 {
     size_t frame = s->greeting_at + s->greeting_bytes;
-    struct pollfd p = {.fd = fd, .events = POLLRDHUP};
-    bool over = poll(&p, 1, 0) > 0; /* asked first: nothing comes after it */
+    struct pollfd p[2] = {{.fd = fd, .events = POLLRDHUP}, {.fd = s->pidfd, .events = POLLIN}};
+    bool over = poll(p, 2, 0) > 0; /* asked first: nothing comes after it */
     char buf[4096];
     ssize_t n = recv(fd, buf, sizeof(buf), MSG_PEEK | MSG_DONTWAIT), took;
     size_t at, noise;
 
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
-        return 0;
+        return over ? VC_EOF : 0;
     if (n <= 0)
         return VC_EOF;
     at = find_greeting(s, buf, (size_t)n);
@@ -354,21 +358,22 @@ static int look(struct vc_ssh *s, int fd, struct noise *x, struct vc_err *err)
     return 0;
 }
 
-/* The rest of what came, once nothing more will. */
+/* The rest of what came, once nothing more counts: less than a greeting's frame. */
 static void take_rest(int fd, struct noise *x)
 {
     char buf[64];
-    ssize_t n;
+    ssize_t n = recv(fd, buf, sizeof(buf), MSG_DONTWAIT);
 
-    while ((n = recv(fd, buf, sizeof(buf), MSG_DONTWAIT)) > 0)
+    if (n > 0)
         note_noise(x, buf, (size_t)n);
 }
 
 /* Waits for more. Where bytes wait that may be the beginning of a greeting, poll(2) would not. */
 static int wait_more(struct vc_ssh *s, int fd, uint64_t deadline, struct vc_err *err)
 {
-    struct pollfd p[2] = {
+    struct pollfd p[3] = {
         {.fd = s->cancel_fd > 0 ? s->cancel_fd : -1, .events = POLLIN},
+        {.fd = s->pidfd, .events = POLLIN},
         {.fd = fd, .events = POLLIN},
     };
     char c;
@@ -378,9 +383,9 @@ static int wait_more(struct vc_ssh *s, int fd, uint64_t deadline, struct vc_err 
     if (now >= deadline)
         return VC_AGAIN;
     if (some)
-        poll(p, 1, 5 * STEP_MS);
+        poll(p, 2, 5 * STEP_MS);
     else
-        poll(p, 2, (int)((deadline - now) / VC_NS_PER_MS) + 1);
+        poll(p, 3, (int)((deadline - now) / VC_NS_PER_MS) + 1);
     if (p[0].revents)
         return vc_err_set(err, VC_E_CANCELLED, "cancelled while connecting to '%s'", s->name);
     return 0;

@@ -15,6 +15,7 @@
 
 struct vc_ssh {
     pid_t child;                  /* leader of a process group of its own; 0: it was waited for */
+    int pidfd;                    /* of it, readable once it has ended; -1: none is to be had */
     int status;                   /* as of waitpid(2) */
     int tty;                      /* our terminal, while ssh has its foreground; else -1 */
     char name[160];               /* USER@HOST, for messages */

@@ -664,6 +664,26 @@ static void an_ssh_that_says_nothing_is_given_up(void **state)
     assert_int_equal(unlink(path), 0);
 }
 
+/* The process ends once the socket is closed. */
+static void a_process_of_ssh_that_holds_the_socket_is_not_waited_for(void **state)
+{
+    struct vc_conn *c;
+    struct vc_err err;
+
+    (void)state;
+    assert_int_equal(
+        dial_script("exec 3<&0; cat <&3 >/dev/null & echo 'no route' >&2; exit 255", &c, &err),
+        VC_E_UNREACHABLE);
+    assert_non_null(strstr(err.message, "(status 255): no route"));
+    /* What it had sent itself counts, and is looked at to its end. */
+    assert_int_equal(dial_script("exec 3<&0; cat <&3 & head -c 20000 /dev/zero | tr '\\0' A; "
+                                 "printf ' and B'; exit 3",
+                                 &c, &err),
+                     VC_E_PEER_LOST);
+    assert_non_null(strstr(err.message, "(status 3): AAAA"));
+    assert_null(c);
+}
+
 static void an_ssh_that_fails_in_the_middle_says_why(void **state)
 {
     struct vc_conn *c;
@@ -935,6 +955,7 @@ int main(void)
         cmocka_unit_test(noise_before_the_greeting_is_skipped_and_shown),
         cmocka_unit_test(why_ssh_ended_is_told_once),
         cmocka_unit_test(an_ssh_that_says_nothing_is_given_up),
+        cmocka_unit_test(a_process_of_ssh_that_holds_the_socket_is_not_waited_for),
         cmocka_unit_test(an_ssh_that_fails_in_the_middle_says_why),
         cmocka_unit_test(what_the_other_host_says_without_end_is_counted),
         cmocka_unit_test(who_never_stops_talking_is_not_listened_to_for_ever),
