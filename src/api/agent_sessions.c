@@ -107,6 +107,22 @@ static bool is_of_another_user(int control)
            (who.uid != 0 && who.uid != geteuid());
 }
 
+/* QEMU's, as what reads them counts on shutdown(2) to wake it. The connection's are looked at where
+ * it is made. */
+static int check_fds(const struct vc_job *job, struct vc_err *err)
+{
+    if (job->qemu_fd >= 0 && !vc_is_unix_stream(job->qemu_fd))
+        return vc_err_set(err, VC_E_PROTOCOL,
+                          "control socket: what was given for QEMU is no connected Unix stream "
+                          "socket");
+    if (job->listen_fd >= 0 && !vc_is_unix_listener(job->listen_fd))
+        return vc_err_set(
+            err, VC_E_PROTOCOL,
+            "control socket: what QEMU is to connect to is no Unix stream socket that "
+            "listens");
+    return 0;
+}
+
 /* A client sends its request at once; it is read in one piece, with a time limit. */
 static int read_request(struct session *s, struct vc_err *err)
 {
@@ -128,7 +144,7 @@ static int read_request(struct session *s, struct vc_err *err)
     s->job.must_be_known = is_of_another_user(s->control);
     if (take_fds(&s->job, fds, n_fds) && !rc)
         rc = vc_err_set(err, VC_E_PROTOCOL, "control socket: descriptors are missing");
-    return rc;
+    return rc ? rc : check_fds(&s->job, err);
 }
 
 static void on_opened(void *opaque)

@@ -318,7 +318,7 @@ static int accept_stream(const struct vecycle_proxy_options *o, int *fd_out, int
 
         n = poll(p, 2, o->wait_ms ? left : -1);
     } while (n < 0 && errno == EINTR);
-    *fd_out = n <= 0 || p[1].revents ? -1 : accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    *fd_out = n <= 0 || p[1].revents ? -1 : vc_accept_waiting(listener);
     if (*fd_out >= 0) {
         *listener_out = vc_steal_fd(&listener);
         return 0;

@@ -32,7 +32,7 @@ static const char *const allowed[] = {
     "epoll_pwait", "eventfd2", "timerfd_create", "timerfd_settime", "signalfd4", "pipe2",
     /* any descriptor */
     "read", "readv", "write", "writev", "close", "close_range", "dup", "dup2", "dup3", "fcntl",
-    "fstat", "newfstatat", "statx", "lseek",
+    "fstat", "newfstatat", "statx", "lseek", "splice",
     /* whether a QEMU that does not answer is gone */
     "pidfd_open",
     /* sockets that are there */

@@ -49,8 +49,7 @@ int vc_write_full(int fd, const void *buf, size_t n)
     return vc_writev_full(fd, &iov, 1);
 }
 
-/* Drops `done` bytes from the front of the vector. */
-static void advance(struct iovec **iov, size_t *n, size_t done)
+void vc_iov_advance(struct iovec **iov, size_t *n, size_t done)
 {
     while (*n && done >= (*iov)->iov_len) {
         done -= (*iov)->iov_len;
@@ -75,7 +74,7 @@ static ssize_t write_once(int fd, struct iovec *iov, size_t n)
 
 int vc_writev_full(int fd, struct iovec *iov, size_t n)
 {
-    advance(&iov, &n, 0);
+    vc_iov_advance(&iov, &n, 0);
     while (n) {
         ssize_t put = write_once(fd, iov, n);
 
@@ -90,14 +89,14 @@ int vc_writev_full(int fd, struct iovec *iov, size_t n)
         }
         if (put < 0)
             return -1;
-        advance(&iov, &n, (size_t)put);
+        vc_iov_advance(&iov, &n, (size_t)put);
     }
     return 0;
 }
 
 int vc_pwritev_full(int fd, struct iovec *iov, size_t n, uint64_t offset)
 {
-    advance(&iov, &n, 0);
+    vc_iov_advance(&iov, &n, 0);
     while (n) {
         ssize_t put = pwritev(fd, iov, (int)VC_MIN(n, (size_t)IOV_MAX), (off_t)offset);
 
@@ -106,7 +105,7 @@ int vc_pwritev_full(int fd, struct iovec *iov, size_t n, uint64_t offset)
         if (put < 0)
             return -1;
         offset += (uint64_t)put;
-        advance(&iov, &n, (size_t)put);
+        vc_iov_advance(&iov, &n, (size_t)put);
     }
     return 0;
 }
@@ -127,6 +126,47 @@ int vc_pread_full(int fd, void *buf, size_t n, uint64_t offset)
         have += (size_t)got;
     }
     return 1;
+}
+
+static int socket_option(int fd, int name)
+{
+    int value = -1;
+    socklen_t n = sizeof(value);
+
+    return getsockopt(fd, SOL_SOCKET, name, &value, &n) < 0 ? -1 : value;
+}
+
+bool vc_is_stream(int fd)
+{
+    int family = socket_option(fd, SO_DOMAIN);
+
+    return (family == AF_UNIX || family == AF_INET || family == AF_INET6) &&
+           socket_option(fd, SO_TYPE) == SOCK_STREAM && socket_option(fd, SO_ACCEPTCONN) == 0;
+}
+
+bool vc_is_unix_stream(int fd)
+{
+    struct sockaddr_storage peer;
+    socklen_t n = sizeof(peer);
+
+    return vc_is_stream(fd) && socket_option(fd, SO_DOMAIN) == AF_UNIX &&
+           getpeername(fd, (struct sockaddr *)&peer, &n) == 0;
+}
+
+bool vc_is_unix_listener(int fd)
+{
+    return socket_option(fd, SO_DOMAIN) == AF_UNIX && socket_option(fd, SO_TYPE) == SOCK_STREAM &&
+           socket_option(fd, SO_ACCEPTCONN) == 1;
+}
+
+/* The flag is set each time: it is shared with whoever else has the listener. */
+int vc_accept_waiting(int listener)
+{
+    int flags = fcntl(listener, F_GETFL);
+
+    if (flags < 0 || fcntl(listener, F_SETFL, flags | O_NONBLOCK) < 0)
+        return -1;
+    return accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 }
 
 int vc_wait_readable(int fd, int timeout_ms)

@@ -28,6 +28,20 @@ int vc_pwritev_full(int fd, struct iovec *iov, size_t n, uint64_t offset);
 /** Reads exactly n bytes at an offset: 1; 0: end of file first; -1 with errno. */
 int vc_pread_full(int fd, void *buf, size_t n, uint64_t offset);
 
+/** Drops the first @done bytes of a vector, and what is empty behind them. */
+void vc_iov_advance(struct iovec **iov, size_t *n, size_t done);
+
+/** Whether it is a stream socket of a family whose calls shutdown(2) ends (Unix, IPv4, IPv6), and
+ *  does not listen. */
+bool vc_is_stream(int fd);
+/** Whether it is a Unix stream socket that is connected. */
+bool vc_is_unix_stream(int fd);
+/** Whether it is a Unix stream socket that listens. */
+bool vc_is_unix_listener(int fd);
+/** Accepts a connection that waits: a close-on-exec descriptor, or -1 with errno, EAGAIN if there
+ * is none, since who has the listener as well may have taken it. */
+int vc_accept_waiting(int listener);
+
 /** Waits until fd is readable: 1, 0 on time-out, -1 with errno. @timeout_ms < 0: for ever. */
 int vc_wait_readable(int fd, int timeout_ms);
 

@@ -1,77 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
-#include <limits.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 
 #include "base/clock.h"
 #include "base/fdio.h"
 #include "net/internal.h"
 
 #define DEFAULT_TIMEOUT_MS 10000
-
-static const struct vc_conn_ops fd_ops;
-
-static bool is_socket(int fd)
-{
-    struct stat st;
-
-    return fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode);
-}
-
-int vc_conn_from_fds(int rfd, int wfd, enum vc_conn_security security, const char *describe,
-                     struct vc_conn **out, struct vc_err *err)
-{
-    struct vc_conn *c = calloc(1, sizeof(*c));
-
-    if (!c) {
-        close(rfd);
-        if (wfd != rfd)
-            close(wfd);
-        return vc_err_set(err, VC_E_NOMEM, "no memory for a connection");
-    }
-    c->ops = &fd_ops;
-    c->rfd = rfd;
-    c->wfd = wfd;
-    c->wake_fd = -1;
-    c->security = security;
-    c->is_socket = is_socket(rfd) && (rfd == wfd || is_socket(wfd));
-    snprintf(c->describe, sizeof(c->describe), "%s", describe);
-    if (!c->is_socket) {
-        c->wake_fd = eventfd(0, EFD_CLOEXEC);
-        if (c->wake_fd < 0) {
-            int rc = vc_err_set_errno(err, VC_E_FAILED, "cannot make an eventfd");
-
-            vc_conn_close(c);
-            return rc;
-        }
-    }
-    *out = c;
-    return 0;
-}
-
-int vc_conn_pair(struct vc_conn **a, struct vc_conn **b, struct vc_err *err)
-{
-    int fds[2], rc;
-
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
-        return vc_err_set_errno(err, VC_E_FAILED, "cannot make a socket pair");
-    rc = vc_conn_from_fds(fds[0], fds[0], VC_CONN_LOCAL, "pair", a, err);
-    if (rc) {
-        close(fds[1]);
-        return rc;
-    }
-    rc = vc_conn_from_fds(fds[1], fds[1], VC_CONN_LOCAL, "pair", b, err);
-    if (rc)
-        vc_conn_close(*a);
-    return rc;
-}
 
 /* A socket that is not there may be in a moment: its agent starts. One that is not ours to open
  * stays so. */
@@ -172,91 +111,6 @@ int vc_conn_dial(const char *address, const struct vc_dial_options *options, str
     return rc;
 }
 
-/* For pipes: waits until fd is ready; false after a shutdown. */
-static bool wait_pipe(struct vc_conn *c, int fd, short events)
-{
-    struct pollfd p[2] = {{.fd = fd, .events = events}, {.fd = c->wake_fd, .events = POLLIN}};
-
-    while (poll(p, 2, -1) < 0)
-        if (errno != EINTR)
-            return false;
-    return !p[1].revents;
-}
-
-static ssize_t fd_read_some(struct vc_conn *c, void *buf, size_t n, struct vc_err *err)
-{
-    ssize_t got;
-
-    if (!c->is_socket && !wait_pipe(c, c->rfd, POLLIN))
-        return 0;
-    got = vc_read_some(c->rfd, buf, n);
-    if (got < 0)
-        return vc_err_set_errno(err, VC_E_PEER_LOST, "the connection to '%s' broke", c->describe);
-    return got;
-}
-
-/* A blocking pipe that poll calls writable takes PIPE_BUF bytes at once. */
-static int write_pipe(struct vc_conn *c, const uint8_t *p, size_t n)
-{
-    while (n) {
-        size_t k = VC_MIN(n, (size_t)PIPE_BUF);
-        ssize_t put;
-
-        if (!wait_pipe(c, c->wfd, POLLOUT)) {
-            errno = EPIPE;
-            return -1;
-        }
-        put = write(c->wfd, p, k);
-        if (put < 0 && errno != EINTR && errno != EAGAIN)
-            return -1;
-        if (put > 0) {
-            p += put;
-            n -= (size_t)put;
-        }
-    }
-    return 0;
-}
-
-static int fd_writev_all(struct vc_conn *c, struct iovec *iov, size_t n, struct vc_err *err)
-{
-    int rc = 0;
-
-    if (c->is_socket)
-        rc = vc_writev_full(c->wfd, iov, n);
-    else
-        for (size_t i = 0; i < n && !rc; i++)
-            rc = write_pipe(c, iov[i].iov_base, iov[i].iov_len);
-    if (rc)
-        return vc_err_set_errno(err, VC_E_PEER_LOST, "the connection to '%s' broke", c->describe);
-    return 0;
-}
-
-static void fd_shutdown(struct vc_conn *c)
-{
-    uint64_t one = 1;
-
-    if (c->is_socket) {
-        shutdown(c->rfd, SHUT_RDWR);
-        shutdown(c->wfd, SHUT_RDWR);
-    } else if (write(c->wake_fd, &one, sizeof(one)) < 0) {
-        return; /* full: already readable */
-    }
-}
-
-static void fd_shutdown_write(struct vc_conn *c)
-{
-    if (c->is_socket)
-        shutdown(c->wfd, SHUT_WR);
-    /* A pipe ends when it is closed, which is soon after. */
-}
-
-static const struct vc_conn_ops fd_ops = {
-    .read_some = fd_read_some,
-    .writev_all = fd_writev_all,
-    .shutdown = fd_shutdown,
-    .shutdown_write = fd_shutdown_write,
-};
-
 ssize_t vc_conn_read_some(struct vc_conn *c, void *buf, size_t n, struct vc_err *err)
 {
     return c->ops->read_some(c, buf, n, err);
@@ -306,6 +160,10 @@ void vc_conn_close(struct vc_conn *c)
         close(c->wfd);
     if (c->wake_fd >= 0)
         close(c->wake_fd);
+    for (size_t i = 0; i < 2; i++) {
+        vc_cleanup_close(&c->in[i]);
+        vc_cleanup_close(&c->out[i]);
+    }
     vc_ssh_end(c->ssh);
     free(c);
 }

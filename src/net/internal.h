@@ -2,6 +2,7 @@
 #ifndef VC_NET_INTERNAL_H
 #define VC_NET_INTERNAL_H
 
+#include <stdatomic.h>
 #include <sys/types.h>
 
 #include "net/address.h"
@@ -27,8 +28,10 @@ struct vc_conn {
     const struct vc_conn_ops *ops;
     struct vc_tls *tls; /* TLS: after the handshake */
     int rfd, wfd;       /* equal for a socket */
-    int wake_fd;        /* pipes only: readable after shutdown, since shutdown(2) needs a socket */
-    bool is_socket;     /* both are */
+    int wake_fd;        /* readable after a shutdown */
+    atomic_bool down;   /* [atomic] the same */
+    size_t late_bytes;  /* [thread: reader] that were read after it */
+    int in[2], out[2];  /* beside a pipe, one of our own (fds.c); else -1 */
     enum vc_conn_security security;
     struct vc_ssh *ssh; /* the process at the other end of the socket, or NULL */
     char describe[256];

@@ -70,8 +70,9 @@ struct vc_dial_options {
 int vc_conn_dial(const char *address, const struct vc_dial_options *o, struct vc_conn **out,
                  struct vc_err *err) VC_NODISCARD;
 
-/** Wraps descriptors, which are taken also on failure; @wfd may equal @rfd (a socket). @describe
- *  is copied. */
+/** Wraps descriptors, which are taken also on failure; @wfd may equal @rfd (a socket). Another
+ *  process may have them as well: whatever it does, a shutdown wakes who waits. @describe is
+ * copied. VC_E_USAGE: one is neither a stream socket (Unix, IPv4, IPv6) nor a pipe. */
 int vc_conn_from_fds(int rfd, int wfd, enum vc_conn_security security, const char *describe,
                      struct vc_conn **out, struct vc_err *err) VC_NODISCARD;
 

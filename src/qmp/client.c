@@ -179,7 +179,9 @@ static int fill(struct vc_qmp *q, int timeout_ms, struct vc_err *err)
         if (rc < 0)
             return rc;
     }
-    n = vc_read_some(q->fd, q->buf + q->have, q->cap - q->have);
+    n = recv(q->fd, q->buf + q->have, q->cap - q->have, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return 0; /* who has the socket as well has taken it */
     q->gone = n <= 0;
     if (n <= 0)
         return vc_err_set(err, VC_E_QMP, "QEMU closed its QMP socket '%s'", q->name);

@@ -105,7 +105,7 @@ static int accept_qemu(struct vc_migration *m, int *fd_out, struct vc_err *err)
             return vc_err_set_errno(err, VC_E_FAILED, "cannot wait for QEMU's connection");
         if (p[1].revents)
             return vc_migration_cancelled(m, err);
-        fd = p[0].revents ? accept4(m->listen_fd, NULL, NULL, SOCK_CLOEXEC) : -1;
+        fd = p[0].revents ? vc_accept_waiting(m->listen_fd) : -1;
         if (fd >= 0 && vc_qmp_is_same_peer(m->qmp, fd)) {
             *fd_out = fd;
             return 0;

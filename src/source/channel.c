@@ -138,9 +138,8 @@ static int refuse(struct channel *c, int fd, const char *what)
 
     while (fd >= 0 && side->n_refused < VC_SRC_REFUSED_MAX) {
         side->refused[side->n_refused++] = fd;
-        fd = vc_wait_readable(side->listen_fd, QUIET_MS) > 0
-                 ? accept4(side->listen_fd, NULL, NULL, SOCK_CLOEXEC)
-                 : -1;
+        fd = vc_wait_readable(side->listen_fd, QUIET_MS) > 0 ? vc_accept_waiting(side->listen_fd)
+                                                             : -1;
     }
     vc_cleanup_close(&fd);
     return vc_err_set_hint(&c->err, VC_E_NOT_QEMU,
@@ -163,7 +162,7 @@ static bool is_qemu(const struct channel *c, int fd)
 
 static int take_connection(struct channel *c)
 {
-    int fd = accept4(c->s->side.listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    int fd = vc_accept_waiting(c->s->side.listen_fd);
 
     if (fd < 0)
         return errno == EINTR || errno == ECONNABORTED || errno == EAGAIN

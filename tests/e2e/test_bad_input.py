@@ -227,6 +227,40 @@ def test_rubbish_on_the_control_socket(running):
     assert v.agent.alive()
 
 
+def ask(v, request, fds):
+    """The agent's last line for a request with these descriptors."""
+    c = socket.socket(socket.AF_UNIX)
+    c.connect(v.control)
+    c.settimeout(20)
+    socket.send_fds(c, [json.dumps(request).encode() + b"\n"], [x.fileno() for x in fds])
+    answer = b""
+    while more := c.recv(65536):
+        answer += more
+    c.close()
+    return json.loads(answer.splitlines()[-1])["end"]["error"]
+
+
+def test_only_what_a_shutdown_wakes_is_taken_on_the_control_socket(running):
+    """An agent that waited for something else could not end any more."""
+    v, receive, proxy = running.vecycles[0], {"do": "receive", "security": 1, "peer": "me"}, {
+        "do": "proxy", "security": 1, "peer": "me", "vm": running.vm}
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 2)  # NETLINK_USERSOCK
+    udp, listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket(socket.AF_UNIX)
+    tcp = socket.create_server(("127.0.0.1", 0))
+    listener.bind(running.hosts[0].path("listener"))
+    listener.listen(1)
+    a, _ = good = socket.socketpair()
+    for bad in netlink, udp, listener, tcp:
+        for fds in [bad, bad], [a, bad], [bad, a]:
+            assert "neither a stream socket nor a pipe" in ask(v, receive, fds)["message"]
+        assert "no connected Unix stream" in ask(v, proxy, [a, a, bad])["message"]
+    for bad in netlink, udp, tcp, a:
+        assert "no Unix stream socket that listens" in ask(v, proxy, [a, a, a, bad])["message"]
+    for s in netlink, udp, tcp, listener, *good:
+        s.close()
+    assert v.agent.stop() >= 0, "it had to be killed"
+
+
 def proxy_with(f, data, status, words=()):
     listen = f.hosts[0].path("out.sock")
     f.new_qemu(1, f"unix:{f.hosts[1].path('vm.sock')}")

@@ -2,7 +2,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/netlink.h>
 #include <netinet/in.h>
+#include <poll.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -262,6 +266,155 @@ static void pipes_do_as_well(void **state)
     shutdown_wakes_a_writer(a, b);
     vc_conn_close(a);
     vc_conn_close(b);
+}
+
+/* ---- descriptors that somebody else has as well ---- */
+
+/* Who has the pipe too, and does something with it whenever poll(2) has found it ready. */
+static int other_end = -1;
+static void (*meddle)(void);
+static sem_t met;
+
+int __real_poll(struct pollfd *p, nfds_t n, int timeout_ms);
+int __wrap_poll(struct pollfd *p, nfds_t n, int timeout_ms);
+
+int __wrap_poll(struct pollfd *p, nfds_t n, int timeout_ms)
+{
+    int rc;
+
+    if (!meddle)
+        return __real_poll(p, n, timeout_ms);
+    sem_post(&met);
+    rc = __real_poll(p, n, timeout_ms);
+    if (p[0].revents) {
+        meddle();
+        sem_post(&met);
+    }
+    return rc;
+}
+
+static void take_all(void)
+{
+    char buf[64];
+
+    while (read(other_end, buf, sizeof(buf)) > 0) {
+        /* more */
+    }
+}
+
+static void fill(void)
+{
+    static char buf[4096];
+
+    while (write(other_end, buf, sizeof(buf)) > 0) {
+        /* more */
+    }
+}
+
+/* An open file of its own, whose calls do not wait. */
+static void meddle_with(int fd, int flags, void (*fn)(void))
+{
+    char path[64];
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    other_end = open(path, flags | O_NONBLOCK | O_CLOEXEC);
+    assert_true(other_end >= 0);
+    assert_int_equal(sem_init(&met, 0, 0), 0);
+    meddle = fn;
+}
+
+static void stop_meddling(void)
+{
+    meddle = NULL;
+    close(other_end);
+    sem_destroy(&met);
+}
+
+static void bytes_that_another_process_takes_do_not_keep_a_reader(void **state)
+{
+    struct vc_conn *a, *b;
+    struct vc_thread t = {0};
+    struct vc_err err;
+    struct job j;
+
+    (void)state;
+    pipes(&a, &b);
+    j = (struct job){.c = b};
+    meddle_with(b->rfd, O_RDONLY, take_all);
+    assert_int_equal(vc_thread_start(&t, "reader", read_one, &j, &err), 0);
+    sem_wait(&met); /* it waits */
+    assert_int_equal(write(a->wfd, "x", 1), 1);
+    sem_wait(&met); /* what it was woken for is gone */
+    vc_conn_shutdown(b);
+    vc_thread_join(&t);
+    assert_true(j.rc <= 0);
+    stop_meddling();
+    vc_conn_close(a);
+    vc_conn_close(b);
+}
+
+static void room_that_another_process_takes_does_not_keep_a_writer(void **state)
+{
+    struct vc_conn *a, *b;
+    struct vc_thread t = {0};
+    struct vc_err err;
+    struct job j;
+    char some[65536];
+
+    (void)state;
+    pipes(&a, &b);
+    j = much(a);
+    meddle_with(a->wfd, O_WRONLY, fill);
+    assert_int_equal(vc_thread_start(&t, "writer", write_much, &j, &err), 0);
+    sem_wait(&met); /* it waits */
+    assert_true(read(b->rfd, some, sizeof(some)) > 0);
+    sem_wait(&met); /* the room that it was woken for is gone */
+    vc_conn_shutdown(a);
+    vc_thread_join(&t);
+    assert_int_equal(j.rc, VC_E_PEER_LOST);
+    free(j.p);
+    stop_meddling();
+    vc_conn_close(a);
+    vc_conn_close(b);
+}
+
+static void only_streams_and_pipes_make_a_connection(void **state)
+{
+    int pairs[2][2], fds[8], n = 0;
+    char path[PATH_MAX];
+
+    (void)state;
+    address("listener", path, sizeof(path));
+    fds[n++] = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_USERSOCK);
+    fds[n++] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    fds[n++] = vc_unix_listen(path, 0600, 1);
+    fds[n++] = eventfd(0, EFD_CLOEXEC);
+    fds[n++] = open("/dev/null", O_RDWR | O_CLOEXEC);
+    fds[n++] = open(dir, O_PATH | O_CLOEXEC);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(
+            socketpair(AF_UNIX, (i ? SOCK_DGRAM : SOCK_SEQPACKET) | SOCK_CLOEXEC, 0, pairs[i]), 0);
+        fds[n++] = pairs[i][0];
+    }
+    for (int i = 0; i < n; i++) {
+        int good[2], rfd = fds[i];
+        struct vc_conn *c = NULL;
+        struct vc_err err = VC_ERR_INIT;
+
+        assert_true(rfd >= 0);
+        assert_int_equal(pipe2(good, O_CLOEXEC), 0);
+        /* One of the two is enough. */
+        assert_int_equal(
+            vc_conn_from_fds(dup(rfd), good[1], VC_CONN_LOCAL, "standard input", &c, &err),
+            VC_E_USAGE);
+        assert_non_null(strstr(err.message, "neither a stream socket nor a pipe"));
+        assert_int_equal(vc_conn_from_fds(good[0], rfd, VC_CONN_LOCAL, "x", &c, &err), VC_E_USAGE);
+        assert_null(c);
+        assert_int_equal(fcntl(rfd, F_GETFD), -1); /* it was taken all the same */
+    }
+    close(pairs[0][1]);
+    close(pairs[1][1]);
+    assert_int_equal(unlink(path), 0);
 }
 
 /* ---- Unix sockets ---- */
@@ -942,6 +1095,9 @@ int main(void)
         cmocka_unit_test(shutdown_wakes_who_waits),
         cmocka_unit_test(a_peer_that_is_gone_is_an_error_to_a_writer),
         cmocka_unit_test(pipes_do_as_well),
+        cmocka_unit_test(bytes_that_another_process_takes_do_not_keep_a_reader),
+        cmocka_unit_test(room_that_another_process_takes_does_not_keep_a_writer),
+        cmocka_unit_test(only_streams_and_pipes_make_a_connection),
         cmocka_unit_test(a_unix_socket_carries_bytes),
         cmocka_unit_test(a_socket_in_use_is_left_alone),
         cmocka_unit_test(a_socket_left_behind_is_replaced),
