@@ -16,11 +16,16 @@
 
 /* The process takes a question and a socket for the answer, and has a child of its own answer, so
  * that a module that crashes or hangs costs one answer. Both ends are one program: the messages are
- * structs. */
+ * structs.
+ *
+ * We cannot start it again once our system calls are filtered. So its parent is not ours but a
+ * process that does nothing but that: it has the socket, too, and the questions wait in there. */
 
 #define MOST_ADDRESSES 32
 /** Longer than any resolver tries by default. */
 #define LOOKUP_MS 60000
+/** Before the process is started again: whatever ends it may do so at once. */
+#define PAUSE_MS 100
 
 struct question {
     int flags, family, socktype;
@@ -39,7 +44,6 @@ struct answer {
 };
 
 static int helper_fd = -1;
-static pid_t helper_pid;
 
 static void look_up(const struct question *q, struct answer *out)
 {
@@ -77,6 +81,7 @@ static void answer(const struct question *q, int fd)
 
 static void serve(int fd)
 {
+    signal(SIGCHLD, SIG_IGN); /* nobody waits for those that answer */
     for (;;) {
         struct question q;
         size_t n_fds = 0;
@@ -93,11 +98,30 @@ static void serve(int fd)
     }
 }
 
+/* Runs the process until it ends by itself. */
+static void keep_serving(int fd)
+{
+    int status = 0;
+
+    for (;;) {
+        pid_t pid = fork();
+
+        if (pid == 0)
+            serve(fd);
+        while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+            /* again */
+        }
+        if (pid > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0)
+            _exit(0);
+        poll(NULL, 0, PAUSE_MS);
+    }
+}
+
 /* It keeps nothing of its parent's, and ends with it rather than by a signal to a whole group, so
  * that a lookup can be made until then. */
 static void be_helper(int fd)
 {
-    static const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGCHLD, SIGPIPE};
+    static const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
     setsid();
@@ -105,28 +129,30 @@ static void be_helper(int fd)
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     for (size_t i = 0; i < VC_ARRAY_LEN(ignored); i++)
         signal(ignored[i], SIG_IGN);
+    signal(SIGCHLD, SIG_DFL);
     for (int i = 0; i < 3 && null >= 0; i++)
         dup2(null, i);
     fd = dup3(fd, 3, O_CLOEXEC) == 3 || fd == 3 ? 3 : fd;
     close_range((unsigned)fd + 1, ~0u, 0);
-    serve(fd);
+    keep_serving(fd);
 }
 
 int vc_names_start(struct vc_err *err)
 {
+    pid_t pid;
     int fds[2];
 
     if (helper_fd >= 0)
         return 0;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
         return vc_err_set_errno(err, VC_E_FAILED, "cannot make a socket for looking up names");
-    helper_pid = fork();
-    if (helper_pid == 0) {
+    pid = fork();
+    if (pid == 0) {
         close(fds[0]);
         be_helper(fds[1]);
     }
     close(fds[1]);
-    if (helper_pid < 0) {
+    if (pid < 0) {
         close(fds[0]);
         return vc_err_set_errno(err, VC_E_FAILED, "cannot start a process for looking up names");
     }
@@ -181,6 +207,14 @@ static int take(const struct answer *in, struct addrinfo **out)
     return in->rc ? in->rc : unpack(in, out);
 }
 
+/* Why there is no answer: both processes are gone, or this look-up has failed. */
+static int no_answer(void)
+{
+    struct pollfd p = {.fd = helper_fd};
+
+    return poll(&p, 1, 0) > 0 && p.revents & (POLLHUP | POLLERR) ? VC_NAMES_ENDED : EAI_AGAIN;
+}
+
 static int ask(const struct question *q, struct addrinfo **out)
 {
     vc_auto_close int mine = -1, theirs = -1;
@@ -194,11 +228,11 @@ static int ask(const struct question *q, struct addrinfo **out)
     mine = fds[0];
     theirs = fds[1];
     if (vc_send_fds(helper_fd, q, sizeof(*q), &theirs, 1) < 0)
-        return EAI_AGAIN;
+        return no_answer();
     close(vc_steal_fd(&theirs)); /* so that its end ends the waiting */
     if (vc_wait_readable(mine, LOOKUP_MS) <= 0 ||
         recv(mine, in, sizeof(*in), 0) != (ssize_t)sizeof(*in))
-        return EAI_AGAIN;
+        return no_answer();
     return take(in, out);
 }
 
@@ -210,6 +244,15 @@ static int find_here(const struct question *q, struct addrinfo **out)
         return EAI_MEMORY;
     look_up(q, in);
     return take(in, out);
+}
+
+/* What is an address, with a zone or without, needs nobody to look it up. */
+static int find_number(const struct question *q, struct addrinfo **out)
+{
+    struct question number = *q;
+
+    number.flags |= AI_NUMERICHOST;
+    return find_here(&number, out);
 }
 
 int vc_names_find(const char *host, const char *port, const struct addrinfo *want,
@@ -226,7 +269,9 @@ int vc_names_find(const char *host, const char *port, const struct addrinfo *wan
     if ((host && snprintf(q.host, sizeof(q.host), "%s", host) >= (int)sizeof(q.host)) ||
         snprintf(q.port, sizeof(q.port), "%s", port) >= (int)sizeof(q.port))
         return EAI_NONAME;
-    return helper_fd >= 0 ? ask(&q, out) : find_here(&q, out);
+    if (helper_fd < 0)
+        return find_here(&q, out);
+    return host && find_number(&q, out) == 0 ? 0 : ask(&q, out);
 }
 
 void vc_names_free(struct addrinfo *list)

@@ -22,6 +22,10 @@ static int explain_name(int rc, const char *text, struct vc_err *err)
 {
     if (rc == EAI_SYSTEM)
         return vc_err_set_errno(err, VC_E_UNREACHABLE, "cannot resolve '%s'", text);
+    if (rc == VC_NAMES_ENDED)
+        return vc_err_set_hint(err, VC_E_UNREACHABLE, "restart the agent, or give an address",
+                               "cannot resolve '%s': the process that looks up names has ended",
+                               text);
     vc_err_set_hint(err, VC_E_UNREACHABLE,
                     rc == EAI_AGAIN ? "is there a name server that answers?"
                                     : "check the name, /etc/hosts and DNS",

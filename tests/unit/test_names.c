@@ -39,9 +39,19 @@ static struct addrinfo *make(const char *address, struct addrinfo *next)
 int getaddrinfo(const char *host, const char *port, const struct addrinfo *want,
                 struct addrinfo **out)
 {
-    (void)port, (void)want;
+    (void)port;
+    if (want->ai_flags & AI_NUMERICHOST) {
+        if (strcmp(host, "192.0.2.3") != 0)
+            return EAI_NONAME;
+        *out = make("192.0.2.3", NULL);
+        return 0;
+    }
     if (getpid() == asker)
         return EAI_FAIL; /* it was not to be asked here */
+    if (!strcmp(host, "killed"))
+        kill(getppid(), SIGKILL);
+    if (!strcmp(host, "all killed"))
+        kill(0, SIGKILL); /* they are a process group */
     if (!strcmp(host, "crashes"))
         raise(SIGSEGV);
     if (!strcmp(host, "ends"))
@@ -126,6 +136,34 @@ static void a_name_that_is_too_long_is_none(void **state)
     assert_int_equal(find(name, &list), EAI_NONAME);
 }
 
+static void the_process_is_started_again(void **state)
+{
+    struct addrinfo *list;
+
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(find("killed", &list), EAI_NONAME);
+        assert_int_equal(find("two", &list), 0);
+        vc_names_free(list);
+    }
+}
+
+/* Where it cannot be started again that is said, and addresses can be called all the same. */
+static void an_address_needs_no_process(void **state)
+{
+    struct addrinfo *list;
+    int rc = find("all killed", &list);
+
+    (void)state;
+    while (rc == EAI_AGAIN) /* they are about to end */
+        rc = find("two", &list);
+    assert_int_equal(rc, VC_NAMES_ENDED);
+    assert_int_equal(find("192.0.2.3", &list), 0);
+    assert_int_equal(list->ai_addrlen, sizeof(struct sockaddr_in));
+    assert_null(list->ai_next);
+    vc_names_free(list);
+}
+
 static void without_the_process_it_is_asked_here(void **state)
 {
     struct addrinfo *list;
@@ -141,6 +179,8 @@ int main(void)
         cmocka_unit_test(all_addresses_of_a_name_come_back),
         cmocka_unit_test(a_module_that_crashes_costs_one_lookup),
         cmocka_unit_test(a_name_that_is_too_long_is_none),
+        cmocka_unit_test(the_process_is_started_again),
+        cmocka_unit_test(an_address_needs_no_process),
         cmocka_unit_test(without_the_process_it_is_asked_here),
     };
 
