@@ -208,24 +208,42 @@ int vecycle_store_show(const struct vecycle_context *c, const char *vm, struct v
     return vc_public_error(rc, &e, err);
 }
 
-static int verify_one(struct vc_vm *vm, const struct vc_gen_info *info,
+typedef const struct vc_gen_info *which_gen(const struct vc_vm *vm);
+
+/* The generation, and the lineage that the manifest had beside it: both are of one reading. If
+ * another generation takes its place just then, that one. VC_NOT_FOUND: there is none. */
+static int open_with_lineage(struct vc_vm *vm, which_gen *which, struct vc_gen **out,
+                             struct vc_lineage *l, struct vc_err *err)
+{
+    int rc;
+
+    do {
+        const struct vc_gen_info *info = which(vm);
+
+        if (!info)
+            return VC_NOT_FOUND;
+        rc = vc_gen_open(vm, &info->id, out, err);
+    } while (rc == VC_NOT_FOUND);
+    if (!rc && !vc_vm_lineage(vm, l)) {
+        vc_gen_close(vc_steal_ptr(*out));
+        rc = VC_NOT_FOUND;
+    }
+    return rc;
+}
+
+static int verify_one(struct vc_vm *vm, which_gen *which,
                       void (*progress)(void *opaque, uint64_t done, uint64_t total), void *opaque,
                       struct vc_verify_result *r, struct vc_err *err)
 {
     struct vc_gen *gen = NULL;
-    struct vc_lineage l;
-    int rc;
+    struct vc_lineage l = {0};
+    int rc = open_with_lineage(vm, which, &gen, &l, err);
 
-    if (!info || !vc_vm_lineage(vm, &l))
-        return 0;
-    rc = vc_gen_open(vm, &info->id, &gen, err);
     if (!rc)
         rc = vc_gen_verify(gen, &l, progress, opaque, r, err);
-    if (rc == VC_NOT_FOUND)
-        rc = 0; /* another one took its place just now */
     vc_wipe(&l, sizeof(l));
     vc_gen_close(gen);
-    return rc;
+    return rc == VC_NOT_FOUND ? 0 : rc;
 }
 
 static int verify(struct vc_store *store, const struct vc_id *id,
@@ -241,9 +259,9 @@ static int verify(struct vc_store *store, const struct vc_id *id,
                                "the store has no such VM");
     if (rc)
         return rc;
-    rc = verify_one(vm, vc_vm_complete(vm), progress, opaque, &r, err);
+    rc = verify_one(vm, vc_vm_complete, progress, opaque, &r, err);
     if (!rc)
-        rc = verify_one(vm, vc_vm_partial(vm), progress, opaque, &partial, err);
+        rc = verify_one(vm, vc_vm_partial, progress, opaque, &partial, err);
     vc_vm_close(vm);
     out->pages = r.pages;
     out->bad_pages = r.bad_pages;

@@ -63,27 +63,33 @@ static int open_entry(struct vc_vm *vm, const struct vc_entry *e, struct vc_gen 
 }
 
 /* Who reads holds no lock: a fold or a commit may have taken the files away, and then the manifest
- * says so. False: it is as it was, the file is really missing. */
+ * says so, or is gone with them. False: it is as it was, the file is really missing. Reads vm->m
+ * anew, so that nothing that is passed here may lie in it. */
 static bool manifest_moved(struct vc_vm *vm, const struct vc_id *id)
 {
     struct vc_entry *e = vc_manifest_find(&vm->m, id);
     struct vc_id before = e->index;
+    int rc = vm->lock_fd >= 0 ? VC_E_CORRUPT : vc_manifest_read(vm, NULL);
 
-    if (vm->lock_fd >= 0 || vc_manifest_read(vm, NULL))
+    if (rc == VC_NOT_FOUND)
+        vm->m.n_gens = 0; /* the VM was removed */
+    else if (rc)
         return false;
     e = vc_manifest_find(&vm->m, id);
     return !e || !vc_id_equal(&e->index, &before);
 }
 
-int vc_gen_open(struct vc_vm *vm, const struct vc_id *id, struct vc_gen **out, struct vc_err *err)
+int vc_gen_open(struct vc_vm *vm, const struct vc_id *gen, struct vc_gen **out, struct vc_err *err)
 {
+    struct vc_id wanted = *gen; /* most callers point into vm->m */
+
     for (;;) {
-        struct vc_entry *e = vc_manifest_find(&vm->m, id);
+        struct vc_entry *e = vc_manifest_find(&vm->m, &wanted);
         int rc = e ? open_entry(vm, e, out, err) : VC_NOT_FOUND;
 
         if (!e || rc != VC_NOT_FOUND)
             return vc_vm_blame(vm, rc, err);
-        if (!manifest_moved(vm, id))
+        if (!manifest_moved(vm, &wanted))
             return vc_vm_blame(vm, VC_E_CORRUPT, err);
     }
 }

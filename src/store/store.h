@@ -142,8 +142,10 @@ enum vc_page_state {
 
 /** Opens a generation: index checked (checksum, limits, root), layers opened. The index is
  *  read into memory, 22 bytes a page. VC_E_CORRUPT: damaged or truncated index or missing/short
- * layer; VC_NOT_FOUND: no such generation. Lives on its own after vc_vm_close(). */
-int vc_gen_open(struct vc_vm *vm, const struct vc_id *id, struct vc_gen **out,
+ * layer; VC_NOT_FOUND: no such generation. Lives on its own after vc_vm_close(). A VM that is open
+ * for reading may be read anew on the way: what its lineage and generations were before is not what
+ * belongs to *out, and pointers to them have other contents. */
+int vc_gen_open(struct vc_vm *vm, const struct vc_id *gen, struct vc_gen **out,
                 struct vc_err *err) VC_NODISCARD;
 void vc_gen_close(struct vc_gen *g);
 const struct vc_ram *vc_gen_ram(const struct vc_gen *g);

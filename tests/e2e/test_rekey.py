@@ -11,6 +11,7 @@ import subprocess
 import pytest
 import vcstore
 from test_tls import Secure
+from vctest.preload import compile_shim
 from vctest.proc import wait_for
 from vctest.relay import FrameCutter
 from vctest.vecycle import BINARY
@@ -207,6 +208,25 @@ def test_an_open_migration_refuses_it(fleet):
     p.popen.send_signal(signal.SIGINT)
     p.wait(60)
     f.still_runs_here()
+
+
+def test_a_verify_beside_it_looks_at_the_new_checkpoint(fleet, tmp_path):
+    """The key is changed between the manifest and the index that it names."""
+    f = there_and_back(fleet)
+    here = f.vecycles[0]
+    trigger, fifo = tmp_path / "trigger", tmp_path / "fifo"
+    trigger.touch()
+    os.mkfifo(fifo)
+    env = {"LD_PRELOAD": compile_shim(tmp_path, "hang_at_index"), "VC_HANG_TRIGGER": trigger, "VC_HANG_FIFO": fifo}
+    argv = ["env", *(f"{k}={v}" for k, v in env.items()), BINARY, "verify", "--json", *here.common(), f.vm]
+    with open(tmp_path / "verified", "wb") as out:
+        p = f.hosts[0].start(argv, log=tmp_path / "verify.log", stdout=out)
+    wait_for(lambda: not trigger.exists(), 60, "the index to be opened")
+    rekey(here, f.vm, "--local")
+    fifo.write_text("")
+    assert p.wait(60) == 0, p.messages()
+    done = json.loads((tmp_path / "verified").read_text())
+    assert done["pages"] > 10000 and done["bad_pages"] == 0, "not as if there were none"
 
 
 def is_leaving(f):

@@ -367,6 +367,41 @@ static void a_migration_wins_and_two_are_kept_apart(void **state)
     tear_down(p);
 }
 
+/* As commands do, which pass the id that lies in what is read anew. */
+static void who_reads_beside_it_is_told_that_the_generation_has_gone(void **state)
+{
+    struct place *p = set_up();
+    struct vc_vm *vm = open_vm(p->s, VC_VM_READ);
+    struct vc_gen *g = NULL;
+    struct vc_lineage l;
+    struct vc_err err;
+
+    (void)state;
+    assert_int_equal(rekey(p->s, &err), 0);
+    assert_int_equal(vc_gen_open(vm, &vc_vm_complete(vm)->id, &g, &err), VC_NOT_FOUND);
+    assert_true(vc_id_equal(&vc_vm_complete(vm)->id, &new_gen));
+    assert_true(vc_vm_lineage(vm, &l) && vc_id_equal(&l.id, &fresh.id));
+    assert_contents(vm, &p->m);
+    vc_vm_close(vm);
+    tear_down(p);
+}
+
+static void who_reads_beside_a_removal_is_told_so(void **state)
+{
+    struct place *p = set_up();
+    struct vc_vm *reader = open_vm(p->s, VC_VM_READ), *vm = open_vm(p->s, VC_VM_WRITE);
+    struct vc_gen *g = NULL;
+    struct vc_err err;
+
+    (void)state;
+    assert_int_equal(vc_vm_remove(vm, &err), 0);
+    vc_vm_close(vm);
+    assert_int_equal(vc_gen_open(reader, &vc_vm_complete(reader)->id, &g, &err), VC_NOT_FOUND);
+    assert_null(vc_vm_complete(reader));
+    vc_vm_close(reader);
+    tear_down(p);
+}
+
 static void an_open_handover_refuses_it(void **state)
 {
     static const uint8_t open[] = {VC_HANDOVER_LEAVING, VC_HANDOVER_LEFT, VC_HANDOVER_ARRIVING};
@@ -565,6 +600,8 @@ int main(void)
         cmocka_unit_test(a_wrong_page_is_dropped_and_so_is_the_other_hosts),
         cmocka_unit_test(it_can_be_stopped_and_nothing_has_changed),
         cmocka_unit_test(a_migration_wins_and_two_are_kept_apart),
+        cmocka_unit_test(who_reads_beside_it_is_told_that_the_generation_has_gone),
+        cmocka_unit_test(who_reads_beside_a_removal_is_told_so),
         cmocka_unit_test(an_open_handover_refuses_it),
         cmocka_unit_test(a_damaged_list_of_holders_says_so_and_begins_anew),
         cmocka_unit_test(as_many_holders_as_come_are_kept_in_bounds),

@@ -10,13 +10,18 @@ import pytest
 PRELOAD = Path(__file__).resolve().parents[1] / "preload"
 
 
-def restart_with(vecycle, tmp_path, shim, **env):
-    """Its agent, with that file of tests/support/preload in front of the C library."""
+def compile_shim(tmp_path, shim):
+    """That file of tests/support/preload, to be put in front of the C library."""
     if "VC_TEST_VECYCLE" in os.environ:
         pytest.skip("a sanitizer has to be loaded first")
     lib = tmp_path / f"{shim}.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", lib, PRELOAD / f"{shim}.c", "-ldl"], check=True)
-    env = {"LD_PRELOAD": str(lib), **env}
+    return lib
+
+
+def restart_with(vecycle, tmp_path, shim, **env):
+    """Its agent, with that file of tests/support/preload in front of the C library."""
+    env = {"LD_PRELOAD": str(compile_shim(tmp_path, shim)), **env}
     vecycle.agent.stop()
     os.environ.update(env)
     try:
