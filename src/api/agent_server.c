@@ -102,7 +102,7 @@ static int make_dirs(struct agent *a, struct vc_err *err)
     if (!lesser)
         return 0;
     if (vc_sandbox_look(a->socket_dir, S_IFDIR, a->user.uid, &fd) < 0 ||
-        vc_sandbox_chmod(fd, SHARED_DIR_MODE) < 0)
+        vc_chmod_fd(fd, SHARED_DIR_MODE) < 0)
         return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to user '%s'", a->socket_dir,
                                 a->user.name);
     return 0;
@@ -149,7 +149,7 @@ static int give_to_group(struct agent *a, const struct group *g, struct vc_err *
     vc_auto_close int fd = -1;
 
     if (vc_sandbox_look(a->control_path, S_IFSOCK, owner, &fd) < 0 ||
-        fchownat(fd, "", (uid_t)-1, g->gr_gid, AT_EMPTY_PATH) < 0 || vc_sandbox_chmod(fd, 0660) < 0)
+        fchownat(fd, "", (uid_t)-1, g->gr_gid, AT_EMPTY_PATH) < 0 || vc_chmod_fd(fd, 0660) < 0)
         return vc_err_set_errno(err, VC_E_FAILED, "cannot give '%s' to group '%s'", a->control_path,
                                 a->o->control_group);
     return 0;

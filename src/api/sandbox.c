@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/fdio.h"
 #include "digest/digest.h"
 #include "net/names.h"
 
@@ -128,14 +129,6 @@ int vc_sandbox_look(const char *path, mode_t kind, uid_t owner, int *fd_out)
     return 0;
 }
 
-int vc_sandbox_chmod(int fd, mode_t mode)
-{
-    char path[64];
-
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    return chmod(path, mode);
-}
-
 bool vc_sandbox_may_as_root(const struct vc_sandbox_user *u, const char *path)
 {
     char name[NAME_MAX + 1];
@@ -167,11 +160,11 @@ static int make_one(const struct vc_sandbox_user *u, const char *path, mode_t mo
 
     if (vc_sandbox_borrow(u, &was, &err))
         return -1;
-    rc = mkdir(path, mode);
+    rc = vc_mkdirat(AT_FDCWD, path, mode);
     vc_sandbox_give_back(&was);
     if (rc == 0 || !vc_sandbox_may_as_root(u, path))
         return rc;
-    rc = mkdir(path, mode);
+    rc = vc_mkdirat(AT_FDCWD, path, mode);
     return rc < 0 || !give ? rc : vc_sandbox_give(u, path, S_IFDIR);
 }
 

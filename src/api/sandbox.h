@@ -45,8 +45,6 @@ bool vc_sandbox_may_as_root(const struct vc_sandbox_user *u, const char *path);
 int vc_sandbox_give(const struct vc_sandbox_user *u, const char *path, mode_t kind) VC_NODISCARD;
 /** An O_PATH descriptor of what stands there, if it is of that kind and that owner's. 0, -1. */
 int vc_sandbox_look(const char *path, mode_t kind, uid_t owner, int *fd_out) VC_NODISCARD;
-/** fchmod() of an O_PATH descriptor. */
-int vc_sandbox_chmod(int fd, mode_t mode) VC_NODISCARD;
 /** Makes a directory for that user, and those above. 0, or -1 with errno (EEXIST). */
 int vc_sandbox_make_dir(const struct vc_sandbox_user *u, const char *path,
                         mode_t mode) VC_NODISCARD;

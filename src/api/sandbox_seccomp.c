@@ -43,7 +43,7 @@ static const char *const allowed[] = {
     "fallocate", "fadvise64", "copy_file_range", "fsync", "fdatasync", "sync_file_range", "flock",
     "getdents64", "mkdir", "mkdirat", "rename", "renameat", "renameat2", "unlink", "unlinkat",
     "rmdir", "fstatfs", "statfs", "access", "faccessat", "faccessat2", "readlink", "readlinkat",
-    "stat", "lstat", "open", "fchmod", "ioprio_set", "umask", "getcwd"};
+    "stat", "lstat", "open", "fchmod", "chmod", "fchmodat", "ioprio_set", "umask", "getcwd"};
 
 /* Connections to other hosts. Names are looked up by another process. */
 static const int families[] = {AF_INET, AF_INET6};

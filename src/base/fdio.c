@@ -180,6 +180,33 @@ int vc_wait_readable(int fd, int timeout_ms)
     return rc;
 }
 
+int vc_chmod_fd(int fd, mode_t mode)
+{
+    char path[64];
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    return chmod(path, mode);
+}
+
+/* Gives back what the umask has taken from the owner of what was just made there, and nothing else:
+ * should something have come in its place, nobody but its owner can do more with it. */
+static int undo_umask(int dir, const char *name, mode_t mode)
+{
+    vc_auto_close int fd = openat(dir, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    struct stat st;
+    mode_t taken;
+
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return -1;
+    taken = mode & S_IRWXU & ~st.st_mode;
+    return taken ? vc_chmod_fd(fd, (st.st_mode & 07777) | taken) : 0;
+}
+
+int vc_mkdirat(int dir, const char *name, mode_t mode)
+{
+    return mkdirat(dir, name, mode) < 0 ? -1 : undo_umask(dir, name, mode);
+}
+
 /* A socket address holds 107 bytes of a path. A longer one is gone through a descriptor: of what is
  * there already, or of the directory that it is to be in (proc(5), /proc/PID/fd). */
 struct unix_name {
@@ -313,11 +340,13 @@ int vc_unix_listen(const char *path, unsigned mode, int backlog)
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -1;
-    /* The file gets the socket's mode less the umask. What is for the owner alone is not touched by
-     * its path again: others may write in the directory. Nobody can connect before listen(). */
+    /* The file gets the socket's mode less the umask. What is for the owner alone is given nothing
+     * by its path again but to its owner: others may write in the directory. Nobody can connect
+     * before listen(). */
     if (fchmod(fd, mode) < 0 || bind_name(fd, path, &u) < 0)
         return -1;
-    if ((mode & 077 && chmod(path, mode) < 0) || listen(fd, backlog) < 0) {
+    if ((mode & 077 ? chmod(path, mode) : undo_umask(AT_FDCWD, path, mode)) < 0 ||
+        listen(fd, backlog) < 0) {
         int saved = errno;
 
         unlink(path);

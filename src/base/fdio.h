@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 #include <sys/uio.h>
 
 #include "base/err.h"
@@ -53,6 +54,12 @@ int vc_unix_connect(const char *path);
 /** Makes a listening Unix socket with these permissions; an old socket that nobody listens on is
  *  replaced, anything else at the path is EADDRINUSE. Returns fd or -1 with errno. */
 int vc_unix_listen(const char *path, unsigned mode, int backlog);
+
+/** mkdirat() of what its owner can use: the umask takes nothing from the owner's part of the mode.
+ * 0 or -1 with errno. */
+int vc_mkdirat(int dir, const char *name, mode_t mode);
+/** fchmod() that an O_PATH descriptor will do for: 0 or -1 with errno. */
+int vc_chmod_fd(int fd, mode_t mode);
 
 /** Sends bytes and descriptors over a Unix socket: 0 or -1 with errno. n >= 1, n_fds <= 4. */
 int vc_send_fds(int sock, const void *buf, size_t n, const int *fds, size_t n_fds);

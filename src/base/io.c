@@ -73,6 +73,9 @@ static int open_file(int dir, const char *name, int flags)
         errno = odd_errno(st.st_mode);
         return -1;
     }
+    /* What the umask has kept from its owner was made just now: else it would not have opened. */
+    if (flags & O_CREAT && (st.st_mode & 0600) != 0600 && fchmod(fd, 0600) < 0)
+        return -1;
     return vc_steal_fd(&fd);
 }
 
@@ -149,7 +152,7 @@ static int io_mkdir(const struct vc_io *io VC_UNUSED, int dir, const char *name)
 
     if (!be_owner(dir, &c))
         return -1;
-    rc = mkdirat(dir, name, 0700);
+    rc = vc_mkdirat(dir, name, 0700);
     be_caller(&c);
     return rc;
 }

@@ -35,7 +35,7 @@ struct vc_io {
     int (*sync_dir)(const struct vc_io *io, int dir);
     int (*rename)(const struct vc_io *io, int dir, const char *from, const char *to);
     int (*unlink)(const struct vc_io *io, int dir, const char *name, int flags);
-    /** mkdirat() with mode 0700, as the user whose directory it is in. */
+    /** mkdirat() with mode 0700, whatever the umask, as the user whose directory it is in. */
     int (*mkdir)(const struct vc_io *io, int dir, const char *name);
 };
 

@@ -302,7 +302,7 @@ static int make_dir(int at, const char *name, struct vc_err *err)
 {
     int fd;
 
-    if (mkdirat(at, name, 0700) < 0 && errno != EEXIST)
+    if (vc_mkdirat(at, name, 0700) < 0 && errno != EEXIST)
         return vc_err_set_errno(err, VC_E_STORE, "cannot make the directory '%s'", name);
     fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)

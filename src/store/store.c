@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/durable.h"
+#include "base/fdio.h"
 #include "store/internal.h"
 
 static const char format_text[] = "vecycle store 1\n";
@@ -120,7 +121,7 @@ static int make_dir(const char *path, mode_t mode)
     vc_auto_close int fd = -1;
     char *slash;
 
-    if (mkdir(path, mode) < 0)
+    if (vc_mkdirat(AT_FDCWD, path, mode) < 0)
         return errno == EEXIST ? 0 : -1;
     snprintf(parent, sizeof(parent), "%s", path);
     slash = strrchr(parent, '/');

@@ -63,6 +63,26 @@ def test_there_and_back_as_a_user_of_its_own_in_the_sandbox(unprivileged):
             assert stat.S_IMODE(st.st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
+@pytest.mark.parametrize("mask", ["0277", "0777"])
+def test_what_is_made_is_its_owners_whatever_the_umask(unprivileged, mask):
+    """An agent that is another user than root from the start, in the sandbox."""
+    f = unprivileged
+    f.boot_selfcheck(end_mib=8)
+    for v in f.vecycles:
+        v.agent.stop()
+        v.store = v.host.dir / "another"
+        v.wrapper = ["setpriv", "--reuid", USER, "--regid", str(pwd.getpwnam(USER).pw_gid), "--clear-groups",
+                     "sh", "-c", f'umask {mask}; exec "$@"', "sh"]
+        v.start_agent([v.address])
+    for to in 1, 0:
+        r = f.migrate(to)
+        assert r["confirmed"]
+    assert r["base"] == 1, "the checkpoint was used"
+    for v in f.vecycles:
+        for path in [v.store, *v.store.rglob("*")]:
+            assert stat.S_IMODE(path.lstat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
 def test_the_filter_is_in_force_in_all_threads(unprivileged):
     f = unprivileged
     if "does not filter" in f.vecycles[0].log.read_text():

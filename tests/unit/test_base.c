@@ -781,6 +781,32 @@ static void listening_replaces_a_dead_socket_but_not_a_live_one(void **state)
     close(live);
 }
 
+static void what_is_made_is_its_owners_whatever_the_umask(void **state)
+{
+    static const mode_t masks[] = {0, 0077, 0277, 0777};
+    struct place *p = *state;
+    struct stat st;
+
+    for (unsigned i = 0; i < VC_ARRAY_LEN(masks); i++) {
+        mode_t old = umask(masks[i]);
+        int rc = vc_mkdirat(AT_FDCWD, p->path, 0700), fd;
+
+        assert_int_equal(rc, 0);
+        assert_int_equal(stat(p->path, &st), 0);
+        assert_int_equal(st.st_mode & 07777, 0700);
+        assert_int_equal(vc_mkdirat(AT_FDCWD, p->path, 0700), -1);
+        assert_int_equal(errno, EEXIST);
+        rmdir(p->path);
+        fd = vc_unix_listen(p->path, 0600, 1);
+        umask(old);
+        assert_true(fd >= 0);
+        assert_int_equal(stat(p->path, &st), 0);
+        assert_int_equal(st.st_mode & 07777, 0600);
+        close(fd);
+        unlink(p->path);
+    }
+}
+
 /* A backlog that is full must not pass for a socket that nobody listens on. */
 static void a_live_socket_with_a_full_backlog_is_kept(void **state)
 {
@@ -1393,6 +1419,7 @@ int main(void)
         IN_A_PLACE(reads_and_writes_at_an_offset_are_whole),
         cmocka_unit_test(descriptors_pass_and_are_closed_on_exec),
         cmocka_unit_test(descriptors_above_the_number_asked_for_are_closed),
+        IN_A_PLACE(what_is_made_is_its_owners_whatever_the_umask),
         IN_A_PLACE(listening_replaces_a_dead_socket_but_not_a_live_one),
         IN_A_PLACE(a_live_socket_with_a_full_backlog_is_kept),
         IN_A_PLACE(listening_never_removes_what_is_no_socket),

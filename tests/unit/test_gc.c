@@ -983,17 +983,16 @@ static int check_mode(const char *path, const struct stat *st, int kind, struct 
     return 0;
 }
 
-static void nobody_else_may_read_the_store_whatever_the_umask(void **state)
+static void make_store_and_look(struct fixture *f, mode_t mask)
 {
-    struct fixture *f = *state;
     struct vc_handover h = {.state = VC_HANDOVER_SETTLED};
     struct vc_id id = vm_id(1);
     char deep[96];
     struct vc_store *s;
     struct vc_vm *vm;
-    mode_t old = umask(0);
+    mode_t old = umask(mask);
 
-    snprintf(deep, sizeof(deep), "%s/a/store", f->dir);
+    snprintf(deep, sizeof(deep), "%s/%o/store", f->dir, mask);
     assert_int_equal(vc_store_open(deep, true, 0, &s, &f->err), 0);
     VC_UNUSED struct vc_store *first = f->s;
     f->s = s;
@@ -1009,6 +1008,13 @@ static void nobody_else_may_read_the_store_whatever_the_umask(void **state)
     assert_int_equal(n_wide, 0);
     f->s = first;
     vc_store_close(s);
+}
+
+static void its_owner_and_nobody_else_may_use_the_store_whatever_the_umask(void **state)
+{
+    make_store_and_look(*state, 0);
+    make_store_and_look(*state, 0277);
+    make_store_and_look(*state, 0777);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -1051,7 +1057,7 @@ int main(void)
         TEST(damaged_files_of_the_future_are_not_for_ever),
         TEST(a_note_is_written_no_more_often_than_it_says_something),
         TEST(a_damaged_note_counts_as_none),
-        TEST(nobody_else_may_read_the_store_whatever_the_umask),
+        TEST(its_owner_and_nobody_else_may_use_the_store_whatever_the_umask),
     };
 
     return cmocka_run_group_tests_name("gc", tests, NULL, NULL);

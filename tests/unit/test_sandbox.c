@@ -22,10 +22,12 @@
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "api/sandbox.h"
+#include "base/fdio.h"
 #include "net/names.h"
 
 /* Exit statuses of a child. */
@@ -130,6 +132,19 @@ static int try_file(void)
     return open("/etc/passwd", O_RDONLY);
 }
 
+/* Of an agent that was started with such a umask. */
+static int try_directory(void)
+{
+    char name[64];
+    int rc;
+
+    snprintf(name, sizeof(name), "/tmp/vc-test-sandbox-%d", (int)getpid());
+    umask(0777);
+    rc = vc_mkdirat(AT_FDCWD, name, 0700);
+    rmdir(name);
+    return rc;
+}
+
 static void *nothing(void *arg)
 {
     return arg;
@@ -182,6 +197,7 @@ static const struct {
     {"another user", try_setuid, false},
     {"a Unix socket", try_unix_socket, true},
     {"a file", try_file, true},
+    {"a directory, whatever the umask", try_directory, true},
     {"a thread", try_thread, true},
 };
 
