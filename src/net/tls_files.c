@@ -43,14 +43,31 @@ static bool key_is_private(const struct stat *st)
     return !(st->st_mode & (st->st_uid == 0 ? 037 : 077));
 }
 
+/* A name that leads nowhere is no missing file: what it names may be on its way, as a file system
+ * that is not mounted yet. Keeps errno. */
+static bool is_absent(int dirfd, const char *name)
+{
+    int saved = errno;
+    struct stat st;
+    bool absent =
+        saved == ENOENT && fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 && errno == ENOENT;
+
+    errno = saved;
+    return absent;
+}
+
+/* VC_NOT_FOUND: there is no such name. */
 static int read_file(int dirfd, const char *dir, const char *name, bool is_key, struct file *out,
                      struct vc_err *err)
 {
     vc_auto_close int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     struct stat st;
 
-    if (fd < 0 && errno == ENOENT)
+    if (fd < 0 && is_absent(dirfd, name))
         return VC_NOT_FOUND;
+    if (fd < 0 && errno == ENOENT)
+        return vc_err_set_hint(err, VC_E_REFUSED, "mount what it leads to, or remove it",
+                               "'%s/%s' is a link to what is not there", dir, name);
     if (fd < 0 || fstat(fd, &st) < 0)
         return vc_err_set_errno_hint(err, errno == EACCES ? VC_E_REFUSED : VC_E_FAILED,
                                      "it is read by the user that vecycle runs as: chgrp and chmod "

@@ -800,6 +800,22 @@ static void what_is_missing_or_damaged_is_named(void **state)
     assert_non_null(strstr(err.message, "ca-crl.pem"));
 }
 
+/* Else certificates that are revoked would be taken until the list's file system is mounted. */
+static void a_list_of_revoked_ones_that_is_a_link_to_nothing_is_refused(void **state)
+{
+    struct vc_err err = VC_ERR_INIT;
+
+    (void)state;
+    assert_int_equal(symlink("/run/not-mounted-yet/crl.pem", path("ca/a/ca-crl.pem")), 0);
+    for (int role = 0; role < 2; role++) {
+        assert_int_equal(vc_tls_check(path("ca/a"), role ? VC_TLS_SERVER : VC_TLS_CLIENT, &err),
+                         VC_E_REFUSED);
+        assert_non_null(strstr(err.message, "ca-crl.pem"));
+    }
+    assert_int_equal(unlink(path("ca/a/ca-crl.pem")), 0);
+    assert_int_equal(vc_tls_check(path("ca/a"), VC_TLS_SERVER, &err), 0);
+}
+
 /* ---- the authority ---- */
 
 static void an_authority_is_not_replaced_unasked(void **state)
@@ -876,6 +892,7 @@ int main(void)
         cmocka_unit_test(a_shutdown_wakes_reader_and_writer),
         cmocka_unit_test(a_key_that_others_can_read_is_refused),
         cmocka_unit_test(what_is_missing_or_damaged_is_named),
+        cmocka_unit_test(a_list_of_revoked_ones_that_is_a_link_to_nothing_is_refused),
         cmocka_unit_test(an_authority_is_not_replaced_unasked),
         cmocka_unit_test(names_of_hosts_are_never_paths),
     };
