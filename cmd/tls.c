@@ -92,8 +92,9 @@ static void print_json(const struct vecycle_tls_init_options *o, bool made_ca)
 
 static void print_text(const struct vecycle_tls_init_options *o, bool made_ca)
 {
-    if (made_ca)
-        printf("%s: a new certificate authority; keep ca-key.pem to yourself\n", o->dir);
+    printf(made_ca ? "%s: a new certificate authority; keep ca-key.pem to yourself\n"
+                   : "%s: the certificate authority that was there has signed\n",
+           o->dir);
     for (size_t i = 0; i < o->n_hosts; i++)
         printf("%s/%.*s: goes to %s there\n", o->dir, (int)strcspn(o->hosts[i], ","), o->hosts[i],
                vecycle_default_tls_dir());

@@ -142,7 +142,8 @@ struct vecycle_tls_init_options {
 
 /** Makes a certificate authority in a directory, unless there is one, and for each host a directory
  *  in it with the five files that go into the host's directory of certificates. *made_ca (may be
- *  NULL): whether there is a new authority. VECYCLE_E_REFUSED: a host's directory is there. */
+ *  NULL): whether there is a new authority. VECYCLE_E_REFUSED: a host's directory is there, or
+ *  another user than the caller and root can change the authority. */
 VECYCLE_API int vecycle_tls_init(const struct vecycle_tls_init_options *o, bool *made_ca,
                                  struct vecycle_error *err);
 

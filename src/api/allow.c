@@ -38,8 +38,9 @@ static int list_read(struct list *l, struct vc_err *err)
                                      "cannot read the list of peers '%s'", l->path);
     if (!S_ISREG(st.st_mode) || st.st_size > MAX_FILE_BYTES)
         return vc_err_set(err, VC_E_REFUSED, "'%s' is not a list of peers", l->path);
-    if (st.st_mode & 022)
-        return vc_err_set_hint(err, VC_E_REFUSED, "chmod go-w",
+    if (!vc_is_guarded(&st))
+        return vc_err_set_hint(err, VC_E_REFUSED,
+                               "chmod go-w, and the owner is root or who runs vecycle",
                                "others can change the list of peers '%s'", l->path);
     n = (size_t)st.st_size;
     l->text = calloc(1, n + 1);

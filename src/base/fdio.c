@@ -207,6 +207,11 @@ int vc_mkdirat(int dir, const char *name, mode_t mode)
     return mkdirat(dir, name, mode) < 0 ? -1 : undo_umask(dir, name, mode);
 }
 
+bool vc_is_guarded(const struct stat *st)
+{
+    return (st->st_uid == geteuid() || st->st_uid == 0) && !(st->st_mode & 022);
+}
+
 /* A socket address holds 107 bytes of a path. A longer one is gone through a descriptor: of what is
  * there already, or of the directory that it is to be in (proc(5), /proc/PID/fd). */
 struct unix_name {

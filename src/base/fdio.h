@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/types.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 
 #include "base/err.h"
@@ -60,6 +60,10 @@ int vc_unix_listen(const char *path, unsigned mode, int backlog);
 int vc_mkdirat(int dir, const char *name, mode_t mode);
 /** fchmod() that an O_PATH descriptor will do for: 0 or -1 with errno. */
 int vc_chmod_fd(int fd, mode_t mode);
+
+/** Whether nobody but the caller and root can change it: it belongs to one of them, and neither its
+ *  group nor others may write. */
+bool vc_is_guarded(const struct stat *st);
 
 /** Sends bytes and descriptors over a Unix socket: 0 or -1 with errno. n >= 1, n_fds <= 4. */
 int vc_send_fds(int sock, const void *buf, size_t n, const int *fds, size_t n_fds);

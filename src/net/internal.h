@@ -3,6 +3,7 @@
 #define VC_NET_INTERNAL_H
 
 #include <stdatomic.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 
 #include "net/address.h"
@@ -79,6 +80,10 @@ int vc_tls_connect(struct vc_conn *c, const char *host, const struct vc_tls_opti
 /** A context with the files of a directory: version, suites, trust, our certificate. */
 int vc_tls_context(const char *dir, enum vc_tls_role role, struct ssl_ctx_st **out,
                    struct vc_err *err) VC_NODISCARD;
+
+/** Whether a private key is its owner's alone, the caller's or root's; root's may also be readable
+ *  by a group that root chose. */
+bool vc_tls_key_is_private(const struct stat *st);
 
 /** Lets the handshake fail unless the peer's certificate names this host. False: no such name can
  *  be. */

@@ -154,7 +154,8 @@ struct vc_tls_ca_options {
 
 /** Makes the authority (`ca-cert.pem`, `ca-key.pem`) unless there is one, and for each host a
  *  directory with the five files that vecycle, QEMU and libvirt know. Keys have mode 0600.
- *  VC_E_USAGE (a name), VC_E_REFUSED (something is there already), VC_E_STORE (files). */
+ *  VC_E_USAGE (a name), VC_E_REFUSED (something is there already, or others can change the
+ *  authority), VC_E_STORE (files). */
 int vc_tls_ca_init(const struct vc_tls_ca_options *o, struct vc_err *err) VC_NODISCARD;
 
 #endif

@@ -222,17 +222,33 @@ static int write_key(int dirfd, const char *name, EVP_PKEY *k, struct vc_err *er
                      b && PEM_write_bio_PKCS8PrivateKey(b, k, NULL, NULL, 0, NULL, NULL), err);
 }
 
-static BIO *read_bio(int dirfd, const char *name)
+static int not_ours(const char *dir, const char *name, struct vc_err *err)
 {
-    vc_auto_close int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    char bytes[MAX_FILE_BYTES];
-    BIO *b = fd >= 0 ? BIO_new(BIO_s_secmem()) : NULL;
-    ssize_t n = b ? vc_read_some(fd, bytes, sizeof(bytes)) : -1;
+    return vc_err_set_hint(
+        err, VC_E_REFUSED, "another --dir; or, if you know who made it, chown and chmod go-w",
+        "other users can change, or use, the authority in '%s%s%s'", dir, *name ? "/" : "", name);
+}
 
+/* NULL in *out: it cannot be read. Whoever made it, or has its key, signs for any host. */
+static int read_bio(int dirfd, const char *dir, const char *name, bool is_key, BIO **out,
+                    struct vc_err *err)
+{
+    vc_auto_close int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+    char bytes[MAX_FILE_BYTES];
+    struct stat st;
+    ssize_t n;
+
+    *out = NULL;
+    if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+        return 0;
+    if (is_key ? !vc_tls_key_is_private(&st) : !vc_is_guarded(&st))
+        return not_ours(dir, name, err);
+    *out = BIO_new(BIO_s_secmem());
+    n = *out ? vc_read_some(fd, bytes, sizeof(bytes)) : -1;
     if (n > 0)
-        BIO_write(b, bytes, (int)n);
+        BIO_write(*out, bytes, (int)n);
     OPENSSL_cleanse(bytes, n > 0 ? (size_t)n : 0);
-    return b;
+    return 0;
 }
 
 static bool exists(int dirfd, const char *name)
@@ -258,13 +274,18 @@ static int make_ca(int dirfd, const struct vc_tls_ca_options *o, struct ca *ca, 
 
 static int load_ca(int dirfd, const char *dir, struct ca *ca, struct vc_err *err)
 {
-    BIO *cert = read_bio(dirfd, "ca-cert.pem"), *key = read_bio(dirfd, "ca-key.pem");
+    BIO *cert = NULL, *key = NULL;
+    int rc = read_bio(dirfd, dir, "ca-cert.pem", false, &cert, err);
 
+    if (!rc)
+        rc = read_bio(dirfd, dir, "ca-key.pem", true, &key, err);
     ca->cert = cert ? PEM_read_bio_X509(cert, NULL, NULL, NULL) : NULL;
     ca->key = key ? PEM_read_bio_PrivateKey(key, NULL, NULL, (void *)"") : NULL;
     BIO_free(cert);
     BIO_free(key);
     ERR_clear_error();
+    if (rc)
+        return rc;
     if (ca->cert && ca->key && X509_check_private_key(ca->cert, ca->key) == 1)
         return 0;
     ERR_clear_error();
@@ -308,6 +329,22 @@ static int make_dir(int at, const char *name, struct vc_err *err)
     if (fd < 0)
         return vc_err_set_errno(err, VC_E_STORE, "cannot open the directory '%s'", name);
     return fd;
+}
+
+/* Made, or there already: by the caller or root, and nobody else can put anything there. A link is
+ * followed if it is one of theirs, too. */
+static int open_authority(const char *dir, struct vc_err *err)
+{
+    vc_auto_close int fd = make_dir(AT_FDCWD, dir, err);
+    struct stat st, link;
+
+    if (fd < 0)
+        return fd;
+    if (fstat(fd, &st) < 0 || lstat(dir, &link) < 0)
+        return vc_err_set_errno(err, VC_E_STORE, "cannot look at '%s'", dir);
+    if (S_ISLNK(link.st_mode))
+        link.st_mode &= ~022u; /* which are always set */
+    return vc_is_guarded(&st) && vc_is_guarded(&link) ? vc_steal_fd(&fd) : not_ours(dir, "", err);
 }
 
 static int add_host(int dirfd, const struct ca *ca, const struct host *h,
@@ -355,7 +392,7 @@ int vc_tls_ca_init(const struct vc_tls_ca_options *options, struct vc_err *err)
         o.now = (int64_t)time(NULL);
     if (o.days > VC_TLS_MAX_DAYS)
         return vc_err_set(err, VC_E_USAGE, "%u days are more than %u", o.days, VC_TLS_MAX_DAYS);
-    dirfd = make_dir(AT_FDCWD, o.dir, err);
+    dirfd = open_authority(o.dir, err);
     if (dirfd < 0)
         return dirfd;
     rc = check_hosts(dirfd, &o, err);

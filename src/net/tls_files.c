@@ -35,8 +35,7 @@ static void file_free(struct file *f)
 }
 #define vc_auto_file VC_CLEANUP(file_free)
 
-/* The owner's alone; of root's, also readable by a group that root chose. */
-static bool key_is_private(const struct stat *st)
+bool vc_tls_key_is_private(const struct stat *st)
 {
     if (st->st_uid != geteuid() && st->st_uid != 0)
         return false;
@@ -75,9 +74,13 @@ static int read_file(int dirfd, const char *dir, const char *name, bool is_key, 
                                      "cannot open '%s/%s'", dir, name);
     if (!S_ISREG(st.st_mode) || st.st_size > MAX_FILE_BYTES)
         return vc_err_set(err, VC_E_FAILED, "'%s/%s' is not a PEM file", dir, name);
-    if (is_key && !key_is_private(&st))
+    if (is_key && !vc_tls_key_is_private(&st))
         return vc_err_set_hint(err, VC_E_REFUSED, "chmod 600, and the owner is who runs vecycle",
                                "other users can get at the private key '%s/%s'", dir, name);
+    if (!vc_is_guarded(&st))
+        return vc_err_set_hint(err, VC_E_REFUSED,
+                               "chmod go-w, and the owner is root or who runs vecycle",
+                               "other users can change '%s/%s'", dir, name);
     out->n = (size_t)st.st_size;
     out->bytes = malloc(out->n + 1);
     if (!out->bytes)
@@ -167,24 +170,40 @@ static bool load_key(SSL_CTX *ctx, const struct file *f)
     return ok;
 }
 
-static int load_files(SSL_CTX *ctx, const char *dir, enum vc_tls_role role, struct vc_err *err)
+/* Who may write there decides who is trusted. */
+static int open_dir(const char *dir, int *fd_out, struct vc_err *err)
 {
-    bool server = role == VC_TLS_SERVER;
-    const char *cert_name = server ? "server-cert.pem" : "client-cert.pem";
-    const char *key_name = server ? "server-key.pem" : "client-key.pem";
     vc_auto_close int fd = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    vc_auto_file struct file ca = {0}, crl = {0}, cert = {0}, key = {0};
-    int rc;
+    struct stat st;
 
     if (fd < 0 && errno == EACCES)
         return vc_err_set_errno_hint(err, VC_E_REFUSED,
                                      "it is read by the user that vecycle runs as: see "
                                      "vecycle-tls(1)",
                                      "cannot open the directory of certificates '%s'", dir);
-    if (fd < 0)
+    if (fd < 0 || fstat(fd, &st) < 0)
         return vc_err_set_errno_hint(err, VC_E_USAGE,
                                      "`vecycle tls init` makes certificates; see --tls-dir",
                                      "cannot open the directory of certificates '%s'", dir);
+    if (!vc_is_guarded(&st))
+        return vc_err_set_hint(err, VC_E_REFUSED,
+                               "chmod go-w, and the owner is root or who runs vecycle",
+                               "other users can change the directory of certificates '%s'", dir);
+    *fd_out = vc_steal_fd(&fd);
+    return 0;
+}
+
+static int load_files(SSL_CTX *ctx, const char *dir, enum vc_tls_role role, struct vc_err *err)
+{
+    bool server = role == VC_TLS_SERVER;
+    const char *cert_name = server ? "server-cert.pem" : "client-cert.pem";
+    const char *key_name = server ? "server-key.pem" : "client-key.pem";
+    vc_auto_close int fd = -1;
+    vc_auto_file struct file ca = {0}, crl = {0}, cert = {0}, key = {0};
+    int rc = open_dir(dir, &fd, err);
+
+    if (rc)
+        return rc;
     rc = read_file(fd, dir, "ca-cert.pem", false, &ca, err);
     if (rc)
         return rc == VC_NOT_FOUND ? missing(dir, "ca-cert.pem", err) : rc;

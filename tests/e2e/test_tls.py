@@ -300,6 +300,24 @@ def serve(secure, *argv):
                   "--socket-dir", h.sockets, *argv], timeout=20)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_an_authority_that_another_user_has_planted_is_refused(tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    argv = [BINARY, "tls", "init", "--dir", shared / "vecycle-tls"]
+    theirs = subprocess.run([*argv, "attacker"], capture_output=True, text=True)
+    assert "new certificate authority" in theirs.stdout
+    subprocess.run(["chown", "-R", "65534:65534", shared / "vecycle-tls"], check=True)
+    r = subprocess.run([*argv, "host1"], capture_output=True, text=True)
+    assert r.returncode == 24 and str(shared / "vecycle-tls") in r.stderr and "--dir" in r.stderr
+    assert not (shared / "vecycle-tls" / "host1").exists()
+    # One's own is used, and that is said.
+    subprocess.run(["chown", "-R", "0:0", shared / "vecycle-tls"], check=True)
+    r = subprocess.run([*argv, "host1"], capture_output=True, text=True)
+    assert r.returncode == 0 and "was there" in r.stdout.splitlines()[0]
+
+
 def test_an_agent_does_not_start_with_what_is_not_safe(secure):
     a = secure.pki / "a"
     listen = ["--listen", "tls://127.0.0.1:0"]
@@ -309,6 +327,11 @@ def test_an_agent_does_not_start_with_what_is_not_safe(secure):
     r = serve(secure, *listen, "--tls-dir", a)
     assert r.returncode == 24 and "server-key.pem" in r.stderr and "chmod" in r.stderr
     (a / "server-key.pem").chmod(0o600)
+    for name, mode in (".", 0o700), ("ca-cert.pem", 0o600), ("server-cert.pem", 0o600):
+        (a / name).chmod(mode | 0o020)
+        r = serve(secure, *listen, "--tls-dir", a)
+        assert r.returncode == 24 and str(a / name) in r.stderr and "chmod" in r.stderr
+        (a / name).chmod(mode)
     r = serve(secure, *listen, "--tls-dir", a, "--allow", "/nonexistent/peers")
     assert r.returncode == 24 and "/nonexistent/peers" in r.stderr
     peers = secure.fleet.hosts[0].dir / "peers"

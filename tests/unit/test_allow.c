@@ -395,6 +395,11 @@ static void a_list_that_others_can_change_allows_nothing(void **state)
     }
     assert_int_equal(chmod(path, 0644), 0);
     assert_true(may_talk());
+    if (geteuid() == 0) {
+        assert_int_equal(chown(path, 65534, 65534), 0);
+        assert_int_equal(vc_allow_check(path, &err), VC_E_REFUSED);
+        assert_int_equal(chown(path, 0, 0), 0);
+    }
     assert_int_equal(chmod(path, 0600), 0);
     assert_true(may_talk());
 }

@@ -775,6 +775,56 @@ static void a_key_that_others_can_read_is_refused(void **state)
     chmod(path("ca/a/server-key.pem"), 0600);
 }
 
+static void assert_refused(const char *dir, const char *name)
+{
+    struct vc_err err = VC_ERR_INIT;
+
+    assert_int_equal(vc_tls_check(path(dir), VC_TLS_SERVER, &err), VC_E_REFUSED);
+    assert_non_null(strstr(err.message, name));
+    assert_non_null(strstr(err.hint, "chmod"));
+}
+
+#define SOMEBODY 65534u
+
+static void what_others_can_change_is_refused(void **state)
+{
+    static const char *const names[] = {"", "ca-cert.pem", "server-cert.pem", "server-key.pem"};
+    static const mode_t wrong[] = {020, 002, 022}, right[] = {0, 044};
+    struct vc_err err = VC_ERR_INIT;
+    char name[300];
+
+    (void)state;
+    for (size_t i = 0; i < VC_ARRAY_LEN(names); i++) {
+        mode_t mode = *names[i] ? 0600 : 0700;
+
+        snprintf(name, sizeof(name), "%s/%s", path("ca/a"), names[i]);
+        for (size_t k = 0; k < VC_ARRAY_LEN(wrong); k++) {
+            assert_int_equal(chmod(name, mode | wrong[k]), 0);
+            assert_refused("ca/a", names[i]);
+        }
+        assert_int_equal(chmod(name, mode), 0);
+        if (geteuid() == 0) {
+            assert_int_equal(chown(name, SOMEBODY, SOMEBODY), 0);
+            assert_refused("ca/a", names[i]);
+            assert_int_equal(chown(name, 0, 0), 0);
+        }
+        for (size_t k = 0; i < 3 && k < VC_ARRAY_LEN(right); k++) {
+            assert_int_equal(chmod(name, mode | right[k]), 0);
+            assert_int_equal(vc_tls_check(path("ca/a"), VC_TLS_SERVER, &err), 0);
+        }
+        assert_int_equal(chmod(name, mode), 0);
+    }
+    /* As a system's authority is often had: by a link, and for all to read. */
+    assert_int_equal(rename(path("ca/a/ca-cert.pem"), path("cacert.pem")), 0);
+    assert_int_equal(symlink(path("cacert.pem"), path("ca/a/ca-cert.pem")), 0);
+    assert_int_equal(chmod(path("cacert.pem"), 0444), 0);
+    assert_int_equal(vc_tls_check(path("ca/a"), VC_TLS_SERVER, &err), 0);
+    assert_int_equal(chmod(path("cacert.pem"), 0464), 0);
+    assert_refused("ca/a", "ca-cert.pem");
+    assert_int_equal(rename(path("cacert.pem"), path("ca/a/ca-cert.pem")), 0);
+    assert_int_equal(chmod(path("ca/a/ca-cert.pem"), 0600), 0);
+}
+
 static void what_is_missing_or_damaged_is_named(void **state)
 {
     struct vc_err err = VC_ERR_INIT;
@@ -854,6 +904,43 @@ static void an_authority_is_not_replaced_unasked(void **state)
     assert_non_null(strstr(err.hint, "--new-ca"));
 }
 
+/* Of --dir planted, and of the default one in a directory in which others may write. */
+static void an_authority_that_others_can_change_is_refused(void **state)
+{
+    static const char *const names[] = {"planted", "planted/ca-cert.pem", "planted/ca-key.pem"};
+    struct vc_err err = VC_ERR_INIT;
+    struct stat st;
+
+    (void)state;
+    assert_int_equal(make_hosts("planted", 0, 0, "one", &err), 0);
+    for (size_t i = 0; i < VC_ARRAY_LEN(names); i++) {
+        const char *name = path(names[i]);
+        mode_t mode = i ? 0600 : 0700;
+
+        assert_int_equal(chmod(name, mode | 022), 0);
+        assert_int_equal(make_hosts("planted", 0, 0, "two", &err), VC_E_REFUSED);
+        assert_non_null(strstr(err.message, names[i]));
+        assert_int_equal(chmod(name, mode), 0);
+        if (geteuid() != 0)
+            continue;
+        assert_int_equal(chown(name, SOMEBODY, SOMEBODY), 0);
+        assert_int_equal(make_hosts("planted", 0, 0, "two", &err), VC_E_REFUSED);
+        assert_int_equal(chown(name, 0, 0), 0);
+    }
+    assert_int_equal(stat(path("planted/two"), &st), -1);
+    assert_int_equal(rename(path("planted/ca-key.pem"), path("key")), 0);
+    assert_int_equal(symlink(path("key"), path("planted/ca-key.pem")), 0);
+    assert_int_equal(make_hosts("planted", 0, 0, "two", &err), VC_E_FAILED);
+    assert_int_equal(rename(path("key"), path("planted/ca-key.pem")), 0);
+    assert_int_equal(symlink("planted", path("link")), 0);
+    assert_int_equal(make_hosts("link", 0, 0, "two", &err), 0);
+    if (geteuid() == 0) {
+        assert_int_equal(lchown(path("link"), SOMEBODY, SOMEBODY), 0);
+        assert_int_equal(make_hosts("link", 0, 0, "three", &err), VC_E_REFUSED);
+    }
+    unlink(path("link"));
+}
+
 static void names_of_hosts_are_never_paths(void **state)
 {
     static const char *const bad[] = {
@@ -891,9 +978,11 @@ int main(void)
         cmocka_unit_test(both_directions_flow_at_once_through_changes_of_keys),
         cmocka_unit_test(a_shutdown_wakes_reader_and_writer),
         cmocka_unit_test(a_key_that_others_can_read_is_refused),
+        cmocka_unit_test(what_others_can_change_is_refused),
         cmocka_unit_test(what_is_missing_or_damaged_is_named),
         cmocka_unit_test(a_list_of_revoked_ones_that_is_a_link_to_nothing_is_refused),
         cmocka_unit_test(an_authority_is_not_replaced_unasked),
+        cmocka_unit_test(an_authority_that_others_can_change_is_refused),
         cmocka_unit_test(names_of_hosts_are_never_paths),
     };
 
