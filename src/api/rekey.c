@@ -100,9 +100,11 @@ static int was_given(struct vc_vm *vm, const char *host, bool *out, struct vc_er
     *out = rc == VC_E_CORRUPT; /* nobody knows who has it */
     for (size_t i = 0; i < vc_vm_n_generations(vm); i++)
         *out |= vc_rekey_is_of(vc_vm_generation(vm, i)->peer, host);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
+        *out |= h[i].cut; /* it may be one of the names that are not noted */
         for (unsigned k = 0; k < h[i].n_names; k++)
             *out |= vc_peer_matches(host, h[i].names[k]);
+    }
     return rc == VC_E_CORRUPT ? 0 : rc;
 }
 

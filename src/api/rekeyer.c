@@ -18,7 +18,8 @@
  * lineage's key was given to it, or at any time since, is noted as listed in the VM's `holders`;
  * once such a host is on it no more, the lineage gets another key. So the file is the memory, and
  * it is all the same whether the agent ran when the list was changed. A host that never was on the
- * list was never taken off it either.
+ * list was never taken off it either, and one of which not all names are noted may be on it by
+ * another one.
  *
  * If the newest checkpoint is shared with a host that stays, that one is asked to re-key with this
  * one: by whichever of them called the other for the migration, and has the address; after a while,
@@ -58,6 +59,7 @@ struct vc_rekeyer {
     struct stat seen;                    /* [thread] the list when it was looked at */
     uint64_t looked_ns;                  /* [thread] when that was */
     bool again;                          /* [thread] something was in use */
+    bool is_new;                         /* [thread] the list is another one than before */
     struct pending pending[MAX_PENDING]; /* [thread] */
     size_t n_pending;
 };
@@ -99,6 +101,21 @@ static void note_listed(struct vc_rekeyer *k, const struct vc_id *id, const stru
         k->again = true;
 }
 
+/* Nobody is taken for gone by a part of its names. Said once for each list. */
+static void warn_of_unknown(struct vc_rekeyer *k, struct vc_vm *vm, const struct vc_holder *h)
+{
+    char name[VC_ID_TEXT_BYTES];
+
+    if (!k->is_new)
+        return;
+    vc_id_format(vc_vm_uuid(vm), name);
+    vc_log(
+        k->log, VC_LOG_WARNING,
+        "%s: whether '%s' has left the list of peers is not known: its certificate has more than "
+        "%d names, and the first ones are not on it (if it has: `vecycle rekey --forget %s`)",
+        name, h->names[0], VC_HOLDER_NAMES, h->names[0]);
+}
+
 /* A name of a host that has left the list and has the VM's key; "": there is none. */
 static int find_gone(struct vc_rekeyer *k, struct vc_vm *vm, char gone[256], struct vc_err *err)
 {
@@ -117,7 +134,9 @@ static int find_gone(struct vc_rekeyer *k, struct vc_vm *vm, char gone[256], str
         rc = is_listed(k, &h[i], &listed, err);
         if (!rc && listed && !h[i].listed)
             note_listed(k, vc_vm_uuid(vm), &h[i]);
-        if (!rc && !listed && h[i].listed && !gone[0])
+        if (!rc && !listed && h[i].listed && h[i].cut)
+            warn_of_unknown(k, vm, &h[i]);
+        else if (!rc && !listed && h[i].listed && !gone[0])
             snprintf(gone, 256, "%s", h[i].names[0]);
     }
     return rc;
@@ -341,6 +360,7 @@ static void *rekeyer_main(void *arg)
 
         if (changed > 0 || (changed == 0 && (k->again || is_due(k)))) {
             k->again = false;
+            k->is_new = changed > 0;
             k->looked_ns = vc_now_ns();
             look_at_all(k);
         }

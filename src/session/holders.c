@@ -27,14 +27,25 @@ void vc_holder_host(const char *address, char out[256])
     snprintf(out, 256, "%.*s", (int)VC_MIN(end - at, (ptrdiff_t)255), at);
 }
 
+/* False: it has no place, and would be another name if a part of it had one. */
+static bool add_name(struct vc_holder *who, const char *name)
+{
+    size_t n = strlen(name);
+
+    if (who->n_names == VC_HOLDER_NAMES || n >= sizeof(who->names[0]))
+        return false;
+    memcpy(who->names[who->n_names++], name, n);
+    return true;
+}
+
 void vc_holder_describe(struct vc_holder *who, const struct vc_id *lineage,
                         const struct vc_conn *peer, bool listed)
 {
     const char *name;
 
     *who = (struct vc_holder){.lineage = *lineage, .listed = listed};
-    while (who->n_names < VC_HOLDER_NAMES && (name = vc_conn_peer_name(peer, who->n_names)))
-        snprintf(who->names[who->n_names++], sizeof(who->names[0]), "%s", name);
+    for (unsigned i = 0; (name = vc_conn_peer_name(peer, i)); i++)
+        who->cut |= !add_name(who, name);
     if (who->n_names)
         return;
     vc_holder_host(vc_conn_describe(peer), who->names[0]);

@@ -18,6 +18,7 @@ static const char magic[8] = "vchold\n\0";
 #define MAX_HOLDERS 256u
 #define MAX_FILE_BYTES (1u << 20)
 #define FLAG_LISTED 1u
+#define FLAG_CUT 2u
 
 struct list {
     struct vc_holder *h;
@@ -36,8 +37,9 @@ static bool decode_one(struct vc_reader *r, struct vc_holder *h)
     vc_read_copy(r, h->lineage.b, 16);
     flags = vc_read_u8(r);
     h->listed = flags & FLAG_LISTED;
+    h->cut = flags & FLAG_CUT;
     h->n_names = vc_read_u8(r);
-    if (flags & ~FLAG_LISTED || h->n_names < 1 || h->n_names > VC_HOLDER_NAMES)
+    if (flags & ~(FLAG_LISTED | FLAG_CUT) || h->n_names < 1 || h->n_names > VC_HOLDER_NAMES)
         return false;
     for (unsigned i = 0; i < h->n_names; i++)
         if (!vc_read_str8(r, h->names[i]) || !h->names[i][0])
@@ -118,7 +120,7 @@ static int write_list(struct vc_vm *vm, const struct list *l, struct vc_err *err
     vc_write_u32(&w, (uint32_t)l->n);
     for (size_t i = 0; i < l->n; i++) {
         vc_write_bytes(&w, l->h[i].lineage.b, 16);
-        vc_write_u8(&w, l->h[i].listed ? FLAG_LISTED : 0);
+        vc_write_u8(&w, (l->h[i].listed ? FLAG_LISTED : 0) | (l->h[i].cut ? FLAG_CUT : 0));
         vc_write_u8(&w, l->h[i].n_names);
         for (unsigned k = 0; k < l->h[i].n_names; k++)
             vc_write_str8(&w, l->h[i].names[k]);
@@ -131,7 +133,8 @@ static int write_list(struct vc_vm *vm, const struct list *l, struct vc_err *err
 
 static bool has_same_names(const struct vc_holder *a, const struct vc_holder *b)
 {
-    return a->n_names == b->n_names && !memcmp(a->names, b->names, sizeof(a->names));
+    return a->n_names == b->n_names && a->cut == b->cut &&
+           !memcmp(a->names, b->names, sizeof(a->names));
 }
 
 static struct vc_holder *find(const struct list *l, const struct vc_holder *who)

@@ -275,12 +275,14 @@ int vc_gen_verify(const struct vc_gen *g, const struct vc_lineage *l,
 
 /* ---- who has the key: docs/formats/store.md section 8 ---- */
 
-#define VC_HOLDER_NAMES 8
+/** As many as `vecycle tls init` puts into a certificate. */
+#define VC_HOLDER_NAMES 16
 
 /** A host that was given a lineage's key. */
 struct vc_holder {
     struct vc_id lineage;
     bool listed; /* it was on this host's list of peers */
+    bool cut;    /* it has more names than these: that none of them is somewhere says nothing */
     uint8_t n_names;
     char names[VC_HOLDER_NAMES][256]; /* n_names of them; the rest is zero */
 };

@@ -2,6 +2,7 @@
 """`vecycle rekey`, on real QEMU: a key that a third host may know is worth nothing afterwards, and the
 next return is as cheap as without."""
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -324,6 +325,57 @@ def test_a_list_with_a_mistake_says_nothing_about_anybody(pool):
     log = f.hosts[0].dir / "agent.log"
     wait_for(lambda: "who has left the pool cannot be told" in log.read_text(), 60, "the list to be seen")
     assert key_of(a, f.vm) == old
+
+
+def test_a_host_that_the_list_knows_by_its_last_name_has_not_left(fleet, namespaces):
+    s = Secure(fleet(3, agents=False))
+    f = s.fleet
+    s.pki = f.hosts[0].dir / "pki2"
+    a, b, c = (f"{h.name},{h.address}" for h in f.hosts)
+    s.init(a, ",".join([b, *(f"b-net{i}.example" for i in range(14))]), c, pki=s.pki)
+    (f.hosts[0].dir / "peers").write_text("b-net13.example *\nc *\n")
+    s.start(0, extra=["--allow", f.hosts[0].dir / "peers"])
+    s.start(1)
+    s.start(2)
+    f.boot_linux(192, 40)
+    for to in 2, 0, 1:
+        assert f.migrate(to)["confirmed"]
+    a, b, c = f.vecycles
+    old = key_of(a, f.vm)
+    unlist(s, 0, "b-net13.example *\n")
+    log = f.hosts[0].dir / "agent.log"
+    wait_for(lambda: "has left the list" in log.read_text(), 60, "another key")
+    assert "'c' has left the list" in log.read_text() and "'b' has left" not in log.read_text()
+    assert key_of(b, f.vm) == key_of(a, f.vm) != old, "it stays, and has the new one"
+    assert f.migrate(0)["base"] == 1
+    f.check_guest()
+
+
+def cut_names(v, vm, name):
+    """As if that host's certificate had more names than its entry has room for."""
+    path = v.store / "vms" / vm / "holders"
+    data = bytearray(path.read_bytes()[:-32])
+    at = data.index(bytes([len(name)]) + name.encode()) - 2  # its flags
+    data[at] |= 2
+    path.write_bytes(data + hashlib.sha256(data).digest())
+    assert [h.cut for h in vcstore.read_holders(path) if name.encode() in h.names] == [True]
+
+
+def test_nobody_has_left_by_a_part_of_its_names(pool):
+    f = pool.fleet
+    a = f.vecycles[0]
+    old = key_of(a, f.vm)
+    a.agent.stop()
+    cut_names(a, f.vm, "c")
+    unlist(pool, 0, "a *\nb *\n")
+    pool.start(0, extra=["--allow", f.hosts[0].dir / "peers"])
+    log = f.hosts[0].dir / "agent.log"
+    wait_for(lambda: "whether 'c' has left" in log.read_text(), 60, "the list to be looked at")
+    assert key_of(a, f.vm) == old
+    # By hand it is taken for one that may be meant.
+    r = f.hosts[0].run([BINARY, "rekey", *a.common(), "--tls-dir", pool.pki / "a", "--forget", "another-name"])
+    assert r.returncode == 0, r.stderr
+    assert key_of(a, f.vm) != old
 
 
 def test_who_may_not_have_the_vm_may_not_rekey_it(pool):

@@ -129,6 +129,7 @@ def read_manifest(path):
 class Holder:
     lineage: bytes
     listed: bool
+    cut: bool
     names: list
 
 
@@ -146,10 +147,10 @@ def read_holders(path):
 
 def _holder(r):
     lineage, flags, n = r.take(16), r.number(1), r.number(1)
-    need(not flags & ~1 and 1 <= n <= 8, "flags, or a number of names")
+    need(not flags & ~3 and 1 <= n <= 16, "flags, or a number of names")
     names = [r.str8() for _ in range(n)]
     need(all(names), "an empty name")
-    return Holder(lineage, bool(flags), names)
+    return Holder(lineage, bool(flags & 1), bool(flags & 2), names)
 
 
 def _generation(r):

@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -35,12 +36,12 @@ static void an_address_has_a_host(void **state)
     assert_host("", "");
 }
 
-static const char *names[3];
+static const char *names[VC_HOLDER_NAMES + 2];
 
 static const char *peer_name(const struct vc_conn *c, unsigned i)
 {
     (void)c;
-    return i < 3 ? names[i] : NULL;
+    return i < VC_ARRAY_LEN(names) ? names[i] : NULL;
 }
 
 static const struct vc_conn_ops ops = {.peer_name = peer_name};
@@ -65,6 +66,38 @@ static void a_holder_has_the_names_of_its_certificate_or_those_of_its_address(vo
     assert_string_equal(h.names[0], "b.example");
 }
 
+/* What is not noted of a host cannot be asked for later: then it is noted that there is more. */
+static void a_holder_knows_whether_its_names_are_all(void **state)
+{
+    static struct vc_holder h;
+    static char texts[VC_HOLDER_NAMES + 1][16], longest[256], longer[257];
+    const struct vc_conn peer = {.ops = &ops, .describe = "b at 10.0.0.7"};
+    const struct vc_id lineage = {"a lineage's id."};
+
+    (void)state;
+    for (unsigned i = 0; i < VC_HOLDER_NAMES; i++) {
+        snprintf(texts[i], sizeof(texts[i]), "net%u.example", i);
+        names[i] = texts[i];
+    }
+    names[VC_HOLDER_NAMES] = NULL;
+    vc_holder_describe(&h, &lineage, &peer, true);
+    assert_true(h.n_names == VC_HOLDER_NAMES && !h.cut);
+    assert_string_equal(h.names[VC_HOLDER_NAMES - 1], "net15.example");
+    names[VC_HOLDER_NAMES] = "one.more";
+    names[VC_HOLDER_NAMES + 1] = NULL;
+    vc_holder_describe(&h, &lineage, &peer, true);
+    assert_true(h.n_names == VC_HOLDER_NAMES && h.cut);
+    memset(longest, 'a', sizeof(longest) - 1);
+    memset(longer, 'a', sizeof(longer) - 1);
+    names[0] = longer;
+    names[1] = longest;
+    names[2] = NULL;
+    vc_holder_describe(&h, &lineage, &peer, true);
+    assert_true(h.n_names == 1 && h.cut);
+    assert_string_equal(h.names[0], longest);
+    names[0] = NULL;
+}
+
 static void a_checkpoint_is_of_the_host_that_its_note_names(void **state)
 {
     (void)state;
@@ -86,6 +119,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_address_has_a_host),
         cmocka_unit_test(a_holder_has_the_names_of_its_certificate_or_those_of_its_address),
+        cmocka_unit_test(a_holder_knows_whether_its_names_are_all),
         cmocka_unit_test(a_checkpoint_is_of_the_host_that_its_note_names),
     };
 

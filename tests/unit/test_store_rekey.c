@@ -480,6 +480,32 @@ static void as_many_holders_as_come_are_kept_in_bounds(void **state)
     tear_down(p);
 }
 
+static void a_holder_keeps_all_its_names_and_whether_it_has_more(void **state)
+{
+    struct place *p = set_up();
+    struct vc_vm *vm = open_vm(p->s, VC_VM_WRITE);
+    struct vc_holder want = holder(&lineage, "", true), *h;
+    struct vc_err err;
+    size_t n;
+
+    (void)state;
+    want.n_names = VC_HOLDER_NAMES;
+    for (unsigned i = 0; i < VC_HOLDER_NAMES; i++)
+        snprintf(want.names[i], sizeof(want.names[i]), "%0*u", i ? 100 : 255, i);
+    for (unsigned i = 0; i < 2; i++) {
+        want.cut = i;
+        assert_int_equal(vc_vm_share(vm, &want, &err), 0);
+        assert_int_equal(vc_vm_holders(vm, &h, &n, &err), 0);
+        assert_int_equal(n, 3 + i);
+        assert_true(h[n - 1].listed && h[n - 1].cut == (i == 1));
+        assert_int_equal(h[n - 1].n_names, VC_HOLDER_NAMES);
+        assert_memory_equal(h[n - 1].names, want.names, sizeof(want.names));
+        free(h);
+    }
+    vc_vm_close(vm);
+    tear_down(p);
+}
+
 static void a_vm_without_a_checkpoint_gets_a_key_too(void **state)
 {
     struct place *p = set_up();
@@ -605,6 +631,7 @@ int main(void)
         cmocka_unit_test(an_open_handover_refuses_it),
         cmocka_unit_test(a_damaged_list_of_holders_says_so_and_begins_anew),
         cmocka_unit_test(as_many_holders_as_come_are_kept_in_bounds),
+        cmocka_unit_test(a_holder_keeps_all_its_names_and_whether_it_has_more),
         cmocka_unit_test(a_vm_without_a_checkpoint_gets_a_key_too),
         cmocka_unit_test(a_call_that_fails_costs_no_page_and_no_key),
         cmocka_unit_test(a_full_disk_costs_no_page_and_no_key),
