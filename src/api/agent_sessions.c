@@ -175,6 +175,8 @@ static int run_job(struct session *s, struct vc_session_result *r, struct vc_err
     if (!s->job.dead_peer_ms)
         s->job.dead_peer_ms = a->o->dead_peer_ms;
     s->job.opened = on_opened;
+    if (s->job.kind != VC_JOB_RECEIVE) /* else only who came through TLS */
+        s->job.allow = a->o->allow;
     return vc_job_run(&s->job, a->store, &s->log, &s->cancel, on_progress, s, r, err);
 }
 

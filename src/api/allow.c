@@ -177,7 +177,7 @@ int vc_allow_check(const char *path, struct vc_err *err)
     return rc ? rc : look_up(&l, NULL, NULL, &allowed, err);
 }
 
-int vc_allow_lists(const char *path, const char *name, bool *listed, struct vc_err *err)
+int vc_allow_lists(const void *path, const char *name, bool *listed, struct vc_err *err)
 {
     VC_CLEANUP(list_free) struct list l = {.path = path};
     unsigned number = 0;

@@ -49,7 +49,7 @@ struct vc_job {
     char tls_hostname[VC_JOB_TEXT_BYTES];  /* dial: name in the certificate; "": the address's */
     const char *tls_dir;                   /* borrowed; NULL: the default; an agent uses its own */
     uint32_t handshake_ms;                 /* 0: the default; an agent uses its own */
-    const char *allow;                     /* receive: list of peers, borrowed; NULL: no list */
+    const char *allow;                     /* list of peers, borrowed; NULL: no list */
     atomic_bool *peer_known; /* set once the peer's certificate is verified; borrowed, or NULL */
     struct vc_conn *conn;    /* the connection, or NULL: */
     int rfd, wfd;            /* the connection; equal for a socket */
@@ -119,8 +119,9 @@ int vc_probe(const char *address, const struct vc_dial_options *d, const struct 
 
 /** Whether that file is a list of peers. VC_E_REFUSED. */
 int vc_allow_check(const char *path, struct vc_err *err) VC_NODISCARD;
-/** Whether a line of it is about a peer of that name. VC_E_REFUSED: it cannot be read. */
-int vc_allow_lists(const char *path, const char *name, bool *listed,
+/** Whether a line of it is about a peer of that name: a vc_is_listed_fn, its opaque is the path.
+ *  VC_E_REFUSED: it cannot be read. */
+int vc_allow_lists(const void *path, const char *name, bool *listed,
                    struct vc_err *err) VC_NODISCARD;
 /** A vc_may_reach_fn; its opaque is the path. */
 int vc_allow_may_reach(void *path, const struct vc_conn *peer, const struct vc_reach *what,

@@ -68,6 +68,8 @@ static int run_source(struct vc_job *j, struct vc_conn *conn, struct vc_store *s
         .tls_hostname = j->dial ? j->tls_hostname : NULL,
         .conn = conn,
         .name = j->name,
+        .is_listed = j->allow ? vc_allow_lists : NULL,
+        .policy = j->allow,
         .qmp_fd = driven ? fd : -1,
         .qmp_name = j->qmp,
         .must_be_known = j->must_be_known,

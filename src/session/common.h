@@ -111,6 +111,11 @@ void vc_holding_adopt(struct vc_holding *h, const struct vc_lineage *l);
 /** Notes who is given the key of the lineage that the holding has: before it goes out. Where the
  *  store cannot note it, a warning says so. @listed: the peer was on this host's list. */
 void vc_holding_share(struct vc_holding *h, const struct vc_conn *peer, bool listed);
+/** The same of a host that was called, which the list was not asked to let in: it is listed if
+ *  @is_listed says so of one of its names (NULL: there is no list), and a warning tells if of none.
+ */
+void vc_holding_share_called(struct vc_holding *h, const struct vc_conn *peer,
+                             vc_is_listed_fn is_listed, const void *policy);
 /** Begins the record of the handover, with what was @settings changed in QEMU. *recorded: there is
  *  one, to be kept up to date. Where the store cannot hold it, a warning says so, and there is
  * none: plain QEMU has none either. VC_E_STORE: one that is not true may be on the disk, and stay

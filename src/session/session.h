@@ -60,6 +60,10 @@ struct vc_session_result {
 
 typedef void (*vc_progress_fn)(void *opaque, const struct vc_session_result *now);
 
+/** Whether this host's list of peers names a host of that name. VC_E_REFUSED: nobody can tell. */
+typedef int (*vc_is_listed_fn)(const void *opaque, const char *name, bool *listed,
+                               struct vc_err *err);
+
 struct vc_source_session {
     struct vc_store *store; /* NULL: neither reuse nor checkpoint */
     const struct vc_log *log;
@@ -68,10 +72,12 @@ struct vc_source_session {
     vc_progress_fn progress;  /* may be NULL; a few times a second */
     void *opaque;
 
-    const char *to;           /* address of the destination's vecycle, for the handover record */
-    const char *tls_hostname; /* name that its certificate had to have, likewise; NULL: `to`'s */
-    struct vc_conn *conn;     /* to it; taken */
-    const char *name;         /* socket name there; "" = the VM's UUID */
+    const char *to;            /* address of the destination's vecycle, for the handover record */
+    const char *tls_hostname;  /* name that its certificate had to have, likewise; NULL: `to`'s */
+    struct vc_conn *conn;      /* to it; taken */
+    const char *name;          /* socket name there; "" = the VM's UUID */
+    vc_is_listed_fn is_listed; /* asked of who is called; NULL: there is no list */
+    const void *policy;        /* for is_listed */
 
     /* Driven: QEMU's QMP socket. */
     int qmp_fd;                 /* connected; taken; -1: proxy */

@@ -278,7 +278,7 @@ static int send_start(struct vc_migration *m, const struct vc_wire_accept *a, st
     if (rc)
         return rc;
     vc_holding_adopt(h, &l);
-    vc_holding_share(h, m->o->conn, false);
+    vc_holding_share_called(h, m->o->conn, m->o->is_listed, m->o->policy);
     if (m->base == VC_WIRE_BASE_PING_PONG &&
         (!h->gen || !vc_id_equal(&vc_gen_info(h->gen)->id, &a->generation))) {
         vc_wipe(&l, sizeof(l));

@@ -351,6 +351,33 @@ def test_a_host_that_the_list_knows_by_its_last_name_has_not_left(fleet, namespa
     f.check_guest()
 
 
+def test_a_key_for_a_host_that_no_line_names_is_told(fleet, namespaces):
+    """Its client's certificate is listed, and it is called by the name in its server's."""
+    s = Secure(fleet(2, agents=False))
+    f = s.fleet
+    s.pki = f.hosts[0].dir / "pki2"
+    s.init(f"a,{f.hosts[0].address}", f"b-server,{f.hosts[1].address}", "b-client", pki=s.pki)
+    (s.pki / "b").mkdir(mode=0o700)
+    for of, names in (("b-server", ("ca-cert", "server-cert", "server-key")), ("b-client", ("client-cert", "client-key"))):
+        for name in names:
+            shutil.copy(s.pki / of / f"{name}.pem", s.pki / "b")
+    peers = f.hosts[0].dir / "peers"
+    peers.write_text("b-client *\n")
+    s.start(0, extra=["--allow", peers])
+    s.start(1)
+    f.boot_linux(192, 40)
+    warning = "'b-server' gets the key"
+    there = f.migrate(1)
+    assert there["confirmed"] and warning in there["messages"]
+    assert f.migrate(0)["base"] == 1, "it may come, and has the key already"
+    unlist(s, 0, "b-client *\nb-server *\n")
+    there = f.migrate(1)
+    assert there["base"] == 1 and "gets the key" not in there["messages"]
+    old = key_of(f.vecycles[0], f.vm)
+    unlist(s, 0, "b-client *\n")
+    wait_for(lambda: key_of(f.vecycles[0], f.vm) != old, 60, "another key, once it was on the list")
+
+
 def cut_names(v, vm, name):
     """As if that host's certificate had more names than its entry has room for."""
     path = v.store / "vms" / vm / "holders"
