@@ -7,26 +7,6 @@
 /* Who is given a lineage's key, for the store's list: by the names in its certificate, or by the
  * host in the address where it has none. */
 
-/* In "SCHEME://[USER@]HOST[:PORT]", "[V6]:PORT" or "ssh from HOST"; anything else as it
- * is.
- */
-void vc_holder_host(const char *address, char out[256])
-{
-    const char *at = strstr(address, "://"), *end, *user;
-
-    at = at ? at + 3 : !strncmp(address, "ssh from ", 9) ? address + 9 : address;
-    user = strrchr(at, '@');
-    at = user ? user + 1 : at;
-    if (*at == '[' && (end = strchr(at, ']'))) {
-        at++;
-    } else {
-        end = strchr(at, ':');
-        if (!end || strchr(end + 1, ':')) /* no port, or an IPv6 address without brackets */
-            end = at + strlen(at);
-    }
-    snprintf(out, 256, "%.*s", (int)VC_MIN(end - at, (ptrdiff_t)255), at);
-}
-
 /* False: it has no place, and would be another name if a part of it had one. */
 static bool add_name(struct vc_holder *who, const char *name)
 {

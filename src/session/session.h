@@ -220,8 +220,6 @@ struct vc_rekey_result {
  *  at most, whatever the other host does. */
 int vc_session_rekey(const struct vc_rekey_session *o, struct vc_rekey_result *result,
                      struct vc_err *err) VC_NODISCARD;
-/** The host in an address. */
-void vc_holder_host(const char *address, char out[256]);
 /** How the store's list of holders names that peer. */
 void vc_holder_describe(struct vc_holder *who, const struct vc_id *lineage,
                         const struct vc_conn *peer, bool listed);

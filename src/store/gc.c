@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 
@@ -23,6 +24,7 @@ struct candidate {
     struct vc_id gen; /* newest complete one, else the partial one, or zero */
     bool partial;     /* it is the partial one */
     char peer[128];
+    char account[256]; /* of the host that the peer is, under whatever address */
     uint64_t bytes, age_s;
     enum vc_policy policy;
     bool in_use, damaged;
@@ -142,6 +144,7 @@ static int look(struct gc *g, const struct vc_id *id, struct candidate *c)
         c->partial = gen->partial;
         newest = gen->created_unix;
         snprintf(c->peer, sizeof(c->peer), "%s", gen->peer);
+        vc_vm_account(vm, gen->peer, c->account);
     }
     look_at_age(g, c, dir_fd, newest);
     if (g->o->as_idle && vc_id_equal(g->o->as_idle, id))
@@ -273,18 +276,18 @@ static void evict_for_itself(struct gc *g, struct candidate *c)
         evict(g, c, VC_GC_POLICY);
     else if (may_touch(g, c) && c->policy != VC_POLICY_PINNED && c->age_s > l->max_age_s)
         evict(g, c, VC_GC_AGE);
-    else if (may_evict(g, c) && *c->peer && c->bytes > l->peer_quota_bytes)
+    else if (may_evict(g, c) && *c->account && c->bytes > l->peer_quota_bytes)
         evict(g, c, VC_GC_PEER_QUOTA);
     else if (may_evict(g, c) && c->bytes > l->quota_bytes)
         evict(g, c, VC_GC_QUOTA);
 }
 
-static uint64_t used_by_peer(const struct gc *g, const char *peer)
+static uint64_t used_by_peer(const struct gc *g, const char *account)
 {
     uint64_t sum = 0;
 
     for (size_t i = 0; i < g->n; i++)
-        if (!g->c[i].gone && !strcmp(g->c[i].peer, peer))
+        if (!g->c[i].gone && !strcasecmp(g->c[i].account, account))
             sum += g->c[i].bytes;
     return sum;
 }
@@ -294,7 +297,8 @@ static void evict_for_peers(struct gc *g)
     for (size_t i = 0; i < g->n && g->limits.peer_quota_bytes != VC_UNLIMITED; i++) {
         struct candidate *c = &g->c[i];
 
-        if (*c->peer && may_evict(g, c) && used_by_peer(g, c->peer) > g->limits.peer_quota_bytes)
+        if (*c->account && may_evict(g, c) &&
+            used_by_peer(g, c->account) > g->limits.peer_quota_bytes)
             evict(g, c, VC_GC_PEER_QUOTA);
     }
 }

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 
 #include "base/durable.h"
@@ -214,4 +215,64 @@ int vc_vm_holders(struct vc_vm *vm, struct vc_holder **out, size_t *n, struct vc
             l.h[(*n)++] = l.h[i];
     *out = l.h;
     return 0;
+}
+
+/* ---- who it is ---- */
+
+void vc_holder_host(const char *address, char out[256])
+{
+    const char *at = strstr(address, "://"), *end, *user;
+
+    if (!strncmp(address, "unix:", 5)) { /* whoever listens there */
+        snprintf(out, 256, "%s", address);
+        return;
+    }
+    at = at ? at + 3 : !strncmp(address, "ssh from ", 9) ? address + 9 : address;
+    user = strrchr(at, '@');
+    at = user ? user + 1 : at;
+    if (*at == '[' && (end = strchr(at, ']'))) {
+        at++;
+    } else {
+        end = strchr(at, ':');
+        if (!end || strchr(end + 1, ':')) /* no port, or an IPv6 address without brackets */
+            end = at + strlen(at);
+    }
+    snprintf(out, 256, "%.*s", (int)VC_MIN(end - at, (ptrdiff_t)255), at);
+}
+
+/* The name before the last " at ": "NAME at ADDRESS" is who came with a certificate. */
+static void own_name(const char *peer, char out[256])
+{
+    const char *end = NULL;
+
+    for (const char *p = peer; (p = strstr(p, " at ")); p++)
+        end = p;
+    if (end)
+        snprintf(out, 256, "%.*s", (int)VC_MIN(end - peer, (ptrdiff_t)255), peer);
+    else
+        vc_holder_host(peer, out);
+}
+
+static bool has_name(const struct vc_holder *h, const char *name)
+{
+    for (unsigned i = 0; i < h->n_names; i++)
+        if (!strcasecmp(h->names[i], name))
+            return true;
+    return false;
+}
+
+void vc_vm_account(struct vc_vm *vm, const char *peer, char out[256])
+{
+    vc_auto_free struct vc_holder *h = NULL;
+    struct vc_err ignored = VC_ERR_INIT;
+    size_t n = 0;
+
+    own_name(peer, out);
+    if (!*peer || vc_vm_holders(vm, &h, &n, &ignored))
+        return;
+    while (n-- > 0) /* those noted last are at the end */
+        if (has_name(&h[n], out)) {
+            memcpy(out, h[n].names[0], 256);
+            return;
+        }
 }

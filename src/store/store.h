@@ -293,6 +293,13 @@ int vc_vm_share(struct vc_vm *vm, const struct vc_holder *who, struct vc_err *er
  *  are is not known. */
 int vc_vm_holders(struct vc_vm *vm, struct vc_holder **out, size_t *n,
                   struct vc_err *err) VC_NODISCARD;
+/** The host in "SCHEME://[USER@]HOST[:PORT]", "[V6]:PORT" or "ssh from HOST"; anything else as it
+ *  is. */
+void vc_holder_host(const char *address, char out[256]);
+/** To whose account what is kept of the VM goes, of a peer as a generation names it: the first name
+ *  of its certificate, as far as that is noted beside the key or shown in the peer's; else its
+ * host, whatever its port, and whichever side called. "": of nobody. */
+void vc_vm_account(struct vc_vm *vm, const char *peer, char out[256]);
 
 /* ---- another key for what is there ---- */
 

@@ -343,6 +343,53 @@ static void the_quota_of_a_peer_leaves_other_peers_alone(void **state)
     EXPECT(f, VC_GC_PEER_QUOTA, 0);
 }
 
+static void share(struct fixture *f, unsigned n, const char *first, const char *second)
+{
+    struct vc_vm *vm = open_vm(f, n, VC_VM_WRITE);
+    struct vc_holder h = {.lineage.b = {1}, .n_names = 2};
+
+    snprintf(h.names[0], sizeof(h.names[0]), "%s", first);
+    snprintf(h.names[1], sizeof(h.names[1]), "%s", second);
+    assert_int_equal(vc_vm_share(vm, &h, &f->err), 0);
+    vc_vm_close(vm);
+}
+
+static void make_vms_of(struct fixture *f, const char *const *peers, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        make_vm(f, i, 256, peers[i]);
+        note_age(f, i, (n - i) * 1000);
+    }
+}
+
+static void a_peer_is_one_from_wherever_it_comes(void **state)
+{
+    static const char *const peers[] = {"b at 10.88.0.1", "a at 10.88.0.1", "A at 10.88.0.77",
+                                        "tls://a:7891", "tls://10.88.0.1:7000"};
+    struct fixture *f = *state;
+
+    make_vms_of(f, peers, 5);
+    share(f, 4, "b", "10.88.0.1"); /* as it was called before */
+    share(f, 4, "a", "10.88.0.1"); /* what it showed when it was called */
+    limits(f, (struct vc_limits){.peer_quota_bytes = 5 * VC_MIB / 2});
+    assert_int_equal(gc(f), 0);
+    EXPECT(f, VC_GC_PEER_QUOTA, 1, 2);
+}
+
+static void a_peer_without_a_certificate_is_one_by_its_host(void **state)
+{
+    static const char *const peers[] = {"ssh://root@192.0.2.7", "ssh from 192.0.2.7",
+                                        "tcp://192.0.2.7:7891", "tcp://192.0.2.8:7891",
+                                        "unix:/run/a",          "unix:/run/b",
+                                        "unix:/run/c"};
+    struct fixture *f = *state;
+
+    make_vms_of(f, peers, 7);
+    limits(f, (struct vc_limits){.peer_quota_bytes = 5 * VC_MIB / 2});
+    assert_int_equal(gc(f), 0);
+    EXPECT(f, VC_GC_PEER_QUOTA, 0);
+}
+
 static void one_that_is_over_the_quota_alone_pushes_out_nobody(void **state)
 {
     struct fixture *f = *state;
@@ -1029,6 +1076,8 @@ int main(void)
         TEST(the_quota_pushes_out_the_least_recently_used),
         TEST(a_vm_in_use_can_be_judged_as_if_it_were_not),
         TEST(the_quota_of_a_peer_leaves_other_peers_alone),
+        TEST(a_peer_is_one_from_wherever_it_comes),
+        TEST(a_peer_without_a_certificate_is_one_by_its_host),
         TEST(one_that_is_over_the_quota_alone_pushes_out_nobody),
         TEST(a_reserve_of_the_disk_is_kept_free),
         TEST(what_takes_more_than_its_share_of_the_disk_goes_by_default),

@@ -32,6 +32,7 @@ static void an_address_has_a_host(void **state)
     assert_host("tls://2001:db8::7", "2001:db8::7");
     assert_host("ssh from 192.0.2.1", "192.0.2.1");
     assert_host("ssh from 2001:db8::7", "2001:db8::7");
+    assert_host("unix:/run/user@b:1", "unix:/run/user@b:1");
     assert_host("standard input", "standard input");
     assert_host("", "");
 }
