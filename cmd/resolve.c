@@ -126,25 +126,25 @@ static int parse(struct cmd_common *c, struct request *r, int argc, char **argv)
  */
 static const char *const sayings[][3] = {
     {"leaving", "it was leaving to '%s', and was interrupted",
-     "vecycle resolve --retry looks again, and tells the other host"},
+     "vecycle resolve --retry %s looks again, and tells the other host"},
     {"left", "it has left to '%s', which has not confirmed that it runs",
-     "vecycle resolve --retry tells the other host again"},
+     "vecycle resolve --retry %s tells the other host again"},
     {"kept",
      "it is this host's: '%s' is to be told, or has not confirmed, that its copy never runs",
-     "vecycle resolve --retry tells it"},
+     "vecycle resolve --retry %s tells it"},
     {"arriving", "it is arriving, or has arrived, from '%s', and waits for its word",
-     "vecycle resolve --retry on the source gives it"},
+     "vecycle resolve --retry %s on the source gives it"},
     {"about-to-run", "it came from '%s', and was about to be continued here",
-     "vecycle resolve --retry on the source continues it here"},
-    {"void", "what arrived from '%s' is the source's, and never runs here", NULL},
+     "vecycle resolve --retry %s on the source continues it here"},
+    {"void", "nothing is open; what arrived from '%s' is the source's, and never runs here", NULL},
 };
 
-/* @text has one %s, for the peer. */
-static void say(const char *uuid, const char *text, const char *peer)
+/* @text has one %s, for that word. */
+static void say(const char *text, const char *word)
 {
     const char *at = strstr(text, "%s");
 
-    printf("%s: %.*s%s%s", uuid, (int)(at - text), text, peer, at + 2);
+    printf("%.*s%s%s\n", (int)(at - text), text, word, at + 2);
 }
 
 static int show_json(const char *uuid, const struct vecycle_doubt *d)
@@ -179,11 +179,13 @@ static int show(struct cmd_common *c, const char *uuid, const struct vecycle_res
         printf("%s: nothing is open\n", uuid);
         return 0;
     }
-    say(uuid, sayings[i][1], d.peer);
-    printf("\nhere ('%s'): %s\n", d.socket, *d.here ? d.here : "its QEMU was not asked");
+    printf("%s: ", uuid);
+    say(sayings[i][1], d.peer);
+    if (!sayings[i][2])
+        return 0;
+    printf("here ('%s'): %s\n", d.socket, *d.here ? d.here : "its QEMU was not asked");
     printf("there: %s\n", *d.there ? d.there : "this host cannot ask; run vecycle resolve there");
-    if (sayings[i][2])
-        printf("%s\n", sayings[i][2]);
+    say(sayings[i][2], uuid);
     return 0;
 }
 
@@ -207,8 +209,8 @@ static void print_outcome(struct cmd_common *c, const char *uuid)
     if (c->verbose < 0)
         return;
     if (known && !strcmp(vm.handover, "kept"))
-        printf("%s: it runs here; '%s' is still to be told (vecycle resolve --retry)\n", uuid,
-               vm.handover_peer);
+        printf("%s: it runs here; '%s' is still to be told (vecycle resolve --retry %s)\n", uuid,
+               vm.handover_peer, uuid);
     else
         printf("%s: settled\n", uuid);
 }

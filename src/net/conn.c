@@ -302,15 +302,29 @@ static int ready_fd(const struct vc_listener *l)
     return e.data.fd;
 }
 
+/* Who has come. A Unix socket's other end has no name: there it is how he came. */
+static void name_peer(const struct vc_listener *l, int fd, char text[256])
+{
+    char address[64];
+
+    snprintf(text, 256, "%s", l->address);
+    if (l->security == VC_CONN_LOCAL)
+        return;
+    vc_tcp_remote(fd, address, sizeof(address));
+    snprintf(text, 256, strchr(address, ':') ? "tcp://[%s]" : "tcp://%s", address);
+}
+
 int vc_listener_accept(struct vc_listener *l, struct vc_conn **out, struct vc_err *err)
 {
+    char peer[256];
     int fd = accept4(ready_fd(l), NULL, NULL, SOCK_CLOEXEC), rc;
 
     if (fd < 0)
         return vc_err_set_errno(err, VC_E_FAILED, "cannot accept on '%s'", l->address);
     if (l->security != VC_CONN_LOCAL)
         vc_tcp_tune(fd);
-    rc = vc_conn_from_fds(fd, fd, l->security, l->address, out, err);
+    name_peer(l, fd, peer);
+    rc = vc_conn_from_fds(fd, fd, l->security, peer, out, err);
     if (!rc && l->tls)
         (*out)->ops = &vc_tls_pending_ops;
     return rc;

@@ -52,6 +52,8 @@ int vc_tcp_listen(const struct vc_address *a, const char *default_port, const ch
                   int fds[VC_TCP_MAX_ADDRESSES], size_t *n_out, char note[256],
                   struct vc_err *err) VC_NODISCARD;
 void vc_tcp_tune(int fd);
+/** The other end's address as digits, with its zone; "a peer" if it has gone. */
+void vc_tcp_remote(int fd, char *text, size_t n);
 
 /* ---- ssh ---- */
 

@@ -50,6 +50,16 @@ static const char *digits(const struct addrinfo *a, char text[64])
     return text;
 }
 
+void vc_tcp_remote(int fd, char *text, size_t n)
+{
+    struct sockaddr_storage sa = {0};
+    socklen_t len = sizeof(sa);
+
+    if (getpeername(fd, (struct sockaddr *)&sa, &len) < 0 ||
+        getnameinfo((struct sockaddr *)&sa, len, text, (socklen_t)n, NULL, 0, NI_NUMERICHOST))
+        snprintf(text, n, "a peer");
+}
+
 void vc_tcp_tune(int fd)
 {
     int one = 1, notsent = NOTSENT_BYTES;

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <errno.h>
-#include <netdb.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
@@ -563,17 +562,6 @@ int vc_tls_connect(struct vc_conn *c, const char *host, const struct vc_tls_opti
     return handshake(c, o->dir, VC_TLS_CLIENT, o->hostname ? o->hostname : host, o, err);
 }
 
-/* The other end's address as digits. */
-static void remote_address(int fd, char *text, size_t n)
-{
-    struct sockaddr_storage sa = {0};
-    socklen_t len = sizeof(sa);
-
-    if (getpeername(fd, (struct sockaddr *)&sa, &len) < 0 ||
-        getnameinfo((struct sockaddr *)&sa, len, text, (socklen_t)n, NULL, 0, NI_NUMERICHOST))
-        snprintf(text, n, "a peer");
-}
-
 int vc_conn_tls_accept(struct vc_conn *c, const struct vc_tls_options *o, struct vc_err *err)
 {
     char address[64];
@@ -582,7 +570,7 @@ int vc_conn_tls_accept(struct vc_conn *c, const struct vc_tls_options *o, struct
 
     if (c->ops != &vc_tls_pending_ops)
         return vc_err_set(err, VC_E_FAILED, "'%s' is not a TLS connection", c->describe);
-    remote_address(c->rfd, address, sizeof(address));
+    vc_tcp_remote(c->rfd, address, sizeof(address));
     snprintf(c->describe, sizeof(c->describe), "%s", address);
     rc = handshake(c, o->dir, VC_TLS_SERVER, NULL, o, err);
     name = rc ? NULL : tls_peer_name(c, 0);

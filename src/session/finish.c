@@ -63,10 +63,17 @@ static bool agent_can_settle(const struct vc_migration *m)
 }
 
 /* Who settles what stays open. */
-static const char *settler(const struct vc_migration *m)
+static const char *settler(struct vc_migration *m)
 {
-    return agent_can_settle(m) ? "the agent settles it when it can, or `vecycle resolve --retry`"
-                               : "`vecycle resolve --retry` settles it";
+    char vm[VC_ID_TEXT_BYTES];
+
+    vc_id_format(&m->vm, vm);
+    snprintf(m->settler, sizeof(m->settler),
+             agent_can_settle(m)
+                 ? "the agent settles it when it can, or `vecycle resolve --retry %s`"
+                 : "`vecycle resolve --retry %s` settles it",
+             vm);
+    return m->settler;
 }
 
 /* Its QEMU has ended: whether somebody has started the VM anew, as a supervisor does at once. */

@@ -71,6 +71,7 @@ struct vc_migration {
     uint64_t next_word_ns;  /* when it is given again, after it was not obeyed */
     bool awaits_answer;     /* a decision was sent, and no answer has come */
     bool owes_word;         /* recover: the interrupted session had not given it */
+    char settler[128];      /* who settles what stays open, for messages */
     struct vc_id interrupted; /* recover: that session; nil: there is no record of it */
     bool resumed;             /* recover: QEMU has been seen to go on */
 };

@@ -357,7 +357,8 @@ def test_plain_text_is_told_about(started):
     r = f.vecycle().migrate(f.qemu, f"tcp://{f.hosts[1].address}:7890", dest.name)
     assert "in the clear" in r["messages"]
     f.arrived(1, dest)
-    assert f.vecycles[1].json("show", f.vm)["exposed"] is True
+    shown = f.vecycles[1].json("show", f.vm)
+    assert shown["exposed"] is True and shown["peer"] == f"tcp://{f.hosts[0].address}", shown
     f.check_guest()
 
 

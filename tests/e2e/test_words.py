@@ -452,6 +452,8 @@ def test_a_copy_that_never_ran_is_not_migrated_on(gated):
     r = f.vecycle().migrate(f.dest, f.vecycles[0].address, other.name, ok=False)
     assert r["status"] == 61 and "never ran" in r["messages"], r
     assert handovers(f) == ["settled", "void"] and other.status() == "inmigrate"
+    r = f.vecycles[1].run("resolve", f.vm)
+    assert r.returncode == 0 and "nothing is open" in r.stdout and len(r.stdout.splitlines()) == 1, r.stdout
 
 
 @pytest.mark.newer_qemu
