@@ -235,7 +235,7 @@ static bool find_watches(struct vc_settler *s, bool first)
         if (find_watch(s, &ids[i]) || !vc_settler_read(s, &ids[i], &h))
             continue;
         if (vc_settler_is_open(&h) ||
-            (first && (is_in_the_middle(&h) || h.n_settings ||
+            (first && (is_in_the_middle(&h) || h.n_settings || h.awaits_rest ||
                        (h.state == VC_HANDOVER_SETTLED && vc_handover_has_path(&h)))))
             add_watch(s, &ids[i], &h, first);
     }
@@ -335,13 +335,14 @@ static void *looker_main(void *arg)
     struct vc_settler *s = arg;
     unsigned news = VC_NEWS_TO_LOOK;
     uint64_t list_ns = 0, next_ns;
-    bool first = true;
+    bool first = true, listed = false;
 
     do {
         struct watch *w;
 
         if ((news & VC_NEWS_TO_LOOK) || vc_now_ns() >= list_ns) {
-            first = !find_watches(s, first) && first;
+            listed = find_watches(s, first);
+            first &= !listed;
             list_ns = vc_now_ns() + LOOK_S * VC_NS_PER_S;
         }
         reap(s, false);
@@ -350,8 +351,8 @@ static void *looker_main(void *arg)
         while ((w = choose(s, &next_ns)))
             start_look(w);
         next_ns = next_ns ? VC_MIN(next_ns, list_ns) : list_ns;
-    } while (vc_settler_wait(s, VC_NEWS_TO_LOOK | VC_NEWS_LOOKED, s->watches || first ? next_ns : 0,
-                             &news));
+    } while (vc_settler_wait(s, VC_NEWS_TO_LOOK | VC_NEWS_LOOKED,
+                             s->watches || !listed ? next_ns : 0, &news));
     reap(s, true);
     return NULL;
 }

@@ -20,6 +20,8 @@
 
 #define FIRST_PAUSE_S 1
 #define LONGEST_PAUSE_S 60
+/** When a store that could not be listed is listed again. */
+#define LIST_AGAIN_S 1
 /** Hosts that are called at the same time. */
 #define MAX_CALLS 8
 /** How long a VM is locked for an answer: others may need it, and QEMU's QMP socket, which serves
@@ -202,7 +204,7 @@ static void add_peer(struct vc_settler *s, const struct vc_handover *h)
 }
 
 /* Where the store cannot be listed, those that are known stay. */
-static void find_peers(struct vc_settler *s)
+static bool find_peers(struct vc_settler *s)
 {
     vc_auto_free struct vc_id *ids = NULL;
     struct vc_err err = VC_ERR_INIT;
@@ -210,12 +212,13 @@ static void find_peers(struct vc_settler *s)
     size_t n = 0;
 
     if (vc_store_list(s->store, &ids, &n, &err))
-        return;
+        return false;
     for (struct peer *p = s->peers; p; p = p->next)
         p->wanted = false;
     for (size_t i = 0; i < n; i++)
         if (vc_settler_read(s, &ids[i], &h) && vc_settler_is_open(&h) && vc_settler_can_call(&h))
             add_peer(s, &h);
+    return true;
 }
 
 /* Joins the calls that have ended, and forgets who is owed nothing any more. */
@@ -289,14 +292,16 @@ static void *settler_main(void *arg)
     uint64_t next_ns;
 
     do {
+        bool found = find_peers(s);
         struct peer *p;
 
-        find_peers(s);
         reap(s, false);
         for (p = s->peers; p && (news & VC_NEWS_TO_SETTLE); p = p->next)
             p->hurry = true;
         while ((p = choose(s, &next_ns)))
             call(p);
+        if (!found)
+            next_ns = vc_now_ns() + LIST_AGAIN_S * VC_NS_PER_S;
     } while (vc_settler_wait(s, VC_NEWS_TO_SETTLE | VC_NEWS_CALLED, next_ns, &news));
     reap(s, true);
     return NULL;

@@ -139,6 +139,17 @@ bool vc_process_equal(const struct vc_process *a, const struct vc_process *b)
            vc_id_equal(&a->boot, &b->boot) && a->pid_ns == b->pid_ns && a->time_ns == b->time_ns;
 }
 
+bool vc_process_is_younger(pid_t pid, const struct vc_process *p)
+{
+    struct vc_process other;
+
+    if (pid <= 0)
+        return false;
+    return !vc_process_read(pid, &other) || !vc_process_is_known(p) ||
+           !vc_id_equal(&other.boot, &p->boot) || other.time_ns != p->time_ns ||
+           other.start > p->start;
+}
+
 /* Another boot, as seen from @now: of this machine? */
 static bool is_elsewhere(const struct vc_process *p, const struct vc_process *now)
 {

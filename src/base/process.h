@@ -51,6 +51,10 @@ enum vc_process_life vc_process_look(const struct vc_process *p);
  * with a backup or a cloned disk. */
 bool vc_process_is_elsewhere(const struct vc_process *p);
 
+/** Whether the process of that pid, if it is one, began after @p did; as far as it cannot be told,
+ * it did. A program that has started @p, as sudo(8) does, has the same options, and did not. */
+bool vc_process_is_younger(pid_t pid, const struct vc_process *p);
+
 /** Whether that process was started with the option @name (without its dashes) and, if @value is
  *  not NULL, a value that @value accepts. False too where the command line cannot be read. */
 bool vc_process_has_option(pid_t pid, const char *name,

@@ -233,7 +233,7 @@ static int not_ours(const char *dir, const char *name, struct vc_err *err)
 static int read_bio(int dirfd, const char *dir, const char *name, bool is_key, BIO **out,
                     struct vc_err *err)
 {
-    vc_auto_close int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+    vc_auto_close int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     char bytes[MAX_FILE_BYTES];
     struct stat st;
     ssize_t n;

@@ -60,6 +60,8 @@ struct vc_qmp {
     uint64_t next_id;
     uint64_t owed_id; /* of the in-band command that QEMU has yet to answer, or 0 */
     char owed[40];    /* its name */
+    bool hurry;       /* the next one fails at once then */
+    int kept_fd;      /* the number of a descriptor in QEMU, plus 1 */
     bool oob;         /* out-of-band commands were negotiated */
 };
 
@@ -325,13 +327,14 @@ static void drain(struct vc_qmp *q)
 }
 
 /* QEMU queues few commands in band, and once they are 8 it reads none out of band either. So there
- * is never more than one of ours: the next one goes out when the one before is answered. Does not
- * wait for that. */
+ * is never more than one of ours: the next one goes out when the one before is answered. */
 static int catch_up(struct vc_qmp *q, struct vc_err *err)
 {
-    for (unsigned i = 0; q->owed_id && i < MAX_LOOKS; i++) {
+    uint64_t deadline = q->hurry ? 0 : vc_now_ns() + VC_QMP_TIMEOUT_MS * VC_NS_PER_MS;
+
+    for (unsigned i = 0; q->owed_id && (!q->hurry || i < MAX_LOOKS); i++) {
         vc_auto_json struct json_object *o = NULL;
-        int rc = next_object(q, 0, &o, err);
+        int rc = next_object(q, deadline, &o, err);
 
         if (rc == VC_AGAIN)
             break;
@@ -343,6 +346,23 @@ static int catch_up(struct vc_qmp *q, struct vc_err *err)
         return 0;
     return vc_err_set_hint(err, VC_E_QMP, "does QEMU hang, or its guest wait for a page?",
                            "'%s' has not answered the command before yet, %s", q->name, q->owed);
+}
+
+void vc_qmp_keep_fd(struct vc_qmp *q, int number)
+{
+    q->kept_fd = number + 1;
+}
+
+int vc_qmp_kept_fd(const struct vc_qmp *q)
+{
+    return q->kept_fd - 1;
+}
+
+void vc_qmp_hurry(struct vc_qmp *q, bool hurry)
+{
+    VC_LOCKED(&q->mu);
+
+    q->hurry = hurry;
 }
 
 bool vc_qmp_is_same_peer(const struct vc_qmp *q, int fd)

@@ -29,6 +29,14 @@ int vc_qmp_from_fd(int fd, const char *name, struct vc_qmp **out, struct vc_err 
 /** The same, with out-of-band commands where QEMU has them (they need no lock of QEMU's). */
 int vc_qmp_from_fd_oob(int fd, const char *name, struct vc_qmp **out,
                        struct vc_err *err) VC_NODISCARD;
+/** While QEMU owes an answer, a further command waits for it as long as for its own, and is not
+ * sent without. @hurry: it fails at once, as on a connection to a QEMU that is known to hang. Any
+ *  thread. */
+void vc_qmp_hurry(struct vc_qmp *q, bool hurry);
+/** The number of a descriptor that QEMU was given for as long as this connection lasts; -1: none.
+ */
+void vc_qmp_keep_fd(struct vc_qmp *q, int number);
+int vc_qmp_kept_fd(const struct vc_qmp *q);
 /** Frees; NULL is fine. */
 void vc_qmp_free(struct vc_qmp *q);
 /** Wakes a call that waits, for good. Any thread. */

@@ -343,32 +343,13 @@ static bool is_refused_parked(const struct arrival *a)
 
 /* Whether the connection to QEMU is needed for that rest: such a QEMU may be unable to take a new
  * one. Any other QEMU needs its only QMP connection for others. */
-static bool parks(struct arrival *a, int rc)
+static bool parks(struct arrival *a, int rc, bool arrived)
 {
-    if (!a->qmp || vc_qmp_is_gone(a->qmp))
+    if (!a->qmp || vc_qmp_is_gone(a->qmp) || arrived)
         return false;
     if (rc == VC_E_POSTCOPY || !a->was_parked)
         return rc == VC_E_POSTCOPY;
     return is_refused_parked(a) || awaits_rest(a);
-}
-
-static int run(struct arrival *a, struct vc_err *err)
-{
-    int rc = vc_arrival_open(a, err);
-
-    if (!rc && a->o->opened)
-        a->o->opened(a->o->opaque);
-    if (!rc)
-        rc = start_stream(a, err);
-    if (!rc)
-        rc = perform(a, err);
-    if (rc)
-        return rc == VC_EOF ? 0 : rc;
-    a->result->phase = VC_PHASE_COMMIT;
-    vc_settings_put_back(&a->settings); /* before the source hears that all is done */
-    commit(a);
-    a->result->phase = VC_PHASE_DONE;
-    return 0;
 }
 
 /* Whether the rest of a postcopy has come, for whoever asks about a VM that waits for it. */
@@ -382,6 +363,26 @@ static void record_rest(struct arrival *a, int rc)
     h->awaits_rest = false;
     if (vc_handover_set(a->holding.vm, (enum vc_handover_state)h->state, &err))
         vc_log_err(a->o->log, VC_LOG_WARNING, "the handover is not recorded", &err);
+}
+
+static int run(struct arrival *a, struct vc_err *err)
+{
+    int rc = vc_arrival_open(a, err);
+
+    if (!rc && a->o->opened)
+        a->o->opened(a->o->opaque);
+    if (!rc)
+        rc = start_stream(a, err);
+    if (!rc)
+        rc = perform(a, err);
+    record_rest(a, rc);
+    if (rc)
+        return rc == VC_EOF ? 0 : rc;
+    a->result->phase = VC_PHASE_COMMIT;
+    vc_settings_put_back(&a->settings); /* before the source hears that all is done */
+    commit(a);
+    a->result->phase = VC_PHASE_DONE;
+    return 0;
 }
 
 /* It did not come to a good end. A VM that has arrived waits for its word, which the source gives
@@ -420,7 +421,7 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
                     struct vc_err *err)
 {
     struct arrival a = {.o = o, .result = result, .inbox = {.fd = -1}};
-    bool stays;
+    bool stays, arrived;
     int rc = vc_link_new(o->conn, VC_WIRE_DESTINATION, o->dead_peer_ms, &a.link, err);
 
     *result = (struct vc_session_result){0};
@@ -432,12 +433,12 @@ int vc_session_dest(const struct vc_dest_session *o, struct vc_session_result *r
         rc = run(&a, err);
     if (rc)
         rc = wind_up(&a, rc, err);
-    record_rest(&a, rc);
     if (rc && rc != VC_E_SEAL && a.pipeline)
         keep(&a, err);
+    arrived = a.pipeline && has_all(&a);
     vc_dest_free(a.pipeline);
     vc_preempt_tidy(&a);
-    stays = parks(&a, rc);
+    stays = parks(&a, rc, arrived);
     if (!stays)
         vc_settings_put_back(&a.settings);
     else

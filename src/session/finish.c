@@ -84,7 +84,7 @@ static int check_not_started_anew(struct vc_migration *m, struct vc_err *err)
 
     if (!other)
         return 0;
-    m->started_anew = other > 0;
+    m->started_anew = vc_process_is_younger(other, vc_qmp_process(m->qmp));
     if (other < 0)
         return vc_err_set_hint(err, VC_E_UNSETTLED,
                                "look at both hosts, then see `vecycle resolve`",

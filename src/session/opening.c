@@ -66,7 +66,7 @@ static int check_settings(struct arrival *a, struct vc_err *err)
     if (a->open.mode == VC_WIRE_MODE_RECOVER)
         return 0;
     if (vc_arrival_is_postcopy(a))
-        rc = vc_preempt_check_path(a, err);
+        rc = vc_preempt_prepare(a, err);
     return rc ? rc : vc_session_check_settings(a->qmp, &wants, err);
 }
 
@@ -115,8 +115,10 @@ int vc_arrival_connect(struct arrival *a, const char *name, struct vc_err *err)
     if (a->qmp)
         vc_arrival_note_events(a);
     a->was_parked = a->qmp && !vc_qmp_is_gone(a->qmp);
-    if (a->was_parked)
+    if (a->was_parked) {
+        vc_qmp_hurry(a->qmp, true);
         return 0;
+    }
     vc_qmp_free(vc_steal_ptr(a->qmp)); /* that QEMU has ended */
     fd = vc_target_connect(a->o->socket_dir, name, ".qmp", err);
     if (fd < 0)
@@ -401,7 +403,11 @@ static int find_interrupted(struct arrival *a, struct vc_err *err)
         rc = check_interrupted(a, err);
     if (!rc)
         rc = keep_record(a, err);
-    return rc ? rc : vc_preempt_recover(a, err);
+    if (!rc)
+        rc = vc_preempt_recover(a, err);
+    if (!rc) /* what its guest waits for is about to come */
+        vc_qmp_hurry(a->qmp, false);
+    return rc;
 }
 
 static int find_vm(struct arrival *a, struct vc_err *err)

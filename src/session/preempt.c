@@ -28,6 +28,14 @@
 /* What a socket address holds, also one of QEMU's. */
 #define QEMU_PATH_BYTES 108
 
+static int path_by_fd(int number, const char *slash, char out[QEMU_PATH_BYTES], struct vc_err *err)
+{
+    if (snprintf(out, QEMU_PATH_BYTES, "/proc/self/fd/%d%s", number, slash) < QEMU_PATH_BYTES)
+        return 0;
+    return vc_err_set_hint(err, VC_E_USAGE, "choose a shorter name",
+                           "QEMU cannot open a socket with the name '%.120s'", slash + 1);
+}
+
 /* How QEMU is told of a socket at that path. One that is too long for it goes by way of the
  * directory, of which it is given a descriptor; that stays with QEMU as long as our connection to
  * it, or a guest that is paused, lasts. */
@@ -38,10 +46,12 @@ static int path_for_qemu(struct vc_qmp *q, const char *path, char out[QEMU_PATH_
     const char *slash = strrchr(path, '/');
     vc_auto_free char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : NULL;
     vc_auto_close int fd = -1;
-    int rc;
+    int rc, number = vc_qmp_kept_fd(q);
 
     if (snprintf(out, QEMU_PATH_BYTES, "%s", path) < QEMU_PATH_BYTES)
         return 0;
+    if (number >= 0)
+        return path_by_fd(number, slash, out, err);
     fd = dir ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     if (fd < 0)
         return vc_err_set_errno_hint(err, VC_E_FAILED, "choose a shorter path",
@@ -49,11 +59,9 @@ static int path_for_qemu(struct vc_qmp *q, const char *path, char out[QEMU_PATH_
     rc = vc_qmp_execute(q, "add-fd", NULL, fd, &ret, err);
     if (rc)
         return rc;
-    if (snprintf(out, QEMU_PATH_BYTES, "/proc/self/fd/%u/%s",
-                 (unsigned)vc_json_u64(ret, "fd", UINT32_MAX), slash + 1) >= QEMU_PATH_BYTES)
-        return vc_err_set_hint(err, VC_E_USAGE, "choose a shorter name",
-                               "QEMU cannot open a socket with the name '%.120s'", slash + 1);
-    return 0;
+    number = (int)vc_json_u64(ret, "fd", INT32_MAX);
+    vc_qmp_keep_fd(q, number);
+    return path_by_fd(number, slash, out, err);
 }
 
 /* ---- the source ---- */
@@ -180,17 +188,16 @@ static int path_of(const struct arrival *a, const char *suffix, char out[VC_PREE
     return vc_err_set(err, VC_E_DEST_QEMU, "the path of the socket directory is too long");
 }
 
-int vc_preempt_check_path(const struct arrival *a, struct vc_err *err)
+int vc_preempt_prepare(struct arrival *a, struct vc_err *err)
 {
-    char path[VC_PREEMPT_PATH_BYTES];
+    char path[VC_PREEMPT_PATH_BYTES], short_path[QEMU_PATH_BYTES];
     int rc = path_of(a, RECOVER_SUFFIX, path, err);
 
-    if (rc || strlen(path) < QEMU_PATH_BYTES)
-        return rc;
-    return vc_err_set_hint(err, VC_E_DEST_QEMU, "choose a shorter --socket-dir or --name there",
-                           "an interrupted postcopy could not be recovered: '%.64s' is too long a "
-                           "name for its socket",
-                           a->name);
+    if (!rc)
+        rc = path_for_qemu(a->qmp, path, short_path, err);
+    if (rc)
+        err->code = VC_E_DEST_QEMU;
+    return rc ? VC_E_DEST_QEMU : 0;
 }
 
 int vc_preempt_incoming(struct arrival *a, struct vc_err *err)
@@ -221,8 +228,7 @@ int vc_preempt_recover(struct arrival *a, struct vc_err *err)
     if (rc)
         return rc;
     unlink(path);
-    rc =
-        path_for_qemu(a->qmp, path, short_path, err); /* one that is too long: QEMU has to answer */
+    rc = path_for_qemu(a->qmp, path, short_path, err);
     if (!rc)
         rc = vc_qmp_recover(a->qmp, short_path, err);
     if (rc) {

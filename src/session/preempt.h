@@ -19,9 +19,10 @@ int vc_preempt_wanted(struct vc_migration *m, bool *wanted, struct vc_err *err) 
  */
 int vc_preempt_migrate(struct vc_migration *m, int *fd_out, struct vc_err *err) VC_NODISCARD;
 
-/** Whether QEMU can be told where to listen for the rest of a postcopy without having to answer:
- * one whose guest waits for a page may not. VC_E_DEST_QEMU: the path is too long for that. */
-int vc_preempt_check_path(const struct arrival *a, struct vc_err *err) VC_NODISCARD;
+/** Sees to it that QEMU can be told where to listen for the rest of a postcopy without having to
+ *  answer before, as one whose guest waits for a page cannot: it gets the directory now, if the
+ *  socket's path is too long for it. VC_E_DEST_QEMU: it cannot be. */
+int vc_preempt_prepare(struct arrival *a, struct vc_err *err) VC_NODISCARD;
 /** Has the destination QEMU listen in the socket directory. Returns its main connection, or a
  *  negative code. */
 int vc_preempt_incoming(struct arrival *a, struct vc_err *err);

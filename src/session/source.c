@@ -195,9 +195,11 @@ static int refuse_unsettled(struct vc_migration *m, struct vc_err *err)
                                "the VM has arrived from '%.100s', and whether it is this host's is "
                                "not known",
                                h.peer);
-    if (h.state == VC_HANDOVER_VOID && vc_process_look(&h.qemu) != VC_PROCESS_GONE &&
-        vc_process_may_equal(&h.qemu, vc_qmp_process(m->qmp)) && strcmp(m->state, "running") != 0)
-        return vc_err_set_hint(err, VC_E_UNSETTLED, "end this QEMU, and migrate the VM from there",
+    if (h.state == VC_HANDOVER_VOID && vc_process_equal(&h.qemu, vc_qmp_process(m->qmp)) &&
+        !vc_run_state_shows_run(m->state))
+        return vc_err_set_hint(err, VC_E_UNSETTLED,
+                               "migrate the VM from there; if it has come here since by other "
+                               "means, continue it first",
                                "this is a copy of the VM that never ran: the VM stayed at '%.100s'",
                                h.peer);
     if (!m->o->recover &&

@@ -26,7 +26,7 @@ static void look_for_another(struct vc_look *l, const struct vc_handover *h, con
     pid_t other = vc_process_find_option(&h->qemu, "uuid", vc_process_option_is_id, &want, waits);
 
     l->where = other || h->started_anew ? VC_VM_IN_DOUBT : VC_VM_GONE;
-    l->started_anew = other > 0;
+    l->started_anew = vc_process_is_younger(other, &h->qemu);
     if (!other && h->started_anew)
         in_doubt(l,
                  "its QEMU has ended, and another process had the VM's UUID then: it may have run "

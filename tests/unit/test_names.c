@@ -142,8 +142,13 @@ static void the_process_is_started_again(void **state)
 
     (void)state;
     for (int i = 0; i < 3; i++) {
-        assert_int_equal(find("killed", &list), EAI_NONAME);
-        assert_int_equal(find("two", &list), 0);
+        int rc = find("killed", &list);
+
+        assert_int_equal(rc, EAI_NONAME);
+        do { /* one question may be lost with it */
+            rc = find("two", &list);
+        } while (rc == EAI_AGAIN);
+        assert_int_equal(rc, 0);
         vc_names_free(list);
     }
 }

@@ -287,6 +287,24 @@ static void a_process_is_found_by_its_option(void **state)
     end(pid);
 }
 
+/* Of a program that has started QEMU, and has its options, nobody may think that it is a new one. */
+static void who_has_started_a_process_is_not_younger(void **state)
+{
+    struct vc_process here, older;
+
+    (void)state;
+    assert_true(vc_process_read(getpid(), &here));
+    older = here;
+    older.start--;
+    assert_true(vc_process_is_younger(getpid(), &older));
+    assert_false(vc_process_is_younger(getpid(), &here));
+    assert_false(vc_process_is_younger(getppid(), &here));
+    assert_false(vc_process_is_younger(0, &older));
+    assert_false(vc_process_is_younger(-1, &older));
+    older.pid = 0; /* unknown */
+    assert_true(vc_process_is_younger(getpid(), &older));
+}
+
 /* With a /proc as `hidepid=` makes it. Exit status 0: it was noticed. */
 static void look_with_hidepid(void)
 {
@@ -330,6 +348,7 @@ int main(void)
         cmocka_unit_test(the_proc_of_another_pid_namespace_tells_nothing),
         cmocka_unit_test(an_option_is_found_with_its_value),
         cmocka_unit_test(a_process_is_found_by_its_option),
+        cmocka_unit_test(who_has_started_a_process_is_not_younger),
         cmocka_unit_test(where_processes_are_hidden_none_is_missing),
     };
 

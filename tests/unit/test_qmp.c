@@ -562,6 +562,7 @@ static void qemu_that_does_not_answer_gets_nothing_but_oob_commands(void **state
 
     (void)state;
     assert_int_equal(vc_qmp_from_fd_oob(start(serve, &s), "the socket", &q, &err), 0);
+    vc_qmp_hurry(q, true);
     assert_int_equal(vc_qmp_uuid(q, &id, &err), VC_E_QMP);
     assert_string_equal(err.message, "'the socket' did not answer query-uuid within 15 s");
     for (int i = 0; i < 8; i++)
@@ -594,6 +595,7 @@ static void an_answer_that_comes_late_is_taken_wherever_it_comes(void **state)
 
     (void)state;
     assert_int_equal(vc_qmp_from_fd_oob(start(serve, &s), "the socket", &q, &err), 0);
+    vc_qmp_hurry(q, true);
     assert_int_equal(vc_qmp_simple(q, "stop", &err), VC_E_QMP); /* it is behind what is no answer */
     assert_int_equal(vc_qmp_simple(q, "stop", &err), VC_E_QMP); /* and was sent */
     expect_owed(q, "cont", "stop");

@@ -930,7 +930,10 @@ static void an_authority_that_others_can_change_is_refused(void **state)
     assert_int_equal(stat(path("planted/two"), &st), -1);
     assert_int_equal(rename(path("planted/ca-key.pem"), path("key")), 0);
     assert_int_equal(symlink(path("key"), path("planted/ca-key.pem")), 0);
-    assert_int_equal(make_hosts("planted", 0, 0, "two", &err), VC_E_FAILED);
+    assert_int_equal(chmod(path("key"), 0644), 0);
+    assert_int_equal(make_hosts("planted", 0, 0, "two", &err), VC_E_REFUSED);
+    assert_int_equal(chmod(path("key"), 0600), 0);
+    assert_int_equal(make_hosts("planted", 0, 0, "kept", &err), 0); /* elsewhere */
     assert_int_equal(rename(path("key"), path("planted/ca-key.pem")), 0);
     assert_int_equal(symlink("planted", path("link")), 0);
     assert_int_equal(make_hosts("link", 0, 0, "two", &err), 0);
