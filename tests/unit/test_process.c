@@ -287,7 +287,8 @@ static void a_process_is_found_by_its_option(void **state)
     end(pid);
 }
 
-/* Of a program that has started QEMU, and has its options, nobody may think that it is a new one. */
+/* Of a program that has started QEMU, and has its options, nobody may think that it is a new one.
+ */
 static void who_has_started_a_process_is_not_younger(void **state)
 {
     struct vc_process here, older;
