@@ -54,10 +54,11 @@ static int open_socket(const char *dir, const char *name, const char *suffix, st
     snprintf(file, sizeof(file), "%s%s", name, suffix);
     fd = (int)syscall(SYS_openat2, dirfd, file, &how, sizeof(how));
     if (fd < 0)
-        return vc_err_set_errno_hint(
-            err, errno == ENOENT ? VC_E_NO_SUCH_VM : VC_E_DEST_QEMU,
-            "start the destination QEMU with its socket there, or give the name with --name",
-            "the destination has no socket '%s' in '%s'", file, dir);
+        return vc_err_set_errno_hint(err, errno == ENOENT ? VC_E_NO_SUCH_VM : VC_E_DEST_QEMU,
+                                     "start the destination QEMU with its socket there, or give "
+                                     "its name with --name, or another "
+                                     "directory there with --socket-dir",
+                                     "the destination has no socket '%s' in '%s'", file, dir);
     if (fstat(fd, &st) < 0 || !S_ISSOCK(st.st_mode))
         return vc_err_set(err, VC_E_DEST_QEMU, "'%s' in '%s' is not a socket", file, dir);
     return vc_steal_fd(&fd);
