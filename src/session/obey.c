@@ -323,13 +323,6 @@ static int apply_late(struct arrival *a, struct vc_handover *h, uint8_t word,
     return rc ? rc : record(a, h, VC_HANDOVER_SETTLED, err);
 }
 
-/* A state that a VM which has arrived and never ran does not show, but for one that left in it:
- * then a person looks. In ACPI S3 it arrives as a rule. */
-static bool shows_run_here(const char *state)
-{
-    return vc_run_state_shows_run(state) && strcmp(state, "suspended") != 0;
-}
-
 /* The VM is the source's: the one that has arrived here must never run. */
 static int abandon_late(struct arrival *a, struct vc_handover *h, uint8_t word, struct vc_err *err)
 {
@@ -341,8 +334,8 @@ static int abandon_late(struct arrival *a, struct vc_handover *h, uint8_t word, 
         return 0;
     if (!rc)
         rc = vc_qmp_run_state(a->qmp, state, err);
-    if (!rc && (shows_run_here(state) || vc_qmp_has_run(a->qmp)))
-        rc = vc_err_set(err, VC_E_UNSETTLED, "the VM runs there, or did");
+    if (!rc && (!strcmp(state, "running") || vc_qmp_has_run(a->qmp)))
+        rc = vc_err_set(err, VC_E_UNSETTLED, "the VM runs there");
     if (!rc || gone)
         rc = record(a, h, VC_HANDOVER_VOID, err);
     if (!rc && !gone && word == VC_WIRE_WORD_DISMISS)
