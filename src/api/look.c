@@ -150,6 +150,7 @@ static void look_once(struct watch *w)
 {
     struct vc_settler *s = w->s;
     struct vc_handover h;
+    uint8_t was;
 
     w->open = false;
     if (!vc_settler_read(s, &w->vm, &h)) {
@@ -157,12 +158,15 @@ static void look_once(struct watch *w)
         w->put_back = 0;
         return;
     }
+    was = h.state;
     if (w->look_back) {
         w->look_back = look_back(s, &w->vm, &h);
         w->open = vc_settler_is_open(&h);
     } else {
         vc_settler_look_at(s, &w->vm, &h, &w->open);
     }
+    if (h.state != was) /* the other host can be told now */
+        vc_settler_tell(s, VC_NEWS_TO_SETTLE);
     if (w->put_back && !vc_cancel_is_set(&s->cancel))
         w->put_back = put_back(s, &w->vm, &h) ? w->put_back - 1 : 0;
     if (w->tell_rest && !vc_cancel_is_set(&s->cancel))
