@@ -148,8 +148,8 @@ static int take_line(struct vc_qmp *q, struct json_object **out, struct vc_err *
         skip = n + 1;
         while (n && (q->buf[n - 1] == '\r' || q->buf[n - 1] == ' '))
             n--;
-        is_too_much = vc_json_is_too_much(q->buf, n);
         o = n ? vc_json_parse(q->buf, n) : NULL;
+        is_too_much = !o && vc_json_is_too_much(q->buf, n);
         q->have -= skip;
         memmove(q->buf, q->buf + skip, q->have);
         if (!n)

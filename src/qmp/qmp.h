@@ -66,8 +66,8 @@ int vc_qmp_execute_oob(struct vc_qmp *q, const char *command, struct json_object
                        struct vc_err *err) VC_NODISCARD;
 /** Runs a command. @args is taken (NULL: none). @fd: sent along, or -1; stays the caller's.
  *  *ret_out (may be NULL) is the caller's. VC_E_QMP: QEMU refused, or broke off; the message holds
- *  QEMU's own words. Also if it has not answered the command before yet: then at once, and nothing
- *  was sent. Whoever asks again waits a little between. */
+ *  QEMU's own words. Also if it has not answered the command before in time: then nothing was sent.
+ *  Whoever asks again waits a little between. */
 int vc_qmp_execute(struct vc_qmp *q, const char *command, struct json_object *args, int fd,
                    struct json_object **ret_out, struct vc_err *err) VC_NODISCARD;
 

@@ -102,14 +102,25 @@ static void wait_for_something(struct arrival *a)
     vc_dest_clear(a->pipeline);
 }
 
-/* The source of a proxied migration is done when SHUT has passed, and says so while the end of its
- * stream may still wait here in a queue. */
-static bool is_early(struct arrival *a, const struct vc_link_frame *f)
+/* QEMU has reported that nothing is missing. */
+static bool is_complete(const struct vc_dest_status *st)
+{
+    return st->shut && st->shut_status == 0;
+}
+
+static bool has_all(struct arrival *a)
 {
     struct vc_dest_status st;
 
     vc_dest_status(a->pipeline, &st);
-    return f->type == VC_WIRE_COMMITTED && !a->qmp && st.shut && st.shut_status == 0;
+    return is_complete(&st);
+}
+
+/* The source of a proxied migration is done when SHUT has passed, and says so while the end of its
+ * stream may still wait here in a queue. */
+static bool is_early(struct arrival *a, const struct vc_link_frame *f)
+{
+    return f->type == VC_WIRE_COMMITTED && !a->qmp && has_all(a);
 }
 
 /* Frames of the session while the stream flows. 0, or an error that ends the session. */
@@ -135,7 +146,7 @@ static int take_frames(struct arrival *a, struct vc_err *err)
 
 static bool has_arrived(const struct arrival *a, const struct vc_dest_status *st)
 {
-    bool complete = st->shut && st->shut_status == 0 && st->source_eof;
+    bool complete = is_complete(st) && st->source_eof;
 
     if (!a->qmp)
         return complete;
@@ -163,7 +174,7 @@ static bool has_switched(struct arrival *a, const struct vc_dest_status *st)
  * hold it up (pause-before-switchover), as with plain QEMU. */
 static bool may_wait(const struct arrival *a, const struct vc_dest_status *st)
 {
-    return a->qmp ? st->shut && st->shut_status == 0 : st->connected;
+    return a->qmp ? is_complete(st) : st->connected;
 }
 
 /* A source that answers and sends nothing would keep the VM from every other. One that sends a byte
@@ -220,15 +231,6 @@ static int await_vm(struct arrival *a, struct vc_dest_status *st, struct vc_err 
     }
 }
 
-/* QEMU has reported that nothing is missing. */
-static bool has_all(struct arrival *a)
-{
-    struct vc_dest_status st;
-
-    vc_dest_status(a->pipeline, &st);
-    return st.shut && st.shut_status == 0;
-}
-
 /* After the switch to postcopy the end of the session pauses QEMU's side of the migration, unless
  * the source's VM goes on. */
 static int perform(struct arrival *a, struct vc_err *err)
@@ -239,7 +241,7 @@ static int perform(struct arrival *a, struct vc_err *err)
 
     if (!rc || a->is_void || !has_switched(a, &st))
         return rc;
-    if (st.shut && st.shut_status == 0) /* nothing is missing */
+    if (is_complete(&st))
         return a->word_done ? 0 : rc;
     cause = *err;
     return vc_err_set_hint(err, VC_E_POSTCOPY,
@@ -406,7 +408,7 @@ static int wind_up(struct arrival *a, int rc, struct vc_err *err)
             "the VM was continued here, and what the source does with its own is "
             "not known: %.100s",
             why.message);
-    if (a->qmp && st.shut && st.shut_status == 0 && !a->is_void && !a->word_done)
+    if (a->qmp && is_complete(&st) && !a->is_void && !a->word_done)
         return vc_err_set_hint(err, VC_E_UNSETTLED,
                                "the source settles it when they meet again, or `vecycle resolve`",
                                "the VM has arrived and is paused, but the source's word did not "

@@ -8,6 +8,7 @@
 #include "qmp/qmp.h"
 #include "session/migration.h"
 #include "session/runstate.h"
+#include "session/whereabouts.h"
 
 /* The end of a migration at the source: the word that makes the VM the destination's, and the
  * checkpoint that both hosts keep (docs/internals/phases.md, finish and confirm). */
@@ -79,8 +80,7 @@ static const char *settler(struct vc_migration *m)
 /* Its QEMU has ended: whether somebody has started the VM anew, as a supervisor does at once. */
 static int check_not_started_anew(struct vc_migration *m, struct vc_err *err)
 {
-    pid_t other = vc_process_find_option(vc_qmp_process(m->qmp), "uuid", vc_process_option_is_id,
-                                         &m->vm, m->neighbour);
+    pid_t other = vc_find_other_qemu(vc_qmp_process(m->qmp), &m->vm, m->neighbour);
 
     if (!other)
         return 0;

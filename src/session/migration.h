@@ -25,7 +25,7 @@ struct vc_migration {
     struct vc_qmp *qmp; /* NULL: proxy */
     struct vc_id vm, session, generation;
     pid_t neighbour; /* another process with the VM's UUID, from before this migration; 0, -1: none,
-                        or not known: vc_process_find_option() */
+                        or not known: vc_find_other_qemu() */
     enum vc_wire_base base;
     uint64_t features; /* that both sides have */
     uint64_t start_ns;

@@ -11,6 +11,7 @@
 #include "session/capabilities.h"
 #include "session/disks.h"
 #include "session/preempt.h"
+#include "session/whereabouts.h"
 
 /* The source's side of a migration: docs/internals/phases.md has the table of phases and of what
  * every abort does. In short: until QEMU says `completed` any trouble lets the guest go on here;
@@ -65,8 +66,7 @@ static int check_qemu(struct vc_migration *m, struct vc_err *err)
                                "the VM has no UUID to know it by");
     if (!rc)
         m->neighbour =
-            vc_process_find_option(vc_qmp_process(m->qmp), "uuid", vc_process_option_is_id, &m->vm,
-                                   vc_qmp_process(m->qmp)->pid);
+            vc_find_other_qemu(vc_qmp_process(m->qmp), &m->vm, vc_qmp_process(m->qmp)->pid);
     if (!rc && m->o->recover)
         return check_paused(m, err);
     if (!rc)

@@ -16,14 +16,20 @@ static void in_doubt(struct vc_look *l, const char *why)
     snprintf(l->why, sizeof(l->why), "%.199s", why);
 }
 
+pid_t vc_find_other_qemu(const struct vc_process *p, const struct vc_id *vm, pid_t except)
+{
+    struct vc_id want = *vm;
+
+    return vc_process_find_option(p, "uuid", vc_process_option_is_id, &want, except);
+}
+
 /* The QEMU of the record is gone for certain. So is the VM, unless somebody has started it anew,
  * wherever its QMP socket is now, or had done so: what has left is older than that. @waits: a QEMU
  * that waits for a migration, or 0. */
 static void look_for_another(struct vc_look *l, const struct vc_handover *h, const struct vc_id *vm,
                              pid_t waits)
 {
-    struct vc_id want = *vm;
-    pid_t other = vc_process_find_option(&h->qemu, "uuid", vc_process_option_is_id, &want, waits);
+    pid_t other = vc_find_other_qemu(&h->qemu, vm, waits);
 
     l->where = other || h->started_anew ? VC_VM_IN_DOUBT : VC_VM_GONE;
     l->started_anew = vc_process_is_younger(other, &h->qemu);

@@ -30,6 +30,10 @@ struct vc_look {
     struct vc_handover_sum sum;      /* LEFT: of this migration */
 };
 
+/** Another process that has the VM's UUID, as QEMU has it, among those where @p was: its pid; 0:
+ *  there is none; -1: it cannot be told. @except: not that one. */
+pid_t vc_find_other_qemu(const struct vc_process *p, const struct vc_id *vm, pid_t except);
+
 /** Looks. An error is no evidence: whatever goes wrong is IN_DOUBT. @path: where the QMP socket is,
  *  if not where the record says; or NULL. End with vc_look_end(). */
 void vc_look_at_source(const struct vc_handover *h, const struct vc_id *vm, const char *path,

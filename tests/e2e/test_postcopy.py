@@ -533,17 +533,30 @@ def test_a_vm_that_its_qemu_has_left_standing_stays_open_until_it_runs(slow):
     qemu.close()
 
 
-def test_a_recovery_reaches_a_qemu_that_answers_nobody(slow):
-    """An operator pauses a VM whose guest waits for a page, so QEMU's main loop waits for the guest."""
-    f = slow
+def runs_there(f):
     p = start_slow(f)
     f.dest.wait_status("running")
+    return p
+
+
+def is_starved(f, p):
+    """Interrupted while the guest waits for a page."""
     f.gate.hold(RETURN, False)
     assert f.gate.is_held.wait(60), "the guest does not ask for a page"
     f.gate.cut()
     assert p.wait() == 62, p.messages()
     wait_paused(f)
+
+
+def answers_nobody(f, p):
+    """Then an operator pauses the VM, so QEMU's main loop waits for the guest."""
+    is_starved(f, p)
     f.dest.qmp.send("stop")
+
+
+def test_a_recovery_reaches_a_qemu_that_answers_nobody(slow):
+    f = slow
+    answers_nobody(f, runs_there(f))
     carries_the_rest(f, "paused")
 
 

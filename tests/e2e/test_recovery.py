@@ -3,9 +3,9 @@
 import os
 
 import pytest
-from test_postcopy import (at_the_word, carries_the_rest, handovers, migration, recovers, slow,  # noqa: F401
-                           start_slow, wait_paused)
-from vctest.gate import RETURN, WORD, WORD_DONE
+from test_postcopy import (answers_nobody, at_the_word, carries_the_rest, handovers, is_starved,  # noqa: F401
+                           migration, recovers, runs_there, slow, start_slow, wait_paused)
+from vctest.gate import WORD, WORD_DONE
 from vctest.preload import restart_refusing
 from vctest.proc import wait_for
 
@@ -85,13 +85,7 @@ def test_a_vm_whose_rest_has_arrived_migrates_on(slow):  # noqa: F811
 def test_the_host_whose_vm_waits_for_its_rest_says_so(slow):  # noqa: F811
     """A guest that waits for a page stands still, whatever its run state."""
     f = slow
-    p = start_slow(f)
-    f.dest.wait_status("running")
-    f.gate.hold(RETURN, False)
-    assert f.gate.is_held.wait(60)
-    f.gate.cut()
-    assert p.wait() == 62, p.messages()
-    wait_paused(f)
+    is_starved(f, runs_there(f))
     there = f.vecycles[1]
 
     def asks(*options):
@@ -113,14 +107,7 @@ def test_a_qemu_that_answers_nobody_is_recovered_at_a_path_longer_than_a_sockets
     name = "v" * (108 - len(f"{f.hosts[1].sockets}/.recover"))
     os.link(f.dest.qmp_path, f.hosts[1].sockets / f"{name}.qmp")
     f.dest.name = name
-    p = start_slow(f)
-    f.dest.wait_status("running")
-    f.gate.hold(RETURN, False)
-    assert f.gate.is_held.wait(60), "the guest does not ask for a page"
-    f.gate.cut()
-    assert p.wait() == 62, p.messages()
-    wait_paused(f)
-    f.dest.qmp.send("stop")
+    answers_nobody(f, runs_there(f))
     carries_the_rest(f, "paused")
 
 
@@ -132,12 +119,7 @@ def test_a_person_who_asks_does_not_stand_in_the_way_of_a_recovery(slow):  # noq
     f.gate.hold(WORD_DONE, False, aside=True)
     p = start_slow(f)
     assert f.gate.is_held.wait(60)
-    f.gate.hold(RETURN, False)
-    assert f.gate.is_held.wait(60), "the guest does not ask for a page"
-    f.gate.cut()
-    assert p.wait() == 62, p.messages()
-    wait_paused(f)
-    f.dest.qmp.send("stop")
+    answers_nobody(f, p)
     assert handovers(f)[0] == "left"
     for _ in range(8):
         r = f.vecycles[0].run("resolve", f.vm, "--insecure")

@@ -9,8 +9,9 @@ import uuid
 
 import test_postcopy
 import vcwire
-from test_postcopy import handovers, in_postcopy, migration, slow, start_slow, wait_paused  # noqa: F401
-from vctest.gate import RETURN, hello
+from test_postcopy import (answers_nobody, handovers, in_postcopy, migration, runs_there, slow,  # noqa: F401
+                           wait_paused)
+from vctest.gate import hello
 from vctest.peer import Peer
 from vctest.proc import wait_for
 
@@ -125,14 +126,7 @@ def test_a_qemu_that_waits_for_its_rest_is_asked_nothing(slow):  # noqa: F811
     """It answers nobody, as its guest waits for a page: eight commands that wait for an answer keep QEMU
     from reading the one that recovers it."""
     f = slow
-    p = start_slow(f)
-    f.dest.wait_status("running")
-    f.gate.hold(RETURN, False)
-    assert f.gate.is_held.wait(60)
-    f.gate.cut()
-    assert p.wait() == 62, p.messages()
-    wait_paused(f)
-    f.dest.qmp.send("stop")
+    answers_nobody(f, runs_there(f))
     there = f.vecycles[1]
     wait_for(lambda: "postcopy migration was interrupted" in there.log.read_text(), 90, "the session to end")
     for mode in [2, 4] * 6:

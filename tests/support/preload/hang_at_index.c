@@ -22,26 +22,18 @@ static void perhaps_hang(const char *name)
 
 #define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-int openat64(int dir, const char *name, int flags, ...)
-{
-    va_list more;
-    mode_t mode;
+#define HANGING(function)                                   \
+    int function(int dir, const char *name, int flags, ...) \
+    {                                                       \
+        va_list more;                                       \
+        mode_t mode;                                        \
+                                                            \
+        va_start(more, flags);                              \
+        mode = flags & O_CREAT ? va_arg(more, mode_t) : 0;  \
+        va_end(more);                                       \
+        perhaps_hang(name);                                 \
+        return NEXT(function)(dir, name, flags, mode);      \
+    }
 
-    va_start(more, flags);
-    mode = flags & O_CREAT ? va_arg(more, mode_t) : 0;
-    va_end(more);
-    perhaps_hang(name);
-    return NEXT(openat64)(dir, name, flags, mode);
-}
-
-int openat(int dir, const char *name, int flags, ...)
-{
-    va_list more;
-    mode_t mode;
-
-    va_start(more, flags);
-    mode = flags & O_CREAT ? va_arg(more, mode_t) : 0;
-    va_end(more);
-    perhaps_hang(name);
-    return NEXT(openat)(dir, name, flags, mode);
-}
+HANGING(openat64)
+HANGING(openat)
